@@ -1,0 +1,70 @@
+"""Random patches of scikit-learn's two photographs (a temple and a flower, 427x640), without classes.
+
+    python datasets/photo_patches.py --out_dir data/photo_patches --image_size 32 --num_images 20000
+
+Every patch is cut at one of two scales, with equal chance: as it is, or twice as large and then
+averaged over 2x2 pixels. The right-most fifth of each photograph is held out: a patch lies wholly to
+the left of that border (train) or wholly to the right of it (heldout), so the splits share no pixel.
+"""
+
+import numpy as np
+from sklearn.datasets import load_sample_images
+
+import writer
+
+COLUMNS = {"train": (0, 512), "heldout": (512, 640)}
+HEIGHT = 427
+FACTORS = (1, 2)
+
+
+def make(args):
+    """(uint8 [num_images, image_size, image_size, 3], None) of the split."""
+    left, right = COLUMNS[args.split]
+    largest = min(HEIGHT, right - left) // max(FACTORS)
+    if not 1 <= args.image_size <= largest:
+        raise ValueError(
+            f"--image_size is {args.image_size}, expected 1 to {largest} for --split {args.split}"
+        )
+    if args.num_images < 1:
+        raise ValueError(f"--num_images is {args.num_images}, expected at least 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}, expected at least 0")
+    photos = load_sample_images().images
+    places = draw_places(args.num_images, args.image_size, args.split, args.seed)
+    return np.stack([cut(photos[photo], *place, args.image_size) for photo, *place in places]), None
+
+
+def draw_places(count, size, split, seed):
+    """`count` random (photo, top, left, factor): a square of size * factor pixels inside the split."""
+    rng = np.random.default_rng([seed, list(COLUMNS).index(split)])
+    left, right = COLUMNS[split]
+    places = []
+    for _ in range(count):
+        photo, factor = rng.integers(2), rng.choice(FACTORS)
+        top = rng.integers(HEIGHT - size * factor, endpoint=True)
+        column = rng.integers(left, right - size * factor, endpoint=True)
+        places.append((int(photo), int(top), int(column), int(factor)))
+    return places
+
+
+def cut(photo, top, left, factor, size):
+    """The square of size * factor pixels at (top, left), averaged over factor x factor, as uint8."""
+    square = photo[top : top + size * factor, left : left + size * factor]
+    blocks = square.reshape(size, factor, size, factor, 3)
+    return np.round(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def main(argv=None):
+    parser = writer.parser(
+        "Write random patches of scikit-learn's two sample photographs; heldout is their right-most fifth.",
+        out_dir="data/photo_patches",
+        image_size=32,
+        splits=["train", "heldout"],
+    )
+    parser.add_argument("--num_images", type=int, default=20000, help="number of patches")
+    parser.add_argument("--seed", type=int, default=0, help="decides where the patches lie; 0 or more")
+    writer.run(make, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The one way a data set is written: a folder of PNG files, and the same images in an .npz beside it."""
+
+import argparse
+import os
+import sys
+
+import numpy as np
+from PIL import Image
+
+
+def write_images(out_dir, images, labels=None):
+    """Write `<label>_<index>.png`, or `<index>.png` without labels, into `out_dir`, and `<out_dir>.npz`.
+
+    images: uint8 [N, H, W, 3]; labels: integers [N]. In the .npz they are arr_0 and arr_1 (int64).
+    Returns the absolute paths of both. Raises ValueError if the folder already holds a PNG of another
+    data set, since a reader would mix the two.
+    """
+    folder = os.path.abspath(out_dir)
+    prefixes = [""] * len(images) if labels is None else [f"{label}_" for label in labels]
+    names = [f"{prefix}{index:05d}.png" for index, prefix in enumerate(prefixes)]
+    os.makedirs(folder, exist_ok=True)
+    foreign = {name for name in os.listdir(folder) if name.endswith(".png")} - set(names)
+    if foreign:
+        raise ValueError(
+            f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder"
+        )
+    for name, image in zip(names, images):
+        Image.fromarray(image).save(os.path.join(folder, name))
+    arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
+    np.savez(folder + ".npz", *arrays)
+    return folder, folder + ".npz"
+
+
+def parser(description, out_dir, image_size, splits):
+    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and --split."""
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
+    p.add_argument("--image_size", type=int, default=image_size, help="height and width in pixels")
+    p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
+    return p
+
+
+def run(make, args):
+    """Write what `make(args)` returns, (images, labels or None), and say where; a ValueError exits with 2."""
+    try:
+        images, labels = make(args)
+        paths = write_images(args.out_dir, images, labels)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    height, width = images.shape[1:3]
+    print(f"wrote {len(images):,} images of {height}x{width} to {paths[0]} and {paths[1]}")

@@ -1,0 +1,534 @@
+"""Several processes as one job, and checkpoints read from anywhere.
+
+This is the only module that knows MPI and torch.distributed. `setup_dist` finds out who started the
+process - torchrun, mpirun, srun or nobody - picks its device and joins it to the others. A single process
+goes the same way but needs no MPI, opens no socket and never communicates; so does a program that never
+calls `setup_dist`.
+"""
+
+import io
+import os
+import pickle
+import re
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .errors import UserError
+
+# Long enough for a slow first step, a compilation or a checkpoint written by one rank.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+MPIRUN_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun.
+PMI_MARKS = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK")
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process.
+
+    `rank` counts over the whole job (0..size-1), `local_rank` over this host (0..local_size-1). Rank 0
+    listens at `host`:`port`; both are empty for a single process.
+    """
+
+    launcher: str
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    host: str = ""
+    port: int = 0
+
+
+_launch = Launch("python")
+_device = None
+_comm = None
+
+
+# ------------------------------------------------------------------- who started this process
+
+
+def launcher_of(env):
+    """Name the launcher whose marks stand in the environment `env`: torchrun, mpirun, srun or python."""
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return "torchrun"
+    # A shell of sbatch has SLURM_NTASKS as well; only what srun started has a step.
+    in_step = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and _slurm_size(env) > 1
+    if any(mark in env for mark in MPIRUN_MARKS + (() if in_step else PMI_MARKS)):
+        return "mpirun"
+    return "srun" if in_step else "python"
+
+
+def torchrun_launch(env):
+    """Return the Launch that torchrun's variables describe; UserError where one is missing or no number."""
+    size = _number(env, "WORLD_SIZE")
+    if size > 1 and "MASTER_ADDR" not in env:
+        raise UserError(f"WORLD_SIZE is {size} but MASTER_ADDR is not set: give the host of rank 0, or start with torchrun")
+    return Launch(
+        "torchrun",
+        rank=_number(env, "RANK"),
+        size=size,
+        local_rank=_number(env, "LOCAL_RANK", 0),
+        local_size=_number(env, "LOCAL_WORLD_SIZE", 1),
+        host=env.get("MASTER_ADDR", ""),
+        port=_number(env, "MASTER_PORT") if size > 1 else 0,
+    )
+
+
+def slurm_launch(env):
+    """Return the Launch that srun's variables describe; MASTER_ADDR and MASTER_PORT override the meeting point."""
+    tasks = _task_counts(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
+    node = _number(env, "SLURM_NODEID", 0)
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
+    # Two steps of a job, or two jobs on a host, should not meet at one port; 32768 and up belong to the system.
+    port = 12000 + (101 * _number(env, "SLURM_JOB_ID", 0) + _number(env, "SLURM_STEP_ID")) % 20000
+    return Launch(
+        "srun",
+        rank=_number(env, "SLURM_PROCID"),
+        size=_slurm_size(env),
+        local_rank=_number(env, "SLURM_LOCALID", 0),
+        local_size=tasks[node] if node < len(tasks) else 1,
+        host=env.get("MASTER_ADDR") or first_host(nodes),
+        port=_number(env, "MASTER_PORT", port),
+    )
+
+
+def mpi_launch(env, comm, local):
+    """Return the Launch of an MPI rank; all ranks call this together.
+
+    `comm` is the communicator of the job, `local` the one of this host. Rank 0 tells the others where it
+    listens: on the loopback if they share its host, else at the address that leads outside, and always at
+    its MASTER_ADDR and MASTER_PORT where these are set.
+    """
+    told = mpi_size(env)
+    if told not in (0, comm.size):
+        raise UserError(
+            f"mpirun started {told} processes but mpi4py sees {comm.size}: they belong to different MPIs, so start "
+            "with the mpirun beside this python (pip install mpi4py mpich)"
+        )
+    here = None
+    if comm.rank == 0:
+        host = "127.0.0.1" if local.size == comm.size else _outward_address()
+        here = env.get("MASTER_ADDR") or host, _number(env, "MASTER_PORT", 0) or _free_port()
+    host, port = comm.bcast(here, root=0)
+    return Launch("mpirun", comm.rank, comm.size, local.rank, local.size, host, port)
+
+
+def mpi_size(env):
+    """Return the number of processes mpirun started, 0 if the environment does not tell."""
+    return next((_number(env, name) for name in MPI_SIZES if name in env), 0)
+
+
+def first_host(nodes):
+    """Return the first name of a SLURM node list: "node[03-07,9],login" gives "node03"."""
+    return re.sub(r"\[(\w+)[^]]*]", r"\1", nodes).split(",")[0]
+
+
+def _task_counts(text):
+    """Expand SLURM's "4(x2),3" to [4, 4, 3]."""
+    return [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
+
+
+def _slurm_size(env):
+    return _number(env, "SLURM_STEP_NUM_TASKS", None) or _number(env, "SLURM_NTASKS", 1)
+
+
+def _number(env, name, *default):
+    """Read the whole number `name` of the environment; without a default it has to be there."""
+    if name not in env and default:
+        return default[0]
+    text = env.get(name, "")
+    if not text.isdecimal():
+        raise UserError(f"environment variable {name} is {text!r}, expected a whole number from the launcher")
+    return int(text)
+
+
+def _outward_address():
+    """Return the address other hosts reach this one by. Connecting a UDP socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.gethostname()
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _find_launch(env):
+    launcher = launcher_of(env)
+    if launcher == "torchrun":
+        return torchrun_launch(env)
+    if launcher == "srun":
+        return slurm_launch(env)
+    if launcher == "mpirun" and mpi_size(env) != 1:
+        return mpi_launch(env, *_join_mpi())
+    return Launch(launcher)
+
+
+def _join_mpi():
+    """Import MPI, which joins the job, and return its communicator and the one of this host."""
+    global _comm
+    try:
+        from mpi4py import MPI
+    # mpi4py without an MPI library says so by a RuntimeError
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"mpirun started this process but mpi4py does not load ({error}): pip install mpi4py mpich"
+        ) from error
+    _comm = MPI.COMM_WORLD
+    sys.excepthook = _abort_on_exception
+    return _comm, _comm.Split_type(MPI.COMM_TYPE_SHARED)
+
+
+def _abort_on_exception(kind, error, trace):
+    # MPI waits at exit for every rank, so one that dies has to take the others along.
+    if issubclass(kind, UserError):
+        print(error, file=sys.stderr)
+        abort(2)
+    sys.__excepthook__(kind, error, trace)
+    abort(1)
+
+
+# ------------------------------------------------------------------------- device and threads
+
+
+def choose_device(wanted, local_rank, gpus):
+    """Return the torch.device of a process.
+
+    `wanted` is None, "cpu", "cuda", "cuda:N" or "mps"; None means cuda where there is one. Without an index
+    the process takes the GPU of its local rank. `gpus` is how many are visible. UserError for another word
+    and for a GPU that is not there.
+    """
+    name = wanted or ("cuda" if gpus else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"--device {name}: expected cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this machine or this build of torch has no Metal GPU")
+    if device.type != "cuda":
+        return device
+    index = local_rank if device.index is None else device.index
+    if index >= gpus and device.index is not None:
+        raise UserError(f"--device {name}: only {gpus} GPUs are visible, expected an index below that")
+    if index >= gpus:
+        raise UserError(
+            f"local rank {local_rank} has no GPU, for {gpus} are visible: start at most {gpus} processes on a host, "
+            "or give --device cuda:0 where every process sees only its own, or --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def threads_per_rank(env, launch, cores):
+    """Return how many CPU threads a rank may use of `cores`, or None to leave what is set already."""
+    if "OMP_NUM_THREADS" in env or launch.local_size == 1:
+        return None
+    if launch.launcher == "srun" and "SLURM_CPUS_PER_TASK" in env:
+        return _number(env, "SLURM_CPUS_PER_TASK")
+    return max(1, cores // launch.local_size)
+
+
+def _usable_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# ------------------------------------------------------------------------------ joining the job
+
+
+def setup_dist(device=None, timeout=120):
+    """Join the processes of this job and choose the device; a second call does nothing.
+
+    `device` is None, "cpu", "cuda", "cuda:N" or "mps" (see `choose_device`); `timeout` is how many seconds
+    the ranks may take to meet. One line on stderr of rank 0 tells what was found. UserError if the
+    launcher's variables make no sense, the device does not exist, or the ranks do not meet.
+    """
+    global _launch, _device
+    if _device is not None:
+        return
+    launch = _find_launch(os.environ)
+    if not 0 <= launch.rank < launch.size:
+        raise UserError(f"{launch.launcher} gave rank {launch.rank} of {launch.size}, expected 0 to {launch.size - 1}")
+    chosen = choose_device(device, launch.local_rank, torch.cuda.device_count())
+    if chosen.type == "mps" and launch.size > 1:
+        raise UserError(f"--device mps runs a single process, but {launch.launcher} started {launch.size}: use --device cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    threads = threads_per_rank(os.environ, launch, _usable_cores())
+    if threads:
+        torch.set_num_threads(threads)
+
+    hosts = _meet(launch, chosen, timeout) if launch.size > 1 else 1
+    _launch, _device = launch, chosen
+    if launch.rank == 0:
+        print(_summary(launch, chosen, hosts), file=sys.stderr, flush=True)
+        if launch.size == 1 and device in (None, "cuda") and torch.cuda.device_count() > 1:
+            gpus = torch.cuda.device_count()
+            command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
+            print(f"using one of {gpus} visible GPUs; for all of them: {command}", file=sys.stderr, flush=True)
+
+
+def _meet(launch, device, timeout):
+    """Make the process group and return the number of hosts in it."""
+    deadline = time.monotonic() + timeout
+    backend = _backend(device)
+    try:
+        if launch.rank > 0:
+            _await_listener(launch, deadline)
+        _init_process_group(launch, backend, timedelta(seconds=max(1.0, deadline - time.monotonic())))
+        # NCCL only connects at its first collective: have it here, where it may still fail with a sentence.
+        hosts = torch.tensor(float(launch.local_rank == 0), device=device)
+        dist.all_reduce(hosts, async_op=True).wait(timedelta(seconds=timeout))
+    except (RuntimeError, OSError) as error:
+        raise UserError(_no_meeting(launch, backend, timeout, error)) from error
+    dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
+    return int(hosts)
+
+
+def _backend(device):
+    return "nccl" if device.type == "cuda" and sys.platform == "linux" and dist.is_nccl_available() else "gloo"
+
+
+def _await_listener(launch, deadline):
+    """Wait until rank 0 listens. torch would wait as well, but end in two C++ traces."""
+    while True:
+        try:
+            patience = max(0.1, deadline - time.monotonic())
+            return socket.create_connection((launch.host, launch.port), timeout=patience).close()
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _init_process_group(launch, backend, timeout):
+    host = f"[{launch.host}]" if ":" in launch.host else launch.host
+    # torch for Windows is built without libuv
+    query = "?use_libuv=0" if os.name == "nt" else ""
+    dist.init_process_group(
+        # gloo beside nccl, so that counts and objects need not travel through the GPU
+        "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
+        init_method=f"tcp://{host}:{launch.port}{query}",
+        rank=launch.rank,
+        world_size=launch.size,
+        timeout=timeout,
+    )
+
+
+def _no_meeting(launch, backend, timeout, error):
+    reason = str(error).splitlines()[0].rstrip(".")
+    remedies = [
+        f"check that all {launch.size} ranks were started",
+        "that MASTER_ADDR and MASTER_PORT lead to rank 0 through any firewall",
+        f"and that {backend.upper()}_SOCKET_IFNAME, if there are several networks, names the common one",
+    ]
+    if backend == "nccl":
+        remedies.append("or try NCCL_P2P_DISABLE=1")
+    return (
+        f"rank {launch.rank} of {launch.size} did not meet the others at {launch.host}:{launch.port} by {backend} "
+        f"in {timeout:g} s ({reason}): {', '.join(remedies)}"
+    )
+
+
+def _summary(launch, device, hosts):
+    def count(n, thing):
+        return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+    backend = _backend(device) if launch.size > 1 else "no"
+    return (
+        f"started by {launch.launcher}: {count(launch.size, 'rank')} on {count(hosts, 'host')}, {backend} backend, "
+        f"device {device}, {count(torch.get_num_threads(), 'thread')} per rank"
+    )
+
+
+def cleanup():
+    """Leave the job. Afterwards this is one process again, and `setup_dist` may be called anew."""
+    global _launch, _device
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    _launch, _device = Launch("python"), None
+
+
+def abort(status):
+    """End this process with exit status `status`, and under mpirun every other rank too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _comm is not None:
+        _comm.Abort(status)
+    sys.exit(status)
+
+
+# ------------------------------------------------------------------------------ the place in it
+
+
+def dev():
+    """Return the torch.device of this process."""
+    global _device
+    if _device is None:
+        return choose_device(None, 0, torch.cuda.device_count())
+    return _device
+
+
+def rank():
+    """Return the number of this process in the job, 0..world_size()-1."""
+    return _launch.rank
+
+
+def world_size():
+    """Return the number of processes in the job."""
+    return _launch.size
+
+
+def local_rank():
+    """Return the number of this process on its host."""
+    return _launch.local_rank
+
+
+def is_main():
+    """Return whether this is rank 0, the one that prints and saves."""
+    return _launch.rank == 0
+
+
+# ------------------------------------------------- talking: every rank calls these, in one order
+
+
+def barrier():
+    """Wait until every rank has come here."""
+    # A sum needs every rank's part. On the CPU it leaves the GPU's queue alone.
+    all_reduce_sum(torch.zeros(1))
+
+
+def all_reduce_sum(tensor):
+    """Replace the contiguous `tensor` by its sum over all ranks, in place, and return it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor.detach())
+    return tensor
+
+
+def gather_object(obj):
+    """Return the list of every rank's picklable `obj`, in rank order, on rank 0, and None elsewhere."""
+    if world_size() == 1:
+        return [obj]
+    parts = [None] * world_size() if is_main() else None
+    dist.gather_object(obj, parts)
+    return parts
+
+
+def all_gather_object(obj):
+    """Return the list of every rank's picklable `obj`, in rank order, on all ranks."""
+    return broadcast_object(gather_object(obj))
+
+
+def all_gather(tensor):
+    """Return every rank's `tensor` [N, ...], all of one shape, joined in rank order along the first axis."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def data_parallel(model):
+    """Return `model` wrapped so that backward passes average gradients over the ranks; alone, the model itself.
+
+    The ranks have to hold the same weights already (see `sync_params`).
+    """
+    if world_size() == 1:
+        return model
+    devices = [dev()] if dev().type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, init_sync=False)
+
+
+def broadcast_object(obj, src=0):
+    """Return rank `src`'s picklable `obj` on all ranks; what the others pass is ignored."""
+    if world_size() == 1:
+        return obj
+    box = [obj if rank() == src else None]
+    dist.broadcast_object_list(box, src)
+    return box[0]
+
+
+def sync_params(params):
+    """Give the tensors `params` of every rank the values of rank 0, in place, gradients or not."""
+    if world_size() == 1:
+        return
+    with torch.no_grad():
+        for param in params:
+            # The wire wants memory in order; weights in channels_last are not.
+            value = param.detach().contiguous()
+            dist.broadcast(value, 0)
+            param.copy_(value)
+
+
+# -------------------------------------------------------------------------------- checkpoints
+
+
+def load_checkpoint(path, map_location="cpu"):
+    """Read what `torch.save` wrote to `path`, a local file or any address that blobfile reads.
+
+    Only tensors and plain Python values are accepted: a file can not run code. Every rank reads for itself,
+    so this may be called on one rank alone. UserError, naming the path, if it is missing, damaged or refused.
+    """
+    try:
+        with _open(path) as file:
+            start = file.read(8)
+            _expect_checkpoint(path, start)
+            file.seek(0)
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {path} can not be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values"
+        ) from error
+    except (RuntimeError, EOFError, LookupError) as error:
+        reason = str(error).split(". ")[0].splitlines() or ["it ends too soon"]
+        raise UserError(f"checkpoint {path} is truncated or damaged ({reason[0].rstrip('.')})") from error
+
+
+def load_state_dict(path, map_location="cpu"):
+    """Read the weights in `path` like `load_checkpoint`; UserError unless they are a dict of tensors."""
+    state = load_checkpoint(path, map_location)
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors")
+    strange = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        kind = type(state[strange[0]]).__name__
+        raise UserError(f"checkpoint {path} holds a {kind} at {strange[0]!r}, expected a dict of tensors")
+    return state
+
+
+def _open(path):
+    if "://" not in str(path):
+        return open(path, "rb")
+    # Importing blobfile opens a socket (urllib3 tries IPv6), so only who needs it pays.
+    import blobfile
+
+    try:
+        return io.BytesIO(blobfile.read_bytes(path))
+    except blobfile.Error as error:
+        raise OSError(str(error)) from error
+
+
+def _expect_checkpoint(path, start):
+    if not start:
+        raise UserError(f"checkpoint {path} is empty")
+    if not start.startswith((b"PK", b"\x80")):
+        raise UserError(f"checkpoint {path} is no file of torch.save (it begins with {start!r})")
+
+
+def _culprit(error):
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it asks for {found[1]}" if found else "it is damaged or asks for more than data"

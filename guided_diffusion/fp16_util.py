@@ -1,0 +1,50 @@
+"""Training in lower precision: autocast, float32 weights, and a loss scale for float16."""
+
+import torch
+
+INITIAL_LG_LOSS_SCALE = 20.0
+
+
+class MixedPrecisionTrainer:
+    """Backward passes and optimiser steps of a model whose weights stay float32.
+
+    The network computes in float16 or bfloat16 under `autocast`. Under float16 the loss is multiplied by
+    2 ** lg_loss_scale, which falls by 1 at a non-finite gradient and otherwise grows by
+    `fp16_scale_growth` a step. A step with a non-finite gradient changes no weight.
+
+    :param model: the network.
+    :param use_fp16, use_bf16: at most one of them; neither computes in float32.
+    """
+
+    def __init__(self, model, use_fp16=False, use_bf16=False, fp16_scale_growth=1e-3):
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.use_fp16 = use_fp16
+        self.dtype = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
+        self.fp16_scale_growth = fp16_scale_growth
+        self.lg_loss_scale = INITIAL_LG_LOSS_SCALE if use_fp16 else 0.0
+
+    def autocast(self):
+        """The context of the forward pass."""
+        device = self.params[0].device.type
+        return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def backward(self, loss):
+        """Accumulate gradients of a scalar loss."""
+        (loss * 2**self.lg_loss_scale).backward()
+
+    def optimize(self, optimizer):
+        """One optimiser step, unless a gradient is not finite; clears the gradients.
+
+        :return: (stepped, the gradients' norm, the weights' norm), the norms as floats.
+        """
+        grads = [p.grad for p in self.params if p.grad is not None]
+        torch._foreach_mul_(grads, 2**-self.lg_loss_scale)
+        grad_norm = torch.nn.utils.get_total_norm(grads).item()
+        param_norm = torch.nn.utils.get_total_norm(self.params).item()
+        stepped = torch.isfinite(torch.tensor(grad_norm)).item()
+        if stepped:
+            optimizer.step()
+        if self.use_fp16:
+            self.lg_loss_scale += self.fp16_scale_growth if stepped else -1
+        optimizer.zero_grad(set_to_none=True)
+        return stepped, grad_norm, param_norm

@@ -1,0 +1,435 @@
+"""Images from a folder or an .npz file, as an endless stream of training batches.
+
+The stream is one long list of draws: a permutation of all images for epoch 0, another for epoch 1,
+and so on. Rank r of `size` takes the draws r, r + size, r + 2 * size, ... Over all ranks every image
+is drawn exactly once per epoch, however few images there are; and a batch depends on nothing but the
+seed, the shard and its own number, so a run that resumes asks for `start`.
+"""
+
+import itertools
+import math
+import os
+import zipfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import blobfile as bf
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import Dataset, default_collate
+
+from .errors import UserError
+from .flags import flag
+
+EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp")
+CLASS_SOURCES = ("auto", "prefix", "folder")
+
+
+@dataclass
+class DataFlags:
+    """The training images."""
+
+    data_dir: str = flag("", "Folder of images, searched with its sub-folders, or an .npz file.")
+    class_source: str = flag("auto", "Where classes are read from: sub-folders, or file-name prefixes.", CLASS_SOURCES)
+    random_crop: bool = flag(False, "Crop at random places and sizes, instead of the centre.")
+    random_flip: bool = flag(True, "Mirror half of the images.")
+    skip_bad: bool = flag(False, "Skip unreadable images and count them, instead of stopping.")
+    num_workers: int = flag(1, "Threads that read ahead.")
+
+    def dataset(self, image_size, class_cond, num_classes, seed=0):
+        """The ImageDataset of these flags."""
+        return ImageDataset(
+            self.data_dir,
+            image_size,
+            class_cond=class_cond,
+            class_source=self.class_source,
+            num_classes=num_classes,
+            random_crop=self.random_crop,
+            random_flip=self.random_flip,
+            skip_bad=self.skip_bad,
+            seed=seed,
+        )
+
+
+def load_data(
+    *,
+    data_dir,
+    batch_size,
+    image_size,
+    class_cond=False,
+    deterministic=False,
+    random_crop=False,
+    random_flip=True,
+    rank=0,
+    size=1,
+    num_classes=None,
+    class_source="auto",
+    skip_bad=False,
+    num_workers=1,
+    seed=0,
+    start=0,
+):
+    """An endless generator of (images, extra).
+
+    `images` is float32 [batch_size, 3, image_size, image_size] in [-1, 1]; `extra` is {} or, with
+    class_cond, {"y": int64 [batch_size]}. The arguments are those of `ImageDataset` and `batches`,
+    and the data is checked here and now, before the first batch is asked for.
+    """
+    dataset = ImageDataset(
+        data_dir,
+        image_size,
+        class_cond=class_cond,
+        class_source=class_source,
+        num_classes=num_classes,
+        random_crop=random_crop,
+        random_flip=random_flip,
+        skip_bad=skip_bad,
+        seed=seed,
+    )
+    return batches(
+        dataset,
+        batch_size,
+        deterministic=deterministic,
+        rank=rank,
+        size=size,
+        num_workers=num_workers,
+        start=start,
+    )
+
+
+def load_superres_data(*, large_size, small_size, **kwargs):
+    """Like `load_data` at `large_size`, with extra["low_res"]: the same images shrunk by area.
+
+    `low_res` is float32 [batch_size, 3, small_size, small_size] in [-1, 1]; kwargs are `load_data`'s.
+    """
+    _at_least("--small_size", small_size, 1)
+    if small_size > large_size:
+        raise UserError(
+            f"--small_size is {small_size}, expected at most --large_size, which is {large_size}."
+        )
+    return _with_low_res(load_data(image_size=large_size, **kwargs), small_size)
+
+
+def _with_low_res(data, small_size):
+    for images, extra in data:
+        yield images, {"low_res": F.interpolate(images, small_size, mode="area"), **extra}
+
+
+def batches(
+    dataset, batch_size, *, deterministic=False, rank=0, size=1, num_workers=1, start=0
+):
+    """The endless stream of one rank's batches from an `ImageDataset`; see `load_data` for the shapes.
+
+    deterministic: keep the order of the files instead of a fresh permutation each epoch.
+    rank, size:    this shard and the number of shards.
+    num_workers:   threads that read ahead; 0 reads when asked. The batches are the same for any number.
+    start:         the number of the first batch; those before it are not read.
+    """
+    _at_least("--batch_size", batch_size, 1)
+    _at_least("--num_workers", num_workers, 0)
+
+    def read(number):
+        draws = (np.arange(batch_size) + number * batch_size) * size + rank
+        return default_collate([dataset[_place(dataset, draw, deterministic)] for draw in draws])
+
+    return _read_ahead(read, itertools.count(start), num_workers)
+
+
+def _place(dataset, draw, deterministic):
+    """(index, epoch) of a draw, counted from the start of the run over all ranks."""
+    epoch, position = divmod(int(draw), len(dataset))
+    if deterministic:
+        return position, epoch
+    return int(_permutation(len(dataset), dataset.seed, epoch)[position]), epoch
+
+
+@lru_cache(maxsize=4)
+def _permutation(length, seed, epoch):
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def _read_ahead(read, numbers, num_workers):
+    """Yield read(n) for each n, in order, with two reads per worker under way.
+
+    Threads, because Pillow lets go of the interpreter lock while it decodes and scales: no process to
+    fork under MPI or CUDA, to lose to a signal while the trainer saves, or to bury an error message.
+    """
+    if num_workers == 0:
+        yield from map(read, numbers)
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        ahead = deque(pool.submit(read, n) for n in itertools.islice(numbers, 2 * num_workers))
+        for number in numbers:
+            yield ahead.popleft().result()
+            ahead.append(pool.submit(read, number))
+
+
+class ImageDataset(Dataset):
+    """Images of one size, with their classes where `class_cond` asks for them.
+
+    data_dir:     a folder, searched with its sub-folders, in any place blobfile reads; or an .npz file
+                  with arr_0 uint8 [N, H, W, 3] and, for classes, arr_1 integer [N].
+    image_size:   height and width in pixels of what comes out.
+    class_source: where a folder keeps its classes. "folder": the first sub-folder below data_dir;
+                  "prefix": the file name up to its first "_"; "auto": "folder" if every image lies
+                  in a sub-folder, else "prefix". Their sorted names become 0, 1, ...
+    num_classes:  classes the model has; a label outside 0..num_classes-1 is refused.
+    random_crop:  ADM's random crop instead of its centre crop.
+    random_flip:  mirror an image with probability 1/2.
+    skip_bad:     in place of an unreadable image, use the one after it.
+    seed:         with the epoch and the index, decides crop and flip.
+
+    dataset[index] or dataset[index, epoch] is (float32 tensor [3, image_size, image_size] in [-1, 1],
+    {} or {"y": int}). `class_names` is a list, None without class_cond; `num_skipped` counts the
+    distinct unreadable images met so far. Raises UserError for data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir,
+        image_size,
+        *,
+        class_cond=False,
+        class_source="auto",
+        num_classes=None,
+        random_crop=False,
+        random_flip=True,
+        skip_bad=False,
+        seed=0,
+    ):
+        _at_least("--image_size", image_size, 1)
+        _at_least("--seed", seed, 0)
+        if not data_dir:
+            raise UserError("--data_dir is not given; it expects a folder of images or an .npz file.")
+        self.data_dir, self.image_size, self.seed = str(data_dir), image_size, seed
+        self.random_crop, self.random_flip, self.skip_bad = random_crop, random_flip, skip_bad
+        self.labels = self.class_names = self.class_source = None
+
+        if self.data_dir.lower().endswith(".npz"):
+            self.images, labels = _read_npz(self.data_dir)
+            if class_cond:
+                self.class_source = "arr_1"
+                self.labels, self.class_names = _npz_classes(self.data_dir, labels, len(self.images))
+        else:
+            self.images = list_image_files(self.data_dir)
+            if class_cond:
+                self.class_source, names = _names_of_classes(self.data_dir, self.images, class_source)
+                self.class_names, self.labels = np.unique(names, return_inverse=True)
+                self.class_names = self.class_names.tolist()
+        if class_cond and num_classes is not None:
+            self._check_classes(num_classes)
+        self._bad = np.zeros(len(self.images), dtype=bool)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        # The 1 keeps the first image apart from the permutation, whose key is (seed, epoch).
+        rng = np.random.default_rng([self.seed, epoch, 1 + index])
+        index, picture = self._readable(index)
+        if self.random_crop:
+            pixels = random_crop_arr(picture, self.image_size, rng=rng)
+        else:
+            pixels = center_crop_arr(picture, self.image_size)
+        if self.random_flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1)
+        return image, {} if self.labels is None else {"y": int(self.labels[index])}
+
+    @property
+    def num_skipped(self):
+        return int(self._bad.sum())
+
+    def _readable(self, index):
+        """(index, picture) of the first readable image from `index` on."""
+        if not self.skip_bad:
+            return index, self._picture(index)
+        for candidate in itertools.chain(range(index, len(self)), range(index)):
+            if self._bad[candidate]:
+                continue
+            try:
+                return candidate, self._picture(candidate)
+            except UserError:
+                self._bad[candidate] = True
+        raise UserError(f"--data_dir {self.data_dir}: none of its {len(self)} images can be read.")
+
+    def _picture(self, index):
+        source = self.images[index]
+        return Image.fromarray(source) if isinstance(source, np.ndarray) else _open_rgb(source)
+
+    def _check_classes(self, num_classes):
+        if len(self.class_names) > num_classes:
+            found = (
+                f"labels up to {len(self.class_names) - 1}"
+                if self.class_source == "arr_1"
+                else f"{len(self.class_names)} classes"
+            )
+            raise UserError(
+                f"--num_classes is {num_classes}, but --data_dir {self.data_dir} has {found}; "
+                f"expected labels in 0..{num_classes - 1}."
+            )
+
+
+def describe(dataset):
+    """One line for the start of a run: count, place, classes and crop rule of an `ImageDataset`."""
+    size = dataset.image_size
+    parts = [
+        f"{len(dataset):,} images from {dataset.data_dir}",
+        _describe_classes(dataset),
+        f"{'random' if dataset.random_crop else 'centre'} crop to {size}x{size}",
+        "random flip" if dataset.random_flip else "no flip",
+    ]
+    return ", ".join(parts)
+
+
+def _describe_classes(dataset):
+    names = dataset.class_names
+    if names is None:
+        return "no classes"
+    source = {"prefix": "file-name prefixes", "folder": "sub-folders", "arr_1": "arr_1"}
+    shown = " ".join(names if len(names) <= 10 else [*names[:3], "...", names[-1]])
+    return f"{len(names)} class{'es' * (len(names) > 1)} from {source[dataset.class_source]} ({shown})"
+
+
+def list_image_files(data_dir):
+    """Sorted paths of the images in a folder and its sub-folders, in any place blobfile reads.
+
+    An image is known by its extension, in either case: one of `EXTENSIONS`.
+    Raises UserError if the folder is missing or holds none.
+    """
+    if not bf.isdir(data_dir):
+        raise UserError(
+            f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file."
+        )
+    paths = sorted(_walk_images(data_dir))
+    if not paths:
+        raise UserError(
+            f"--data_dir {data_dir} holds no image; looked there and in its sub-folders for "
+            f"{', '.join(EXTENSIONS)}."
+        )
+    return paths
+
+
+def _walk_images(folder):
+    # blobfile's walk passes linked folders by, and data sets are often made of links.
+    for entry in bf.scandir(folder):
+        path = bf.join(folder, entry.name)
+        if entry.is_dir:
+            yield from _walk_images(path)
+        elif entry.name.lower().endswith(tuple("." + e for e in EXTENSIONS)):
+            yield path
+
+
+def _names_of_classes(data_dir, paths, class_source):
+    """(the rule that was used, the class name of each path)."""
+    if class_source not in CLASS_SOURCES:
+        raise UserError(f"--class_source is {class_source}, expected one of {', '.join(CLASS_SOURCES)}.")
+    root = data_dir.rstrip("/" + os.sep)
+    parts = [path[len(root) :].replace(os.sep, "/").strip("/").split("/") for path in paths]
+    if class_source == "auto":
+        class_source = "folder" if all(len(p) > 1 for p in parts) else "prefix"
+    if class_source == "folder":
+        _all_or_refuse(paths, (len(p) > 1 for p in parts), "to lie in the sub-folder of its class")
+        return "folder", [p[0] for p in parts]
+    _all_or_refuse(paths, ("_" in p[-1] for p in parts), 'to be called <class>_<anything>, with a "_"')
+    return "prefix", [p[-1].split("_")[0] for p in parts]
+
+
+def _all_or_refuse(paths, fine, expected):
+    for path, ok in zip(paths, fine):
+        if not ok:
+            raise UserError(f"--class_cond is True, but {path} names no class; expected it {expected}.")
+
+
+def _read_npz(path):
+    """(arr_0 uint8 [N, H, W, 3], arr_1 or None) of an .npz file."""
+    try:
+        # Not streamed: a zip file is read from its end.
+        with bf.BlobFile(path, "rb", streaming=False) as file, np.load(file, allow_pickle=False) as npz:
+            arrays = {key: npz[key] for key in ("arr_0", "arr_1") if key in npz.files}
+            found = ", ".join(npz.files) or "nothing"
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--data_dir {path} is not a readable .npz file ({error}).") from error
+    if "arr_0" not in arrays:
+        raise UserError(f"--data_dir {path} holds {found}, expected the images under arr_0.")
+    images = arrays["arr_0"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
+        raise UserError(
+            f"--data_dir {path}: arr_0 is {images.dtype} {list(images.shape)}, "
+            "expected at least one image as uint8 [N, H, W, 3]."
+        )
+    return images, arrays.get("arr_1")
+
+
+def _npz_classes(path, labels, count):
+    """(int64 labels [N], class names) from arr_1."""
+    if labels is None:
+        raise UserError(f"--class_cond is True, but --data_dir {path} has no arr_1 with the labels.")
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise UserError(
+            f"--data_dir {path}: arr_1 is {labels.dtype} {list(labels.shape)}, expected integers [{count}]."
+        )
+    if labels.min() < 0:
+        raise UserError(
+            f"--data_dir {path}: arr_1 has the label {labels.min()}, "
+            "expected labels in 0..n-1 where n is --num_classes."
+        )
+    return labels.astype(np.int64), [str(n) for n in range(int(labels.max()) + 1)]
+
+
+def _open_rgb(path):
+    """The image in a file as a Pillow RGB image; transparency is dropped, 16-bit grey keeps its top byte."""
+    try:
+        with bf.BlobFile(path, "rb") as file, Image.open(file) as image:
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise almost any type on a damaged file.
+        raise UserError(
+            f"{path} cannot be read as an image ({error}); mend or remove it, or pass --skip_bad True."
+        ) from error
+
+
+def center_crop_arr(pil_image, image_size):
+    """ADM's centre crop: shrink until the smaller side is `image_size`, then keep the middle square.
+
+    Returns uint8 [image_size, image_size, 3] for an RGB image.
+    """
+    pixels = _scale_smaller_side(pil_image, image_size)
+    top, left = ((side - image_size) // 2 for side in pixels.shape[:2])
+    return pixels[top : top + image_size, left : left + image_size]
+
+
+def random_crop_arr(pil_image, image_size, min_crop_frac=0.8, max_crop_frac=1.0, rng=None):
+    """ADM's random crop: a square that spans between the two fractions of the smaller side.
+
+    rng is a numpy Generator (default: a fresh one). Returns uint8 [image_size, image_size, 3] for RGB.
+    """
+    rng = np.random.default_rng() if rng is None else rng
+    smallest, largest = (math.ceil(image_size / frac) for frac in (max_crop_frac, min_crop_frac))
+    pixels = _scale_smaller_side(pil_image, int(rng.integers(smallest, largest, endpoint=True)))
+    top, left = (int(rng.integers(side - image_size, endpoint=True)) for side in pixels.shape[:2])
+    return pixels[top : top + image_size, left : left + image_size]
+
+
+def _scale_smaller_side(pil_image, target):
+    """Pixels of the image, scaled so that its smaller side is `target`.
+
+    Halving by box first, as often as it goes, keeps the bicubic step below a factor of two, where it
+    does not alias.
+    """
+    while min(pil_image.size) >= 2 * target:
+        pil_image = pil_image.resize([side // 2 for side in pil_image.size], Image.Resampling.BOX)
+    scale = target / min(pil_image.size)
+    size = [round(side * scale) for side in pil_image.size]
+    return np.asarray(pil_image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _at_least(flag, value, least):
+    if value < least:
+        raise UserError(f"{flag} is {value}, expected at least {least}.")

@@ -1,0 +1,44 @@
+"""From tensors to bytes and pictures."""
+
+import io
+import math
+
+import blobfile as bf
+import numpy as np
+import torch
+from PIL import Image
+
+
+def to_uint8(x):
+    """uint8 [N, H, W, C] of images [N, C, H, W] in [-1, 1], by ADM's rule: (x + 1) * 127.5, clamped, truncated."""
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(images, columns=None):
+    """One uint8 picture of uint8 images [N, H, W, 3], row by row, one grey pixel between them.
+
+    :param columns: default the rounded-up square root of N.
+    """
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def save_grid(path, images, columns=None):
+    """Write a grid as PNG; small images are enlarged so that a person sees them.
+
+    :param path: any path blobfile writes.
+    :param images: uint8 [N, H, W, 3].
+    """
+    picture = Image.fromarray(grid(images, columns))
+    scale = max(1, 64 // images.shape[1])
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    with bf.BlobFile(path, "wb") as f:
+        f.write(data.getvalue())

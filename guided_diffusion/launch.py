@@ -1,0 +1,61 @@
+"""The body that every script shares: flags, ranks, output folder, errors."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+
+import blobfile as bf
+
+from . import dist_util, flags, logger
+from .errors import UserError
+from .flags import flag
+
+
+@dataclass
+class RunFlags:
+    """The run."""
+
+    out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.")
+    device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.")
+    dry_run: bool = flag(False, "Print the resolved flags and stop.")
+
+
+def run(name, description, groups, body, overrides=None, argv=None):
+    """Parse the command line, join the ranks, open the output folder, and call `body(parsed)`.
+
+    A UserError is printed as it is, and the process exits with status 2.
+
+    :param name: of the script, and of its folder below ./runs.
+    :param description: shown by --help.
+    :param groups: the flag groups the script takes; RunFlags is added.
+    :param body: the work, `parsed -> None`.
+    :param overrides: {flag: default} of this script; None takes a flag away.
+    :param argv: default the process's own.
+    """
+    try:
+        parsed = flags.parse(sys.argv[1:] if argv is None else argv, [*groups, RunFlags], description, overrides)
+        settings = parsed[RunFlags]
+        dist_util.setup_dist(settings.device or None)
+        logger.configure(settings.out_dir or os.environ.get("OPENAI_LOGDIR") or os.path.join("runs", name))
+        body(parsed)
+        dist_util.cleanup()
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        dist_util.abort(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        dist_util.abort(130)
+
+
+def announce(parsed):
+    """Print the resolved flags and save them as flags.json in the output folder, on rank 0.
+
+    :return: False if this is a dry run, which ends here.
+    """
+    values = parsed.values()
+    if dist_util.is_main():
+        logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
+        with bf.BlobFile(bf.join(logger.get_dir(), "flags.json"), "w") as f:
+            f.write(json.dumps(values, indent=1) + "\n")
+    return not parsed[RunFlags].dry_run

@@ -1,0 +1,367 @@
+"""Numbers and messages of a run: to the terminal, a text file, JSON lines, CSV and TensorBoard.
+
+`configure` once, then `logkv("loss", 0.1)` as often as there is something to say and `dumpkvs()` to write
+one row of it all. Before `configure`, messages and rows go to the terminal of rank 0 only.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import sys
+from contextlib import contextmanager
+from numbers import Number
+from pathlib import Path
+
+from . import dist_util
+from .errors import UserError
+
+DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
+
+DEFAULT_FORMATS = "stdout,log,csv,json"
+
+
+# --------------------------------------------------------------------- files, local or far away
+
+
+def _blobfile():
+    # Imported only for a remote folder: the import alone opens a socket (urllib3 tries IPv6).
+    import blobfile
+
+    return blobfile
+
+
+def _is_remote(path):
+    return "://" in path
+
+
+def _join(folder, name):
+    return _blobfile().join(folder, name) if _is_remote(folder) else os.path.join(folder, name)
+
+
+def _read(path):
+    """Return the text of `path`, "" if there is no such file."""
+    if _is_remote(path):
+        return _blobfile().read_text(path) if _blobfile().exists(path) else ""
+    return Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
+
+
+def _write(path, text):
+    """Replace the content of `path`, so that a reader sees the old text or the new."""
+    if _is_remote(path):
+        _blobfile().write_text(path, text)
+        return
+    Path(path + ".tmp").write_text(text, encoding="utf-8")
+    os.replace(path + ".tmp", path)
+
+
+def _append(path, text):
+    if _is_remote(path):
+        _write(path, _read(path) + text)  # an object store can not append
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _prepare_folder(folder):
+    """Make `folder` and try to write in it; UserError with the reason if that fails."""
+    probe = _join(folder, f".writable-{dist_util.rank()}-{os.getpid()}")
+    try:
+        if _is_remote(folder):
+            _blobfile().makedirs(folder)
+            _write(probe, "")
+            _blobfile().remove(probe)
+        else:
+            os.makedirs(folder, exist_ok=True)
+            _append(probe, "")
+            os.remove(probe)
+    except Exception as error:  # every cloud has exceptions of its own
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out_dir (or OPENAI_LOGDIR) {folder} can not be written: {reason}") from error
+
+
+# ------------------------------------------- one writer per format: write(row, step) or say(line)
+
+
+class TableWriter:
+    """Aligned rows and messages for a reader, given to `put` as text."""
+
+    def __init__(self, put):
+        self.say = put
+
+    def write(self, row, step):
+        shown = {key: f"{value:.5g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+        left = max(map(len, shown))
+        right = max(map(len, shown.values()))
+        self.say("".join(f"  {key:<{left}}  {shown[key]:>{right}}\n" for key in sorted(shown)))
+
+
+class JsonWriter:
+    """One JSON object a line."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def write(self, row, step):
+        _append(self.path, json.dumps(row, default=str) + "\n")
+
+
+class CsvWriter:
+    """One row a line under a header that grows when new keys come; an existing file is continued."""
+
+    def __init__(self, path):
+        self.path = path
+        self.keys = next(csv.reader(io.StringIO(_read(path))), [])
+
+    def write(self, row, step):
+        new = sorted(row.keys() - set(self.keys))
+        if new:
+            old = list(csv.DictReader(io.StringIO(_read(self.path))))
+            self.keys += new
+            _write(self.path, self._text([dict(zip(self.keys, self.keys)), *old, row]))
+        else:
+            _append(self.path, self._text([row]))
+
+    def _text(self, rows):
+        text = io.StringIO()
+        csv.DictWriter(text, self.keys, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+class TensorBoardWriter:
+    """Scalars for TensorBoard, at the step logged as "step" or else at the number of the row."""
+
+    def __init__(self, folder):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.events = SummaryWriter(folder)
+
+    def write(self, row, step):
+        for key, value in row.items():
+            if isinstance(value, Number):
+                self.events.add_scalar(key, value, step)
+        self.events.flush()
+
+
+def _to_terminal(text):
+    print(text, end="", flush=True)
+
+
+def _make_writer(format, folder, suffix):
+    if format == "stdout":
+        return TableWriter(_to_terminal)
+    if format == "log":
+        path = _join(folder, f"log{suffix}.txt")
+        return TableWriter(lambda text: _append(path, text))
+    if format == "json":
+        return JsonWriter(_join(folder, f"progress{suffix}.json"))
+    if format == "csv":
+        return CsvWriter(_join(folder, f"progress{suffix}.csv"))
+    return TensorBoardWriter(_join(folder, f"tb{suffix}"))
+
+
+def _check_formats(formats):
+    """Return the formats that can be had, and a warning or None."""
+    for format in formats:
+        if format not in ("stdout", "log", "json", "csv", "tensorboard"):
+            raise UserError(f"log format {format!r} is unknown, expected stdout, log, json, csv or tensorboard")
+    if "tensorboard" in formats and importlib.util.find_spec("tensorboard") is None:
+        return [f for f in formats if f != "tensorboard"], "no TensorBoard logs: pip install tensorboard"
+    return formats, None
+
+
+# ------------------------------------------------------------------------------------ the logger
+
+
+class Logger:
+    """What was logged since the last row, and where rows and messages go."""
+
+    def __init__(self, folder, writers):
+        self.folder = folder
+        self.writers = writers
+        self.level = INFO
+        self.rows = 0
+        self.values = {}
+        self.sums = {}
+
+    def logkv(self, key, value):
+        self.sums.pop(key, None)
+        self.values[key] = _detached(value)
+
+    def logkv_mean(self, key, value):
+        self.values.pop(key, None)
+        total, count = self.sums.get(key, (0.0, 0))
+        self.sums[key] = total + _detached(value), count + 1
+
+    def getkvs(self):
+        return self.values | {key: total / count for key, (total, count) in self.sums.items()}
+
+    def dumpkvs(self):
+        if dist_util.world_size() > 1:
+            self._average_over_ranks()
+        row = {key: _plain(value) for key, value in self.getkvs().items()}
+        if row and self.level < DISABLED:
+            step = row.get("step", self.rows)
+            for writer in self.writers:
+                writer.write(row, int(step))
+        self.rows += 1
+        self.values, self.sums = {}, {}
+        return row
+
+    def _average_over_ranks(self):
+        mine = {key: (float(total), count) for key, (total, count) in self.sums.items()}
+        everyone = dist_util.gather_object(mine)
+        if everyone is None:
+            return
+        self.sums = {}
+        for key, (total, count) in (item for sums in everyone for item in sums.items()):
+            sofar = self.sums.get(key, (0.0, 0))
+            self.sums[key] = sofar[0] + total, sofar[1] + count
+        self.values = {key: value for key, value in self.values.items() if key not in self.sums}
+
+    def log(self, *args, level=INFO):
+        if level < self.level:
+            return
+        mark = {WARN: "warning: ", ERROR: "error: "}.get(level, "")
+        for writer in self.writers:
+            if isinstance(writer, TableWriter):
+                writer.say(mark + " ".join(map(str, args)) + "\n")
+
+
+def _detached(value):
+    # A tensor stays on its device until the row is written, but must not hold a graph alive.
+    return value.detach().clone() if hasattr(value, "detach") else value
+
+
+def _plain(value):
+    """Turn a number of torch or numpy into Python's; leave the rest."""
+    return value.item() if getattr(value, "size", None) == 1 or hasattr(value, "detach") else value
+
+
+def _unconfigured():
+    return Logger(None, [TableWriter(_to_terminal)] if dist_util.is_main() else [])
+
+
+_current = None
+
+
+def _logger():
+    global _current
+    if _current is None:
+        _current = _unconfigured()
+    return _current
+
+
+def configure(dir=None, format_strs=None, log_suffix="", rank=None):
+    """Write from now on to the folder `dir`, and print its absolute path.
+
+    `dir` is a local path or an address that blobfile writes; by default OPENAI_LOGDIR, else ./runs/NAME of
+    the script. `format_strs` are some of stdout, log, csv, json, tensorboard; by default OPENAI_LOG_FORMAT,
+    else "stdout,log,csv,json". Ranks other than 0 write only "log", to a file of their own. `log_suffix`
+    goes into the file names; `rank` is this process's own unless given. Existing files are continued.
+    UserError if the folder can not be written or a format is unknown.
+    """
+    global _current
+    rank = dist_util.rank() if rank is None else rank
+    folder = str(dir or os.environ.get("OPENAI_LOGDIR") or _default_folder())
+    if not _is_remote(folder):
+        folder = os.path.abspath(os.path.expanduser(folder))
+    formats = format_strs or os.environ.get("OPENAI_LOG_FORMAT") or DEFAULT_FORMATS
+    formats = [f.strip() for f in (formats.split(",") if isinstance(formats, str) else formats)]
+    formats, warning = _check_formats(formats)
+    if rank > 0:
+        formats = [f for f in formats if f == "log"]
+        log_suffix += f"-rank{rank:03d}"
+    _prepare_folder(folder)
+    _current = Logger(folder, [_make_writer(f, folder, log_suffix) for f in formats])
+    log(f"logging to {folder}")
+    if warning and rank == 0:
+        warn(warning)
+
+
+def _default_folder():
+    name = Path(sys.argv[0]).stem
+    return os.path.join("runs", name if name and not name.startswith("-") else "python")
+
+
+def reset():
+    """Go back to the terminal only, as before `configure`."""
+    global _current
+    _current = None
+
+
+@contextmanager
+def scoped_configure(dir=None, format_strs=None, log_suffix="", rank=None):
+    """`configure` for the length of a with-block; the logger of before comes back after it."""
+    global _current
+    before = _current
+    configure(dir, format_strs, log_suffix, rank)
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def logkv(key, value):
+    """Set `key` in the next row, replacing what it had; on several ranks the value of rank 0 counts."""
+    _logger().logkv(key, value)
+
+
+def logkv_mean(key, value):
+    """Add `value` to the mean that the next row shows at `key`, over calls and over ranks."""
+    _logger().logkv_mean(key, value)
+
+
+def logkvs(values):
+    """`logkv` for every item of a dict."""
+    for key, value in values.items():
+        logkv(key, value)
+
+
+def getkvs():
+    """Return the next row as it stands on this rank, as a dict."""
+    return _logger().getkvs()
+
+
+def dumpkvs():
+    """Write the row, begin a new one, and return what was written (on other ranks than 0, their own part).
+
+    With several ranks every rank has to call this: means are weighted by the number of calls on each.
+    """
+    return _logger().dumpkvs()
+
+
+def log(*args, level=INFO):
+    """Write a line of words joined by spaces to the terminal and the text file, if `level` is high enough."""
+    _logger().log(*args, level=level)
+
+
+def debug(*args):
+    """`log` at level DEBUG, which is hidden unless `set_level(DEBUG)`."""
+    log(*args, level=DEBUG)
+
+
+def info(*args):
+    """`log` at level INFO."""
+    log(*args, level=INFO)
+
+
+def warn(*args):
+    """`log` at level WARN, with "warning:" before it."""
+    log(*args, level=WARN)
+
+
+def error(*args):
+    """`log` at level ERROR, with "error:" before it."""
+    log(*args, level=ERROR)
+
+
+def set_level(level):
+    """Hide messages below `level`; DISABLED also hides rows."""
+    _logger().level = level
+
+
+def get_dir():
+    """Return the folder of `configure` as an absolute path or address, None before it."""
+    return _logger().folder

@@ -1,0 +1,1 @@
+"""Methods: one paper a file, each supplying one seam of the package."""

@@ -1,0 +1,106 @@
+"""Noise schedules: alpha_bar over the training timesteps, and what follows from a pair of levels."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .errors import UserError
+
+
+def betas_for_alpha_bar(num_diffusion_timesteps, alpha_bar, max_beta=0.999):
+    """Betas [T] (float64) that discretise a continuous alpha_bar.
+
+    :param alpha_bar: function of u in [0, 1], decreasing from about 1 (data) to about 0 (noise).
+    :param max_beta: upper limit of each beta; below 1, or the last level has no signal at all
+        (Nichol & Dhariwal 2021, section 3.2).
+    """
+    levels = np.array([alpha_bar(i / num_diffusion_timesteps) for i in range(num_diffusion_timesteps + 1)])
+    return np.minimum(1 - levels[1:] / levels[:-1], max_beta)
+
+
+def _cosine_alpha_bar(u):
+    """Nichol & Dhariwal 2021, equation 17, with offset 0.008."""
+    return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
+    """Betas [T] (float64) of a named schedule.
+
+    "linear" is Ho et al. 2020 (1e-4 to 0.02 at T = 1000), scaled by 1000 / T so that other T end at
+    the same noise; it exists for T > 20 only, where each beta stays below 1. "cosine" is
+    Nichol & Dhariwal 2021.
+    """
+    steps = num_diffusion_timesteps
+    if steps < 1:
+        raise UserError(f"--diffusion_steps is {steps}; expected at least 1")
+    if schedule_name == "linear":
+        if steps <= 20:
+            raise UserError(
+                f"--diffusion_steps {steps} is too few for the linear schedule, whose betas reach 20 / steps: "
+                "use at least 21, or --noise_schedule cosine"
+            )
+        return np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64)
+    if schedule_name == "cosine":
+        return betas_for_alpha_bar(steps, _cosine_alpha_bar)
+    raise UserError(f"--noise_schedule is {schedule_name!r}; expected linear or cosine")
+
+
+def per_sample(values, x):
+    """Shape values [N] as [N, 1, ..., 1] in x's dtype, to be multiplied with x [N, ...]."""
+    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class NoiseSchedule:
+    """alpha_bar of T training timesteps, held in float64, copied to each device once.
+
+    Time -1 is the data (alpha_bar = 1) and time T pure noise (alpha_bar = 0).
+    (Metal has no float64: the table is float32 there.)
+
+    :param betas: [T], each in (0, 1).
+    """
+
+    def __init__(self, betas):
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError("betas must be one-dimensional and lie strictly between 0 and 1")
+        self.num_timesteps = len(betas)
+        self._levels = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas), [0.0]]))
+        self._on_device = {}
+
+    def _table(self, device):
+        if device not in self._on_device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._on_device[device] = self._levels.to(device, dtype)
+        return self._on_device[device]
+
+    def alpha_bar(self, t):
+        """alpha_bar [N] (float64) at integer times t [N] in -1..T."""
+        return self._table(t.device)[t + 1]
+
+
+class Posterior(NamedTuple):
+    """q(x_s | x_t, x_0) = N(x0_coef x_0 + xt_coef x_t, variance), each field [N] in float64.
+
+    `beta` is the noise of the one step from s to t. Ho et al. 2020, equations 6 and 7, for a pair of
+    levels that need not be neighbours.
+    """
+
+    x0_coef: torch.Tensor
+    xt_coef: torch.Tensor
+    variance: torch.Tensor
+    beta: torch.Tensor
+
+
+def posterior(alpha_bar_t, alpha_bar_s):
+    """The posterior between two levels [N]; alpha_bar_t < alpha_bar_s (s lies nearer to the data)."""
+    alpha = alpha_bar_t / alpha_bar_s
+    beta = 1 - alpha
+    noise_t, noise_s = 1 - alpha_bar_t, 1 - alpha_bar_s
+    return Posterior(
+        x0_coef=beta * alpha_bar_s.sqrt() / noise_t,
+        xt_coef=alpha.sqrt() * noise_s / noise_t,
+        variance=beta * noise_s / noise_t,
+        beta=beta,
+    )

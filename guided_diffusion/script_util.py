@@ -1,0 +1,364 @@
+"""From flags to networks and diffusion processes: the published functions, on top of flag groups."""
+
+from dataclasses import asdict, dataclass, fields
+
+from . import gaussian_diffusion as gd
+from .errors import UserError
+from .flags import flag, int_list, str2bool
+from .respace import SpacedDiffusion, space_timesteps
+from .unet import EncoderUNetModel, SuperResModel, UNetModel
+
+NUM_CLASSES = 1000
+
+CHANNEL_MULTS = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+    16: (1, 2, 2),
+}
+# the published 128 -> 512 upsampler is built as the one to 256
+SUPER_RES_CHANNEL_MULTS = {**CHANNEL_MULTS, 512: CHANNEL_MULTS[256]}
+
+
+@dataclass
+class DiffusionFlags:
+    """The diffusion process."""
+
+    learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
+    diffusion_steps: int = flag(1000, "Number of training timesteps T.")
+    noise_schedule: str = flag("linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"))
+    timestep_respacing: str = flag("", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all.")
+    use_kl: bool = flag(False, "Train on the variational bound instead of the mean squared error.")
+    predict_xstart: bool = flag(False, "The network predicts the clean image instead of the noise.")
+    rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.")
+    rescale_learned_sigmas: bool = flag(False, "Weigh the bound by T / 1000 as published for learned variances.")
+    sigma_small: bool = flag(False, "The fixed variance is the posterior's, not beta; for networks that learn none.")
+
+    def __post_init__(self):
+        if self.diffusion_steps < 1:
+            raise UserError(f"--diffusion_steps is {self.diffusion_steps}; expected at least 1")
+        if self.sigma_small and self.learn_sigma:
+            raise UserError("--sigma_small True chooses a fixed variance, which --learn_sigma True does not use")
+
+    def create(self):
+        """The SpacedDiffusion of these flags."""
+        return create_gaussian_diffusion(
+            steps=self.diffusion_steps, **{k: v for k, v in asdict(self).items() if k != "diffusion_steps"}
+        )
+
+
+@dataclass
+class UNetFlags:
+    """The diffusion network."""
+
+    image_size: int = flag(64, "Height and width of the images in pixels.")
+    num_channels: int = flag(128, "Channels of the first level.")
+    num_res_blocks: int = flag(2, "Residual blocks per level.")
+    num_heads: int = flag(4, "Attention heads, where --num_head_channels is -1.")
+    num_heads_upsample: int = flag(-1, "Attention heads on the way up; -1 is --num_heads.")
+    num_head_channels: int = flag(-1, "Channels per attention head; -1 uses --num_heads.")
+    attention_resolutions: str = flag("16,8", "Image sizes at which attention stands.")
+    channel_mult: str = flag("", "Channel multipliers of the levels, such as 1,2,3,4; empty takes those of the image size.")
+    dropout: float = flag(0.0, "Dropout of the residual blocks in training, 0 to 1.")
+    class_cond: bool = flag(False, "The network is given class labels.")
+    num_classes: int = flag(NUM_CLASSES, "Number of classes of a class-conditional network.")
+    use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.")
+    use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
+    resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")
+    use_fp16: bool = flag(False, "Compute the network in float16.")
+    use_new_attention_order: bool = flag(False, "Order of q, k, v and heads in attention, as some checkpoints have it.")
+
+    def __post_init__(self):
+        _check_range("dropout", self.dropout, 0, 1)
+        for name in ("image_size", "num_channels", "num_res_blocks", "num_classes"):
+            _check_positive(name, getattr(self, name))
+
+    def create(self, learn_sigma):
+        """The UNetModel of these flags."""
+        return create_model(learn_sigma=learn_sigma, **asdict(self))
+
+
+@dataclass
+class SuperResFlags:
+    """The super-resolution network's sizes."""
+
+    large_size: int = flag(256, "Height and width of the images it makes.")
+    small_size: int = flag(64, "Height and width of the images it is given.")
+
+    def __post_init__(self):
+        _check_positive("large_size", self.large_size)
+        _check_positive("small_size", self.small_size)
+        if self.small_size > self.large_size:
+            raise UserError(f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that")
+
+
+@dataclass
+class ClassifierFlags:
+    """The noisy classifier."""
+
+    image_size: int = flag(64, "Height and width of the images in pixels.")
+    num_classes: int = flag(NUM_CLASSES, "Number of classes.")
+    classifier_use_fp16: bool = flag(False, "Compute the classifier in float16.")
+    classifier_width: int = flag(128, "Channels of the classifier's first level.")
+    classifier_depth: int = flag(2, "Residual blocks per level of the classifier.")
+    classifier_attention_resolutions: str = flag("32,16,8", "Image sizes at which the classifier has attention.")
+    classifier_use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the classifier's normalisation.")
+    classifier_resblock_updown: bool = flag(True, "Residual blocks of the classifier change the resolution.")
+    classifier_pool: str = flag(
+        "attention",
+        "How the classifier turns features into logits.",
+        choices=("adaptive", "attention", "spatial", "spatial_v2"),
+    )
+    classifier_num_head_channels: int = flag(64, "Channels per attention head of the classifier.")
+    classifier_channel_mult: str = flag("", "Channel multipliers of the classifier; empty takes those of the image size.")
+
+    def __post_init__(self):
+        for name in ("image_size", "num_classes", "classifier_width", "classifier_depth"):
+            _check_positive(name, getattr(self, name))
+
+    def create(self):
+        """The EncoderUNetModel of these flags."""
+        return create_classifier(**asdict(self))
+
+
+def _check_positive(name, value):
+    if value < 1:
+        raise UserError(f"--{name} is {value}; expected at least 1")
+
+
+def _check_range(name, value, low, high):
+    if not low <= value <= high:
+        raise UserError(f"--{name} is {value}; expected {low} to {high}")
+
+
+# -- the published surface -------------------------------------------------------------------------
+
+
+def diffusion_defaults():
+    """Defaults of the diffusion flags, for training with images."""
+    return asdict(DiffusionFlags())
+
+
+def model_and_diffusion_defaults():
+    """Defaults of the network's and the diffusion's flags."""
+    return {**asdict(UNetFlags()), **diffusion_defaults()}
+
+
+def classifier_defaults():
+    """Defaults of the classifier's flags."""
+    return asdict(ClassifierFlags())
+
+
+def classifier_and_diffusion_defaults():
+    """Defaults of the classifier's and the diffusion's flags."""
+    return {**classifier_defaults(), **diffusion_defaults()}
+
+
+def sr_model_and_diffusion_defaults():
+    """Defaults of the super-resolution network's and the diffusion's flags."""
+    unet = asdict(UNetFlags())
+    del unet["image_size"]
+    return {**asdict(SuperResFlags()), **unet, **diffusion_defaults()}
+
+
+def create_model_and_diffusion(**values):
+    """(UNetModel, SpacedDiffusion) of flags as `model_and_diffusion_defaults` names them."""
+    model, diffusion = _split(values, UNetFlags, DiffusionFlags)
+    return model.create(diffusion.learn_sigma), diffusion.create()
+
+
+def create_classifier_and_diffusion(**values):
+    """(EncoderUNetModel, SpacedDiffusion) of flags as `classifier_and_diffusion_defaults` names them."""
+    classifier, diffusion = _split(values, ClassifierFlags, DiffusionFlags)
+    return classifier.create(), diffusion.create()
+
+
+def sr_create_model_and_diffusion(**values):
+    """(SuperResModel, SpacedDiffusion) of flags as `sr_model_and_diffusion_defaults` names them."""
+    sizes, model, diffusion = _split(values, SuperResFlags, UNetFlags, DiffusionFlags)
+    unet = asdict(model)
+    del unet["image_size"]
+    return sr_create_model(**asdict(sizes), **unet, learn_sigma=diffusion.learn_sigma), diffusion.create()
+
+
+def _split(values, *groups):
+    """One object per group of the values that it defines."""
+    unknown = set(values).difference(*({f.name for f in fields(g)} for g in groups))
+    if unknown:
+        raise TypeError(f"unexpected argument {sorted(unknown)[0]!r}")
+    return [g(**{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups]
+
+
+def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS):
+    """Multipliers of the levels: those of the text "1,2,3,4", or of the image size where it is empty."""
+    if channel_mult:
+        try:
+            return tuple(float(m) if "." in m else int(m) for m in channel_mult.split(","))
+        except ValueError:
+            raise UserError(f"--channel_mult is {channel_mult!r}; expected numbers such as 1,2,3,4") from None
+    if image_size in defaults:
+        return defaults[image_size]
+    sizes = ", ".join(map(str, sorted(defaults)))
+    raise UserError(
+        f"--image_size {image_size} has no default channel multipliers (sizes that have: {sizes}); "
+        "give --channel_mult, one number per level"
+    )
+
+
+def attention_rates(resolutions, image_size, name):
+    """Down-sampling rates of the image sizes "32,16,8" at which attention stands.
+
+    As published, a size that the network has no level for adds no attention.
+
+    :param name: of the flag, for the error.
+    """
+    sizes = int_list(resolutions, name)
+    if any(size < 1 for size in sizes):
+        raise UserError(f"--{name} is {resolutions!r}; expected image sizes of 1 and up")
+    return tuple(image_size // size for size in sizes)
+
+
+def check_divisible(image_size, levels, name="image_size"):
+    """Refuse an image size that `levels` levels cannot halve evenly; the error names the nearest that they can."""
+    step = 2 ** (levels - 1)
+    if image_size % step:
+        below = image_size // step * step
+        nearest = f"{below} and {below + step}" if below else f"{step}"
+        raise UserError(
+            f"--{name} {image_size} cannot be halved {levels - 1} times by a network of {levels} levels; nearest: {nearest}"
+        )
+
+
+def create_model(
+    image_size,
+    num_channels,
+    num_res_blocks,
+    channel_mult="",
+    learn_sigma=False,
+    class_cond=False,
+    use_checkpoint=False,
+    attention_resolutions="16",
+    num_heads=1,
+    num_head_channels=-1,
+    num_heads_upsample=-1,
+    use_scale_shift_norm=False,
+    dropout=0,
+    resblock_updown=False,
+    use_fp16=False,
+    use_new_attention_order=False,
+    num_classes=NUM_CLASSES,
+):
+    """A UNetModel of published flags, with 3 image channels."""
+    return _unet(UNetModel, **locals())
+
+
+def sr_create_model(large_size, small_size, **values):
+    """A SuperResModel of published flags (those of `create_model` but `image_size`), with 3 image channels."""
+    SuperResFlags(large_size, small_size)
+    return _unet(SuperResModel, image_size=large_size, defaults=SUPER_RES_CHANNEL_MULTS, size_flag="large_size", **values)
+
+
+def _unet(
+    cls,
+    *,
+    image_size,
+    num_channels,
+    attention_resolutions,
+    channel_mult="",
+    learn_sigma=False,
+    class_cond=False,
+    num_classes=NUM_CLASSES,
+    defaults=CHANNEL_MULTS,
+    size_flag="image_size",
+    **rest,
+):
+    mult = channel_multipliers(channel_mult, image_size, defaults)
+    check_divisible(image_size, len(mult), size_flag)
+    return cls(
+        image_size=image_size,
+        in_channels=3,
+        model_channels=num_channels,
+        out_channels=6 if learn_sigma else 3,
+        attention_resolutions=attention_rates(attention_resolutions, image_size, "attention_resolutions"),
+        channel_mult=mult,
+        num_classes=num_classes if class_cond else None,
+        **rest,
+    )
+
+
+def create_classifier(
+    image_size,
+    classifier_use_fp16,
+    classifier_width,
+    classifier_depth,
+    classifier_attention_resolutions,
+    classifier_use_scale_shift_norm,
+    classifier_resblock_updown,
+    classifier_pool,
+    num_classes=NUM_CLASSES,
+    classifier_num_head_channels=64,
+    classifier_channel_mult="",
+):
+    """An EncoderUNetModel of published flags, with 3 image channels and `num_classes` logits."""
+    mult = channel_multipliers(classifier_channel_mult, image_size)
+    check_divisible(image_size, len(mult))
+    rates = attention_rates(classifier_attention_resolutions, image_size, "classifier_attention_resolutions")
+    return EncoderUNetModel(
+        image_size=image_size,
+        in_channels=3,
+        model_channels=classifier_width,
+        out_channels=num_classes,
+        num_res_blocks=classifier_depth,
+        attention_resolutions=rates,
+        channel_mult=mult,
+        use_fp16=classifier_use_fp16,
+        num_head_channels=classifier_num_head_channels,
+        use_scale_shift_norm=classifier_use_scale_shift_norm,
+        resblock_updown=classifier_resblock_updown,
+        pool=classifier_pool,
+    )
+
+
+def create_gaussian_diffusion(
+    *,
+    steps=1000,
+    learn_sigma=False,
+    sigma_small=False,
+    noise_schedule="linear",
+    use_kl=False,
+    predict_xstart=False,
+    rescale_timesteps=False,
+    rescale_learned_sigmas=False,
+    timestep_respacing="",
+):
+    """A SpacedDiffusion of published flags; an empty `timestep_respacing` keeps all steps."""
+    if use_kl:
+        loss = gd.LossType.RESCALED_KL
+    else:
+        loss = gd.LossType.RESCALED_MSE if rescale_learned_sigmas else gd.LossType.MSE
+    if learn_sigma:
+        variance = gd.ModelVarType.LEARNED_RANGE
+    else:
+        variance = gd.ModelVarType.FIXED_SMALL if sigma_small else gd.ModelVarType.FIXED_LARGE
+    return SpacedDiffusion(
+        space_timesteps(steps, timestep_respacing or [steps]),
+        betas=gd.get_named_beta_schedule(noise_schedule, steps),
+        model_mean_type=gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON,
+        model_var_type=variance,
+        loss_type=loss,
+        rescale_timesteps=rescale_timesteps,
+    )
+
+
+def add_dict_to_argparser(parser, default_dict):
+    """Add one `--key` per entry, typed as its default; None is text, a bool is True or False."""
+    for key, default in default_dict.items():
+        kind = str if default is None else str2bool if isinstance(default, bool) else type(default)
+        parser.add_argument(f"--{key}", default=default, type=kind)
+
+
+def args_to_dict(args, keys):
+    """{key: its value} of parsed arguments."""
+    return {key: getattr(args, key) for key in keys}

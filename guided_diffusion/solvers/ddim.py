@@ -1,0 +1,35 @@
+"""DDIM (Song et al. 2021), in both directions."""
+
+from ..schedule import per_sample
+from .step import Step
+
+
+class DDIM:
+    """Equation 12 of the paper between any two levels; s > t encodes data into noise.
+
+    :param schedule: the NoiseSchedule.
+    :param eta: 0 is deterministic, 1 has the variance of DDPM with the small fixed variance.
+        Encoding is deterministic at any eta.
+    """
+
+    order = 1
+
+    def __init__(self, schedule, eta=0.0):
+        self.schedule = schedule
+        self.eta = eta
+
+    def __call__(self, denoise, x, t, s, state, noise):
+        prediction = denoise(x, t)
+        target = self.schedule.alpha_bar(s)
+        sigma = self._sigma(prediction.alpha_bar, target)
+        mean = (
+            per_sample(target.sqrt(), x) * prediction.x0
+            + per_sample((1 - target - sigma**2).clamp(min=0).sqrt(), x) * prediction.eps
+        )
+        # drawn at eta = 0 too: the published order of draws under a global seed
+        return Step(mean + per_sample(sigma, x) * noise(x), prediction, state)
+
+    def _sigma(self, alpha_bar, target):
+        """Equation 16; no noise towards the data, nor when encoding."""
+        step_noise = (1 - alpha_bar / target).clamp(min=0)
+        return self.eta * ((1 - target) / (1 - alpha_bar) * step_noise).sqrt()

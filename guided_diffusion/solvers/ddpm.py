@@ -1,0 +1,58 @@
+"""Ancestral sampling (Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021 for the learned variance)."""
+
+import torch
+
+from ..denoiser import ModelVarType
+from ..schedule import per_sample, posterior
+from .step import Step
+
+
+class DDPM:
+    """Draws x_s from the reverse step N(mean, variance) between any two levels.
+
+    :param schedule: the NoiseSchedule.
+    :param var_type: which variance the step has (ModelVarType).
+    :param floor: the posterior variance that stands in for the zero of the last step, where a log is
+        needed: published code takes that of the step before the last.
+    :param guide: `(x, t) -> gradient` of a log-likelihood; the mean moves by variance * gradient
+        (Dhariwal & Nichol 2021, algorithm 1).
+    """
+
+    order = 1
+
+    def __init__(self, schedule, var_type, floor, guide=None):
+        self.schedule = schedule
+        self.var_type = var_type
+        self.floor = floor
+        self.guide = guide
+
+    def moments(self, prediction, s):
+        """Mean, variance and log variance of x_s, each [N, C, ...]."""
+        x = prediction.x_t
+        q = posterior(prediction.alpha_bar, self.schedule.alpha_bar(s))
+        mean = per_sample(q.x0_coef, x) * prediction.x0 + per_sample(q.xt_coef, x) * x
+        variance, log_variance = self._variance(prediction, q, last=s < 0)
+        return mean, variance.expand_as(x), log_variance.expand_as(x)
+
+    def _variance(self, prediction, q, last):
+        x = prediction.x_t
+        if self.var_type is ModelVarType.LEARNED:
+            return prediction.variance.exp(), prediction.variance
+        smallest = torch.where(last, self.floor, q.variance)
+        if self.var_type is ModelVarType.FIXED_SMALL:
+            return per_sample(q.variance, x), per_sample(smallest.log(), x)
+        if self.var_type is ModelVarType.FIXED_LARGE:
+            large = torch.where(last, self.floor, q.beta)
+            return per_sample(large, x), per_sample(large.log(), x)
+        # Nichol & Dhariwal 2021, equation 15
+        fraction = (prediction.variance + 1) / 2
+        log_variance = fraction * per_sample(q.beta.log(), x) + (1 - fraction) * per_sample(smallest.log(), x)
+        return log_variance.exp(), log_variance
+
+    def __call__(self, denoise, x, t, s, state, noise):
+        prediction = denoise(x, t)
+        mean, variance, log_variance = self.moments(prediction, s)
+        if self.guide is not None:
+            mean = mean + variance * self.guide(x, t).float()
+        spread = per_sample(s >= 0, x) * (0.5 * log_variance).exp()
+        return Step(mean + spread * noise(x), prediction, state)

@@ -1,0 +1,316 @@
+"""The training loop: any objective, any number of ranks."""
+
+import contextlib
+import re
+import time
+from dataclasses import dataclass
+
+import blobfile as bf
+import numpy as np
+import torch
+
+from . import checkpoints, dist_util, logger
+from .errors import UserError
+from .flags import flag
+from .fp16_util import MixedPrecisionTrainer
+from .image_datasets import batches, describe
+from .images import save_grid
+from .nn import update_ema
+from .resample import LossAwareSampler
+
+
+@dataclass
+class TrainFlags:
+    """Training."""
+
+    iterations: int = flag(0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",))
+    batch_size: int = flag(1, "Images per step and process.")
+    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.")
+    lr: float = flag(1e-4, "Learning rate of AdamW.")
+    weight_decay: float = flag(0.0, "Weight decay of AdamW.")
+    lr_anneal_steps: int = flag(0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.")
+    ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.")
+    log_interval: int = flag(10, "Steps between log lines.")
+    save_interval: int = flag(10000, "Steps between checkpoints.")
+    sample_interval: int = flag(0, "Steps between picture grids of moving-average samples; 0 draws none.")
+    resume_checkpoint: str = flag("", "Path of a modelNNNNNN.pt to go on from.")
+    use_bf16: bool = flag(False, "Compute the network in bfloat16.")
+    fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.")
+    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.")
+
+    def __post_init__(self):
+        for name in ("batch_size", "log_interval", "save_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("iterations", "lr_anneal_steps", "sample_interval"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} is {getattr(self, name)}; expected 0 or more")
+        if self.microbatch == 0 or self.microbatch < -1:
+            raise UserError(f"--microbatch is {self.microbatch}; expected -1 or at least 1")
+        if not self.lr > 0:
+            raise UserError(f"--lr is {self.lr}; expected a positive number")
+        self.ema_rates()
+
+    def ema_rates(self):
+        """The rates as written, so that file names keep their spelling."""
+        rates = [part.strip() for part in self.ema_rate.split(",") if part.strip()]
+        for rate in rates:
+            try:
+                valid = 0 <= float(rate) <= 1
+            except ValueError:
+                valid = False
+            if not valid:
+                raise UserError(f"--ema_rate has {rate!r}; expected numbers from 0 to 1, such as 0.9999")
+        return rates
+
+    def first_step(self):
+        """The step that training starts after: 0, or that of the checkpoint it resumes."""
+        return _step_of(self.resume_checkpoint) if self.resume_checkpoint else 0
+
+    def last_step(self):
+        """The step at which training ends; None for no end."""
+        return min((n for n in (self.iterations, self.lr_anneal_steps) if n), default=None)
+
+
+def training_data(data_flags, flags, image_size, class_cond=False, num_classes=None):
+    """This rank's endless stream of (batch [N, 3, H, W], {"y": [N]} if class_cond), checked before it starts.
+
+    A resumed run goes on where its data stood.
+    """
+    dataset = data_flags.dataset(image_size, class_cond, num_classes, flags.seed)
+    logger.log(describe(dataset))
+    return batches(
+        dataset,
+        flags.batch_size,
+        rank=dist_util.rank(),
+        size=dist_util.world_size(),
+        num_workers=data_flags.num_workers,
+        start=flags.first_step(),
+    )
+
+
+def seed_everything(flags):
+    """Seed this rank's generators, and say how large a step is over all ranks."""
+    seed = flags.seed + dist_util.rank()
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    ranks = dist_util.world_size()
+    logger.log(f"each step: {flags.batch_size} images x {ranks} ranks = {flags.batch_size * ranks}")
+
+
+class DiffusionObjective:
+    """Losses of a diffusion network at drawn timesteps.
+
+    :param diffusion: a GaussianDiffusion.
+    :param sampler: a ScheduleSampler.
+    """
+
+    def __init__(self, diffusion, sampler):
+        self.diffusion = diffusion
+        self.sampler = sampler
+
+    def __call__(self, model, batch, cond):
+        """Weighted losses [N] by name, "loss" among them, and the timesteps [N] they belong to."""
+        t, weights = self.sampler.sample(batch.shape[0], batch.device)
+        terms = self.diffusion.training_losses(model, batch, t, model_kwargs=cond)
+        if isinstance(self.sampler, LossAwareSampler):
+            self.sampler.update_with_local_losses(t, terms["loss"].detach())
+        return {name: values * weights for name, values in terms.items()}, t
+
+    @property
+    def num_timesteps(self):
+        return self.diffusion.num_timesteps
+
+
+class TrainLoop:
+    """Optimises a network until the last step, writing logs, checkpoints and pictures.
+
+    With several ranks each computes its own batch, and gradients are averaged over the ranks.
+
+    :param model: the network, on its device.
+    :param objective: `(model, batch, cond) -> ({name: losses [N]}, t [N])` with `num_timesteps`.
+    :param data: endless iterator of (batch [N, C, ...], cond: dict of tensors or arrays [N, ...]).
+    :param flags: TrainFlags.
+    :param resolved: {flag: value} to lie beside each checkpoint.
+    :param use_fp16: compute in float16 with a loss scale.
+    :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
+    :param validate: called with the model before each log line, to log what it finds; or None.
+    """
+
+    def __init__(
+        self, *, model, objective, data, flags, resolved, use_fp16=False, preview=None, validate=None
+    ):
+        self.model = model
+        self.objective = objective
+        self.data = data
+        self.flags = flags
+        self.resolved = resolved
+        self.preview = preview
+        self.validate = validate
+        self.device = next(model.parameters()).device
+        if use_fp16 and flags.use_bf16:
+            raise UserError("--use_fp16 True and --use_bf16 True exclude each other; expected one of them")
+        self.step = flags.first_step()
+        if flags.resume_checkpoint:
+            checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
+        self.mp_trainer = MixedPrecisionTrainer(model, use_fp16, flags.use_bf16, flags.fp16_scale_growth)
+        self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
+        self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
+        if flags.resume_checkpoint:
+            self._resume_ema_and_optimizer()
+        dist_util.sync_params(model.parameters())
+        self.ddp_model = dist_util.data_parallel(model)
+
+    def _resume_ema_and_optimizer(self):
+        folder, step = bf.dirname(self.flags.resume_checkpoint), self.step
+        names = [name for name, _ in self.model.named_parameters()]
+        for rate, params in self.ema.items():
+            path = bf.join(folder, f"ema_{rate}_{step:06d}.pt")
+            if bf.exists(path):
+                state = dist_util.load_state_dict(path)
+                for name, param in zip(names, params):
+                    param.copy_(state[name])
+            else:
+                logger.warn(f"no {path}: the moving average {rate} starts from the resumed weights")
+        path = bf.join(folder, f"opt{step:06d}.pt")
+        if bf.exists(path):
+            self.opt.load_state_dict(dist_util.load_checkpoint(path, map_location=self.device))
+        else:
+            logger.warn(f"no {path}: the optimiser starts afresh")
+
+    def run_loop(self):
+        """Train to the end, and save there."""
+        last = self.flags.last_step()
+        saved = None
+        clock = _Clock(self.step, last)
+        while last is None or self.step < last:
+            batch, cond = next(self.data)
+            self.run_step(batch, cond)
+            self.step += 1
+            samples = self.step * batch.shape[0] * dist_util.world_size()
+            clock.images += batch.shape[0] * dist_util.world_size()
+            if self.step % self.flags.log_interval == 0 or clock.first or self.step == last:
+                if self.validate is not None:
+                    self.validate(self.model)
+                logger.logkv("step", self.step)
+                logger.logkv("samples", samples)
+                clock.log(self.step)
+                logger.dumpkvs()
+            if self.flags.sample_interval and self.step % self.flags.sample_interval == 0:
+                self.draw_preview()
+            if self.step % self.flags.save_interval == 0:
+                self.save()
+                saved = self.step
+        if saved != self.step:
+            self.save()
+
+    def run_step(self, batch, cond):
+        """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
+        self._anneal_lr()
+        size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
+        starts = range(0, len(batch), size)
+        for start in starts:
+            part = slice(start, start + size)
+            x = batch[part].to(self.device)
+            micro_cond = {k: torch.as_tensor(v[part]).to(self.device) for k, v in cond.items()}
+            wait = start != starts[-1] and self.ddp_model is not self.model
+            with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
+                with self.mp_trainer.autocast():
+                    losses, t = self.objective(self.ddp_model, x, micro_cond)
+                self.mp_trainer.backward(losses["loss"].mean() * (len(x) / len(batch)))
+            log_loss_dict(self.objective.num_timesteps, t, losses)
+        stepped, grad_norm, param_norm = self.mp_trainer.optimize(self.opt)
+        logger.logkv_mean("grad_norm", grad_norm)
+        logger.logkv_mean("param_norm", param_norm)
+        if self.mp_trainer.use_fp16:
+            logger.logkv("lg_loss_scale", self.mp_trainer.lg_loss_scale)
+        if stepped:
+            for rate, params in self.ema.items():
+                update_ema(params, self.model.parameters(), rate=float(rate))
+
+    def _anneal_lr(self):
+        if self.flags.lr_anneal_steps:
+            lr = self.flags.lr * (1 - self.step / self.flags.lr_anneal_steps)
+            for group in self.opt.param_groups:
+                group["lr"] = lr
+
+    @contextlib.contextmanager
+    def ema_weights(self):
+        """Within it the model has the first moving average's weights (its own where there is none)."""
+        own = [p.detach().clone() for p in self.model.parameters()]
+        averaged = next(iter(self.ema.values()), own)
+        try:
+            _copy(averaged, self.model.parameters())
+            yield
+        finally:
+            _copy(own, self.model.parameters())
+
+    def draw_preview(self):
+        """Write `preview_NNNNNN.png`, a grid of samples of the moving average, on rank 0."""
+        if self.preview is None or not dist_util.is_main():
+            return
+        with self.ema_weights():
+            self.model.eval()
+            images = self.preview(self.model)
+            self.model.train()
+        path = bf.join(logger.get_dir(), f"preview_{self.step:06d}.png")
+        save_grid(path, images)
+        logger.log(f"wrote {path}")
+
+    def save(self):
+        """Write model, moving averages and optimiser under their published names, on rank 0."""
+        if dist_util.is_main():
+            state = self.model.state_dict()
+            self._write(f"model{self.step:06d}", state)
+            names = [name for name, _ in self.model.named_parameters()]
+            for rate, params in self.ema.items():
+                self._write(f"ema_{rate}_{self.step:06d}", {**state, **dict(zip(names, params))})
+            checkpoints.write(bf.join(logger.get_dir(), f"opt{self.step:06d}.pt"), self.opt.state_dict())
+        dist_util.barrier()
+
+    def _write(self, name, state):
+        path = bf.join(logger.get_dir(), name + ".pt")
+        logger.log(f"saving {path}")
+        checkpoints.write(path, state, {**self.resolved, "step": self.step})
+
+
+def _copy(source, target):
+    with torch.no_grad():
+        for a, b in zip(source, target):
+            b.copy_(a)
+
+
+def _step_of(path):
+    """The step in the name of a checkpoint, model012345.pt."""
+    match = re.fullmatch(r"model(\d+)\.pt", bf.basename(path))
+    if not match:
+        raise UserError(f"--resume_checkpoint {path} is not named as modelNNNNNN.pt, so its step is unknown")
+    return int(match.group(1))
+
+
+class _Clock:
+    """Speed and time left, for log lines."""
+
+    def __init__(self, step, last):
+        self.start, self.first_step, self.last = time.time(), step, last
+        self.images = 0
+        self.first = True
+
+    def log(self, step):
+        seconds = time.time() - self.start
+        self.first = False
+        logger.logkv("images_per_second", self.images / seconds)
+        logger.logkv("progress", f"{step}/{self.last or 'no end'}")
+        if self.last:
+            left = seconds / (step - self.first_step) * (self.last - step)
+            logger.logkv("time_left", f"{int(left // 3600)}:{int(left // 60 % 60):02d}:{int(left % 60):02d}")
+
+
+def log_loss_dict(num_timesteps, t, losses):
+    """Log the mean of each loss [N], and its mean within each quartile of the timesteps t [N]."""
+    quartiles = (4 * t // num_timesteps).tolist()
+    for name, values in losses.items():
+        values = values.detach().float()
+        logger.logkv_mean(name, values.mean().item())
+        for quartile, value in zip(quartiles, values.tolist()):
+            logger.logkv_mean(f"{name}_q{quartile}", value)

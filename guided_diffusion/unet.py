@@ -1,0 +1,587 @@
+"""The networks of ADM: the denoising UNet, its super-resolution variant, and the classifier's encoder.
+
+Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021 (arXiv:2105.05233), section 3 and
+appendix A. State-dict keys and shapes are those of the published checkpoints.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .errors import UserError
+from .nn import (
+    SiLU,
+    adaptive_avg_pool_nd,
+    avg_pool_nd,
+    checkpoint,
+    conv_nd,
+    linear,
+    normalization,
+    timestep_embedding,
+    zero_module,
+)
+
+
+class TimestepBlock(nn.Module, ABC):
+    """A module whose forward also takes the time embedding."""
+
+    @abstractmethod
+    def forward(self, x, emb):
+        """x [N, C, ...] and emb [N, E] -> [N, C', ...]."""
+
+
+class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
+    """Layers in a row; those that are TimestepBlocks are handed the embedding too."""
+
+    def forward(self, x, emb):
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
+        return x
+
+
+def _strides(dims):
+    """The factors by which one level rescales each axis: a volume keeps its depth."""
+    return (1, 2, 2) if dims == 3 else (2,) * dims
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by nearest neighbour, then, if `use_conv`, convolves 3x3.
+
+    [N, channels, H, W] -> [N, out_channels, 2H, 2W]; without the convolution the channels stay.
+    """
+
+    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+        super().__init__()
+        self.scale_factor = _strides(dims)
+        self.use_conv = use_conv
+        if use_conv:
+            self.conv = conv_nd(dims, channels, out_channels or channels, 3, padding=1)
+
+    def forward(self, x):
+        x = F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
+        return self.conv(x) if self.use_conv else x
+
+
+class Downsample(nn.Module):
+    """Halves height and width, by a 3x3 convolution if `use_conv`, else by averaging.
+
+    [N, channels, H, W] -> [N, out_channels, H/2, W/2]; without the convolution the channels stay.
+    """
+
+    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+        super().__init__()
+        stride = _strides(dims)
+        if use_conv:
+            self.op = conv_nd(dims, channels, out_channels or channels, 3, stride=stride, padding=1)
+        else:
+            self.op = avg_pool_nd(dims, stride, stride)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class ResBlock(TimestepBlock):
+    """Two normalised 3x3 convolutions around a skip connection (BigGAN's block, ADM section 3).
+
+    x [N, channels, ...] and emb [N, emb_channels] -> [N, out_channels, ...], of twice the side with `up`, of
+    half with `down`. The embedding scales and shifts the second normalisation with `use_scale_shift_norm`
+    ("AdaGN"), else it is added before it. Channels that change are matched on the skip by a 1x1 convolution,
+    with `use_conv` a 3x3 one.
+    """
+
+    def __init__(
+        self,
+        channels,
+        emb_channels,
+        dropout,
+        out_channels=None,
+        use_conv=False,
+        use_scale_shift_norm=False,
+        dims=2,
+        use_checkpoint=False,
+        up=False,
+        down=False,
+    ):
+        super().__init__()
+        out_channels = out_channels or channels
+        self.out_channels = out_channels
+        self.use_checkpoint = use_checkpoint
+        self.use_scale_shift_norm = use_scale_shift_norm
+
+        self.in_layers = nn.Sequential(
+            normalization(channels), SiLU(), conv_nd(dims, channels, out_channels, 3, padding=1)
+        )
+        self.resample = nn.Identity()
+        if up:
+            self.resample = Upsample(channels, False, dims)
+        elif down:
+            self.resample = Downsample(channels, False, dims)
+        emb_width = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.emb_layers = nn.Sequential(SiLU(), linear(emb_channels, emb_width))
+        self.out_layers = nn.Sequential(
+            normalization(out_channels),
+            SiLU(),
+            nn.Dropout(p=dropout),
+            zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
+        )
+        if out_channels == channels:
+            self.skip_connection = nn.Identity()
+        else:
+            kernel = 3 if use_conv else 1
+            self.skip_connection = conv_nd(dims, channels, out_channels, kernel, padding=kernel // 2)
+
+    def forward(self, x, emb):
+        return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
+
+    def _forward(self, x, emb):
+        norm, act, conv = self.in_layers
+        h = conv(self.resample(act(norm(x))))
+        emb = self.emb_layers(emb)
+        emb = emb.reshape(emb.shape + (1,) * (h.ndim - 2))
+        if self.use_scale_shift_norm:
+            scale, shift = emb.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.out_layers[0](h), 1 + scale)
+            h = self.out_layers[1:](h)
+        else:
+            h = self.out_layers(h + emb)
+        return self.skip_connection(self.resample(x)) + h
+
+
+class _HeadAttention(nn.Module):
+    """Attention of several heads; a subclass says how queries, keys and values share the channel axis."""
+
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def split(self, qkv):
+        """[N, T, 3 * H * D] -> queries, keys and values, each [N, T, H, D]."""
+        raise NotImplementedError
+
+    def attend(self, qkv):
+        """Tokens first: [N, T, 3 * H * D] -> [N, T, H * D]."""
+        q, k, v = (part.transpose(1, 2) for part in self.split(qkv))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def forward(self, qkv):
+        """Channels first, as published: [N, 3 * H * D, T] -> [N, H * D, T]."""
+        return self.attend(qkv.transpose(1, 2)).transpose(1, 2)
+
+
+class QKVAttentionLegacy(_HeadAttention):
+    """Each head keeps its own query, key and value together: channels run [head, qkv, D]."""
+
+    def split(self, qkv):
+        return qkv.unflatten(-1, (self.n_heads, 3, -1)).unbind(-2)
+
+
+class QKVAttention(_HeadAttention):
+    """All queries, then all keys, then all values: channels run [qkv, head, D]."""
+
+    def split(self, qkv):
+        return qkv.unflatten(-1, (3, self.n_heads, -1)).unbind(-3)
+
+
+class _TokenConv(nn.Conv1d):
+    """A 1x1 Conv1d, for its place in the checkpoints, that maps [N, T, C] -> [N, T, C'] as a linear layer."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, tokens):
+        return F.linear(tokens, self.weight.squeeze(-1), self.bias)
+
+
+def _tokens(x):
+    """[N, C, *spatial] -> [N, T, C]; for channels_last a view."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _head_count(channels, num_heads, num_head_channels):
+    if num_head_channels == -1:
+        if channels % num_heads:
+            raise UserError(f"--num_heads {num_heads} does not divide the {channels} channels of an attention layer.")
+        return num_heads
+    if channels % num_head_channels:
+        raise UserError(
+            f"--num_head_channels {num_head_channels} does not divide the {channels} channels of an attention layer."
+        )
+    return channels // num_head_channels
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention among all positions, added to its input: [N, channels, ...] -> the same shape.
+
+    `num_heads` heads, or, unless it is -1, as many as have `num_head_channels` channels each (ADM section 3
+    finds 64 best). Raises UserError if they do not divide `channels`.
+    """
+
+    def __init__(
+        self, channels, num_heads=1, num_head_channels=-1, use_checkpoint=False, use_new_attention_order=False
+    ):
+        super().__init__()
+        self.channels = channels
+        self.num_heads = _head_count(channels, num_heads, num_head_channels)
+        self.use_checkpoint = use_checkpoint
+        self.norm = normalization(channels)
+        self.qkv = _TokenConv(channels, 3 * channels)
+        self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(self.num_heads)
+        self.proj_out = zero_module(_TokenConv(channels, channels))
+
+    def forward(self, x):
+        return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint)
+
+    def _forward(self, x):
+        tokens = self.attention.attend(self.qkv(_tokens(self.norm(x))))
+        return x + self.proj_out(tokens).transpose(1, 2).reshape(x.shape)
+
+
+class AttentionPool2d(nn.Module):
+    """Pools by attention of the mean over all positions, as CLIP does (Radford et al. 2021, section 2.4).
+
+    [N, embed_dim, spacial_dim, spacial_dim] -> [N, output_dim], by default embed_dim. Raises UserError for
+    another number of positions.
+    """
+
+    def __init__(self, spacial_dim, embed_dim, num_heads_channels, output_dim=None):
+        super().__init__()
+        positions = spacial_dim**2 + 1
+        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, positions) / embed_dim**0.5)
+        self.qkv_proj = _TokenConv(embed_dim, 3 * embed_dim)
+        self.c_proj = _TokenConv(embed_dim, output_dim or embed_dim)
+        self.num_heads = _head_count(embed_dim, 1, num_heads_channels)
+        self.attention = QKVAttention(self.num_heads)
+
+    def forward(self, x):
+        expected = self.positional_embedding.shape[1] - 1
+        if x.shape[2:].numel() != expected:
+            raise UserError(
+                f"Attention pooling was built for {expected} positions and got {x.shape[2:].numel()}: "
+                "give images of --image_size."
+            )
+        tokens = _tokens(x)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding.T
+        tokens = self.attention.attend(self.qkv_proj(tokens))
+        return self.c_proj(tokens[:, 0])
+
+
+class _Torso(nn.Module):
+    """What the UNet and the encoder have in common: embeddings, the way down, the middle, and the dtype."""
+
+    def __init__(
+        self,
+        image_size,
+        in_channels,
+        model_channels,
+        out_channels,
+        num_res_blocks,
+        attention_resolutions,
+        dropout=0,
+        channel_mult=(1, 2, 4, 8),
+        conv_resample=True,
+        dims=2,
+        num_classes=None,
+        use_checkpoint=False,
+        use_fp16=False,
+        num_heads=1,
+        num_head_channels=-1,
+        num_heads_upsample=-1,
+        use_scale_shift_norm=False,
+        resblock_updown=False,
+        use_new_attention_order=False,
+    ):
+        super().__init__()
+        self.image_size, self.dims = image_size, dims
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.model_channels, self.channel_mult = model_channels, channel_mult
+        self.widths = [int(mult * model_channels) for mult in channel_mult]
+        self.num_classes = num_classes
+
+        self.num_res_blocks, self.dropout = num_res_blocks, dropout
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resblock_updown, self.conv_resample = resblock_updown, conv_resample
+
+        self.attention_resolutions = attention_resolutions
+        self.use_new_attention_order = use_new_attention_order
+        self.num_heads, self.num_head_channels = num_heads, num_head_channels
+        self.num_heads_upsample = num_heads if num_heads_upsample == -1 else num_heads_upsample
+
+        self.use_checkpoint = use_checkpoint
+        self.dtype = torch.float16 if use_fp16 else torch.float32
+
+        self.emb_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            linear(model_channels, self.emb_channels), SiLU(), linear(self.emb_channels, self.emb_channels)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, self.emb_channels)
+        skips = self._build_down()
+        self._build_middle(skips[-1])
+        self._build_head(skips)
+
+    def _build_down(self):
+        """Build `input_blocks`; returns the channels that each of them gives."""
+        ch = self.widths[0]
+        skips = [ch]
+        first = conv_nd(self.dims, self.in_channels, ch, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        for level, width in enumerate(self.widths):
+            if level:
+                self.input_blocks.append(TimestepEmbedSequential(self._resample(ch, down=True)))
+                skips.append(ch)
+            for _ in range(self.num_res_blocks):
+                layers = [self._res_block(ch, width), *self._attention_at(level, width, self.num_heads)]
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
+                ch = width
+                skips.append(ch)
+        return skips
+
+    def _build_middle(self, ch):
+        self.middle_block = TimestepEmbedSequential(
+            self._res_block(ch, ch), self._attention(ch, self.num_heads), self._res_block(ch, ch)
+        )
+
+    def _build_head(self, skips):
+        """Build what follows the middle block; `skips` are the channels that each input block gives."""
+        raise NotImplementedError
+
+    def _res_block(self, channels, out_channels, **resampling):
+        return ResBlock(
+            channels,
+            self.emb_channels,
+            self.dropout,
+            out_channels=out_channels,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            dims=self.dims,
+            use_checkpoint=self.use_checkpoint,
+            **resampling,
+        )
+
+    def _attention(self, channels, num_heads):
+        return AttentionBlock(
+            channels, num_heads, self.num_head_channels, self.use_checkpoint, self.use_new_attention_order
+        )
+
+    def _attention_at(self, level, channels, num_heads):
+        """The attention block of a level, as a list that is empty where the level has none."""
+        return [self._attention(channels, num_heads)] if 2**level in self.attention_resolutions else []
+
+    def _resample(self, channels, up=False, down=False):
+        if self.resblock_updown:
+            return self._res_block(channels, channels, up=up, down=down)
+        return (Upsample if up else Downsample)(channels, self.conv_resample, self.dims, channels)
+
+    def convert_to(self, dtype):
+        """Run the torso in `dtype`: its convolutions and linear layers, and the activations between them.
+
+        Normalisations, the time embedding, and the layers after the torso stay in float32.
+        """
+        torso = ("input_blocks.", "middle_block.", "output_blocks.")
+        for name, layer in self.named_modules():
+            if name.startswith(torso) and isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+                layer.to(dtype)
+        self.dtype = dtype
+
+    def convert_to_fp16(self):
+        """Run the torso in float16."""
+        self.convert_to(torch.float16)
+
+    def convert_to_fp32(self):
+        """Run the torso in float32."""
+        self.convert_to(torch.float32)
+
+    def _embed(self, timesteps, y=None):
+        """The embedding of times [N] and, where there are classes, labels [N]: [N, emb_channels]."""
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        return emb.to(self.dtype)
+
+    def _descend(self, x, emb):
+        """Run `input_blocks` and the middle block: a list of all their outputs, in order."""
+        self._check_sides(x)
+        h = x.to(self.dtype)
+        outputs = []
+        for block in (*self.input_blocks, self.middle_block):
+            h = block(h, emb)
+            outputs.append(h)
+        return outputs
+
+    def _check_sides(self, x):
+        levels = len(self.channel_mult)
+        factor = 2 ** (levels - 1)
+        for side in x.shape[2:][-2:]:
+            if side % factor:
+                below = side // factor * factor
+                nearest = f"{below} and {below + factor}" if below else str(factor)
+                raise UserError(
+                    f"The input {'x'.join(map(str, x.shape[2:]))} does not fit {levels} levels, which need sides "
+                    f"divisible by {factor}: instead of {side} the nearest that fit are {nearest}."
+                )
+
+
+class UNetModel(_Torso):
+    """The denoising UNet with attention and time embedding.
+
+    image_size: side of the images it is meant for; others that the levels divide work as well.
+    in_channels, out_channels: of the image, and of the prediction.
+    model_channels: channels that `channel_mult`, one factor a level, multiplies.
+    num_res_blocks: residual blocks a level on the way down; the way up has one more.
+    attention_resolutions: downsampling rates (1, 2, 4, ...) of the levels that have attention.
+    dropout: probability, in the residual blocks.
+    conv_resample: resample by convolution rather than by averaging and repeating.
+    dims: 1, 2 or 3 spatial axes; of three, the first is not resampled.
+    num_classes: if given, the network is conditioned on a class label.
+    use_checkpoint: recompute the activations of residual and attention blocks in the backward pass.
+    use_fp16: the dtype of the torso's activations; `convert_to_fp16` converts its weights.
+    num_heads, num_head_channels, num_heads_upsample: heads of attention; by number, or, unless -1, by width;
+        the way up may have another number.
+    use_scale_shift_norm: the embedding scales and shifts the normalisations (AdaGN).
+    resblock_updown: resample inside of residual blocks, as BigGAN does.
+    use_new_attention_order: `QKVAttention` rather than `QKVAttentionLegacy`.
+
+    Raises UserError for channels that the heads, or 32 groups, do not divide.
+    """
+
+    def _build_head(self, skips):
+        skips = list(skips)
+        ch = skips[-1]
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(self.widths))):
+            for i in range(self.num_res_blocks + 1):
+                layers = [self._res_block(ch + skips.pop(), width)]
+                layers += self._attention_at(level, width, self.num_heads_upsample)
+                ch = width
+                if level and i == self.num_res_blocks:
+                    layers.append(self._resample(ch, up=True))
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+        self.out = nn.Sequential(
+            normalization(ch), SiLU(), zero_module(conv_nd(self.dims, ch, self.out_channels, 3, padding=1))
+        )
+
+    def forward(self, x, timesteps, y=None):
+        """Predict from noisy images.
+
+        x [N, in_channels, ...], timesteps [N] in 0..1000, fractions allowed, labels y [N] in 0..num_classes-1
+        -> [N, out_channels, ...] in x's dtype. Raises UserError for sides that the levels do not divide, and
+        unless y is given exactly when the network has classes.
+        """
+        self._check_labels(x, y)
+        emb = self._embed(timesteps, y)
+        *skips, h = self._descend(x, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h.float()).to(x.dtype)
+
+    def _check_labels(self, x, y):
+        if self.num_classes is None and y is not None:
+            raise UserError("Class labels y were given to a network without classes (--class_cond False).")
+        if self.num_classes is not None:
+            if y is None:
+                raise UserError("A class-conditional network (--class_cond True) needs class labels y.")
+            if y.shape != x.shape[:1]:
+                raise UserError(f"There must be one class label y per image: {list(x.shape[:1])}, not {list(y.shape)}.")
+
+
+class SuperResModel(UNetModel):
+    """A UNet that sees, beside the noisy image, the small image that it is to enlarge.
+
+    The arguments are UNetModel's; `in_channels` are those of one image.
+    """
+
+    def __init__(self, image_size, in_channels, *args, **kwargs):
+        super().__init__(image_size, in_channels * 2, *args, **kwargs)
+
+    def forward(self, x, timesteps, low_res=None, **kwargs):
+        """As UNetModel.forward, with low_res [N, in_channels, h, w] of any size, enlarged bilinearly to x's."""
+        if low_res is None:
+            raise UserError("A super-resolution network needs low_res, the images to enlarge.")
+        enlarged = F.interpolate(low_res, size=x.shape[2:], mode="bilinear")
+        return super().forward(torch.cat([x, enlarged], dim=1), timesteps, **kwargs)
+
+
+class EncoderUNetModel(_Torso):
+    """The way down of the UNet with a pooling head: the noisy classifier of ADM, section 4.
+
+    pool: "attention" (published classifiers; takes only images of `image_size`), "adaptive" (mean over
+    positions), "spatial" and "spatial_v2" (an MLP on the means of all levels, the latter normalised). The
+    other arguments are UNetModel's; there are no classes to condition on. Raises UserError for an unknown
+    `pool`, and for "attention" without `num_head_channels`.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        in_channels,
+        model_channels,
+        out_channels,
+        num_res_blocks,
+        attention_resolutions,
+        dropout=0,
+        channel_mult=(1, 2, 4, 8),
+        conv_resample=True,
+        dims=2,
+        use_checkpoint=False,
+        use_fp16=False,
+        num_heads=1,
+        num_head_channels=-1,
+        num_heads_upsample=-1,
+        use_scale_shift_norm=False,
+        resblock_updown=False,
+        use_new_attention_order=False,
+        pool="adaptive",
+    ):
+        self.pool = pool  # set first: the base class builds the head
+        super().__init__(
+            image_size,
+            in_channels,
+            model_channels,
+            out_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout=dropout,
+            channel_mult=channel_mult,
+            conv_resample=conv_resample,
+            dims=dims,
+            use_checkpoint=use_checkpoint,
+            use_fp16=use_fp16,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            num_heads_upsample=num_heads_upsample,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            use_new_attention_order=use_new_attention_order,
+        )
+
+    def _build_head(self, skips):
+        ch = skips[-1]
+        features = sum(skips) + ch
+        if self.pool == "adaptive":
+            last = zero_module(conv_nd(self.dims, ch, self.out_channels, 1))
+            layers = [normalization(ch), SiLU(), adaptive_avg_pool_nd(self.dims, 1), last, nn.Flatten()]
+        elif self.pool == "attention":
+            if self.num_head_channels == -1:
+                raise UserError("--classifier_pool attention needs --num_head_channels.")
+            side = self.image_size // 2 ** (len(self.channel_mult) - 1)
+            layers = [normalization(ch), SiLU(), AttentionPool2d(side, ch, self.num_head_channels, self.out_channels)]
+        elif self.pool == "spatial":
+            layers = [linear(features, 2048), nn.ReLU(), linear(2048, self.out_channels)]
+        elif self.pool == "spatial_v2":
+            layers = [linear(features, 2048), normalization(2048), SiLU(), linear(2048, self.out_channels)]
+        else:
+            raise UserError(f"--classifier_pool must be adaptive, attention, spatial or spatial_v2, not {self.pool}.")
+        self.out = nn.Sequential(*layers)
+
+    def forward(self, x, timesteps):
+        """x [N, in_channels, ...] at timesteps [N] -> [N, out_channels] in x's dtype.
+
+        Raises UserError for sides that the levels do not divide.
+        """
+        outputs = self._descend(x, self._embed(timesteps))
+        if self.pool.startswith("spatial"):
+            h = torch.cat([h.float().flatten(2).mean(-1) for h in outputs], dim=1)
+        else:
+            h = outputs[-1].float()
+        return self.out(h).to(x.dtype)

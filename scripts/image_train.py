@@ -1,0 +1,38 @@
+"""Train a diffusion network on images.
+
+python scripts/image_train.py --data_dir data/digits --image_size 16 --class_cond True --num_classes 10 --iterations 5000
+mpirun -n 2 python scripts/image_train.py --data_dir data/digits --image_size 16 --batch_size 32 --iterations 5000
+"""
+
+from guided_diffusion import dist_util, launch
+from guided_diffusion.generate import preview_sampler
+from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.resample import SamplerFlags
+from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
+
+
+def main(parsed):
+    unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
+    model = unet.create(process.learn_sigma)
+    diffusion = process.create()
+    data = training_data(parsed[DataFlags], settings, unet.image_size, unet.class_cond, unet.num_classes)
+    if not launch.announce(parsed):
+        return
+    seed_everything(settings)
+    model.to(dist_util.dev())
+    TrainLoop(
+        model=model,
+        objective=DiffusionObjective(diffusion, parsed[SamplerFlags].create(diffusion)),
+        data=data,
+        flags=settings,
+        resolved=parsed.values(),
+        use_fp16=unet.use_fp16,
+        preview=preview_sampler(process, unet),
+    ).run_loop()
+
+
+if __name__ == "__main__":
+    launch.run(
+        "image_train", __doc__, [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags], main
+    )

@@ -1,0 +1,21 @@
+from setuptools import setup
+
+setup(
+    name="guided-diffusion",
+    version="0.1.0",
+    description="ADM diffusion models in which exposure-bias methods, solvers and launchers compose",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["guided_diffusion", "guided_diffusion.methods", "guided_diffusion.solvers"],
+    install_requires=[
+        "torch>=2.4",
+        "numpy>=1.26",
+        "blobfile>=2",
+        "Pillow",
+        "opencv-python-headless",
+        "tqdm",
+        "scipy",
+        "mpi4py>=4",
+        "mpich; sys_platform == 'linux'",
+    ],
+)

@@ -1,0 +1,9 @@
+"""Lets tests import each other's helpers, and keeps torch from oversubscribing small machines."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(2)

@@ -1,0 +1,203 @@
+"""The data-set scripts: run as users run them, and read back."""
+
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PHOTOS = load_sample_images().images
+
+
+def script(name, *flags, cwd=ROOT):
+    command = [sys.executable, os.path.join(ROOT, "datasets", name + ".py"), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def written(name, out_dir, *flags):
+    """Run a script; returns (images, labels or None) of the .npz, after a look at the folder."""
+    done = script(name, "--out_dir", out_dir, *flags)
+    assert done.returncode == 0, done.stderr
+    assert str(out_dir) in done.stdout and f"{out_dir}.npz" in done.stdout
+    with np.load(f"{out_dir}.npz", allow_pickle=False) as npz:
+        images, labels = npz["arr_0"], npz.get("arr_1")
+    assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+    check_folder(out_dir, images, labels)
+    return images, labels
+
+
+def check_folder(out_dir, images, labels):
+    """The folder holds just the images of the .npz, named by label and index."""
+    names = sorted(os.listdir(out_dir), key=lambda name: name.split("_")[-1])
+    assert len(names) == len(images)
+    for index in [*range(0, len(names), 97), len(names) - 1]:
+        prefix = "" if labels is None else f"{labels[index]}_"
+        assert names[index] == f"{prefix}{index:05d}.png"
+        with Image.open(os.path.join(out_dir, names[index])) as image:
+            assert image.mode == "RGB" and np.array_equal(np.asarray(image), images[index])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return written("digits", tmp_path_factory.mktemp("data") / "digits")
+
+
+def assert_enlarged(images, originals):
+    """Shrunk again, the images are the 8x8 originals, but for what bicubic interpolation sharpens."""
+    n, side = len(images), images.shape[1] // 8
+    shrunk = images[..., 0].reshape(n, 8, side, 8, side).mean(axis=(2, 4)) * 16 / 255
+    assert np.abs(shrunk - originals).mean() < 1
+    assert np.corrcoef(shrunk.ravel(), originals.ravel())[0, 1] > 0.99
+
+
+def test_digits_are_scikit_learns(digits):
+    images, labels = digits
+    data = load_digits()
+    assert images.shape == (1797, 16, 16, 3) and labels.dtype == np.int64
+    assert np.array_equal(labels, data.target)
+    assert (images == images[..., :1]).all()
+    assert_enlarged(images, data.images)
+
+
+def test_digits_of_eight_pixels_are_exact(tmp_path):
+    images, _ = written("digits", tmp_path / "d", "--image_size", 8, "--split", "heldout")
+    assert np.array_equal(np.round(images[..., 0] * (16 / 255)), load_digits().images[-360:])
+
+
+def test_digits_of_another_size(tmp_path):
+    images, _ = written("digits", tmp_path / "d", "--image_size", 32, "--split", "heldout")
+    assert images.shape[1:] == (32, 32, 3)
+    assert_enlarged(images, load_digits().images[-360:])
+
+
+def test_digit_splits_make_up_the_whole(digits, tmp_path):
+    parts = [written("digits", tmp_path / split, "--split", split) for split in ("train", "heldout")]
+    for whole, *halves in zip(digits, *parts):
+        assert np.array_equal(whole, np.concatenate(halves))
+    assert set(parts[1][1]) == set(range(10))
+
+
+def test_digits_are_read_with_their_classes(tmp_path):
+    from guided_diffusion.image_datasets import ImageDataset
+
+    images, labels = written("digits", tmp_path / "d", "--split", "heldout")
+    for source in (tmp_path / "d", tmp_path / "d.npz"):
+        dataset = ImageDataset(source, 16, class_cond=True, num_classes=10, random_flip=False)
+        assert dataset.class_names == [str(digit) for digit in range(10)]
+        order = range(len(labels)) if source.suffix else np.argsort(labels, kind="stable")
+        for place, index in list(enumerate(order))[::40]:
+            image, extra = dataset[place]
+            assert extra["y"] == labels[index]
+            assert np.array_equal(np.round((image.numpy().transpose(1, 2, 0) + 1) * 127.5), images[index])
+
+
+SPLITS = {"train": slice(0, 512), "heldout": slice(512, 640)}
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def patches(request, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("data") / "patches"
+    images, labels = written(
+        "photo_patches", out_dir, "--num_images", 150, "--split", request.param, "--image_size", 24
+    )
+    assert images.shape == (150, 24, 24, 3) and labels is None
+    return request.param, images
+
+
+def found_in(photo, patch):
+    """Where the patch lies: 0 for the photograph as it is, 1 to 4 for its four grids of 2x2 means."""
+    sources = [photo]
+    for dy in range(2):
+        for dx in range(2):
+            part = photo[dy:, dx:]
+            h, w = part.shape[0] // 2, part.shape[1] // 2
+            blocks = part[: 2 * h, : 2 * w].reshape(h, 2, w, 2, 3).mean(axis=(1, 3))
+            sources.append(np.round(blocks).astype(np.uint8))
+    return [scale for scale, source in enumerate(sources) if holds(source, patch)]
+
+
+def holds(source, patch):
+    """Whether the patch equals the part of `source` that resembles it most."""
+    _, _, (left, top), _ = cv2.minMaxLoc(cv2.matchTemplate(source, patch, cv2.TM_SQDIFF))
+    return np.array_equal(source[top : top + 24, left : left + 24], patch)
+
+
+def test_each_patch_lies_wholly_in_its_own_region(patches):
+    split, images = patches
+    (other,) = (part for name, part in SPLITS.items() if name != split)
+    scales, sources = set(), set()
+    # A flat patch of sky may resemble many places; one with texture lies in one.
+    textured = [patch for patch in images if patch.std() > 20][:16]
+    for patch in textured:
+        hits = [(n, s) for n, photo in enumerate(PHOTOS) for s in found_in(photo[:, SPLITS[split]], patch)]
+        assert len(hits) == 1
+        sources.add(hits[0][0])
+        scales.add(hits[0][1] > 0)
+        assert not any(found_in(photo[:, other], patch) for photo in PHOTOS)
+    assert scales == {False, True} and sources == {0, 1}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_drawn_places_stay_inside_and_fill_their_region(split, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "datasets"))
+    import photo_patches
+
+    seen = np.zeros((2, 427, 640), bool)
+    for photo, top, left, factor in photo_patches.draw_places(4000, 32, split, seed=3):
+        assert top >= 0 and left >= 0 and top + 32 * factor <= 427
+        seen[photo, top : top + 32 * factor, left : left + 32 * factor] = True
+    inside = np.zeros(640, bool)
+    inside[SPLITS[split]] = True
+    assert not seen[:, :, ~inside].any()
+    assert seen[:, :, inside].mean() > 0.97
+
+
+def test_the_seed_decides_the_patches(tmp_path):
+    flags = ("--num_images", 5, "--image_size", 16)
+    a, b, c = (
+        written("photo_patches", tmp_path / str(i), *flags, "--seed", seed)[0]
+        for i, seed in enumerate((1, 1, 2))
+    )
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    "name, flags, words",
+    [
+        ("digits", ["--image_size", 7], ["--image_size is 7", "8"]),
+        ("digits", ["--split", "test"], ["--split", "heldout"]),
+        ("photo_patches", ["--image_size", 65, "--split", "heldout"], ["--image_size is 65", "64"]),
+        ("photo_patches", ["--num_images", 0], ["--num_images is 0"]),
+        ("photo_patches", ["--seed", -1], ["--seed is -1"]),
+    ],
+)
+def test_wrong_values_exit_with_two(tmp_path, name, flags, words):
+    done = script(name, "--out_dir", tmp_path / "x", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert all(word in done.stderr.splitlines()[-1] for word in words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_data_set_in_the_folder_is_left_alone(tmp_path):
+    (tmp_path / "keep.png").write_bytes(b"mine")
+    done = script("digits", "--out_dir", tmp_path, "--split", "heldout")
+    assert done.returncode == 2 and "keep.png" in done.stderr and "--out_dir" in done.stderr
+    assert os.listdir(tmp_path) == ["keep.png"]
+
+
+def test_the_same_command_may_be_repeated_from_anywhere(tmp_path):
+    flags = ("--out_dir", "here", "--num_images", 3)
+    first, second = (script("photo_patches", *flags, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == second.returncode == 0
+    assert str(tmp_path / "here") in second.stdout
+
+
+@pytest.mark.parametrize("name", ["digits", "photo_patches"])
+def test_help_has_a_sentence_and_a_default_for_every_flag(name):
+    options = script(name, "--help").stdout.split("options:")[1]
+    assert " ".join(options.split()).count("(default: ") == options.count("\n  --")

@@ -1,5 +1,6 @@
 """Checkpoint files: plain state dicts, the flags that lie beside them, and what tensor shapes reveal."""
 
+import dataclasses
 import io
 import json
 import re
@@ -9,11 +10,22 @@ import torch
 
 from . import dist_util, logger
 from .errors import UserError
-from .script_util import CHANNEL_MULTS, channel_multipliers
+from .flags import flag
+from .script_util import (
+    CHANNEL_MULTS,
+    SUPER_RES_CHANNEL_MULTS,
+    ClassifierFlags,
+    DiffusionFlags,
+    SuperResFlags,
+    UNetFlags,
+    attention_rates,
+    channel_multipliers,
+)
 
 # Flags of the network and the process that a user may set for one run, against what was trained.
 FREE_FLAGS = {
     "use_fp16",
+    "use_bf16",
     "classifier_use_fp16",
     "use_checkpoint",
     "dropout",
@@ -21,6 +33,14 @@ FREE_FLAGS = {
     "use_kl",
     "rescale_learned_sigmas",
 }
+
+
+@dataclasses.dataclass
+class CheckpointFlags:
+    """The diffusion checkpoint."""
+
+    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.")
+    override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.")
 
 
 def sidecar_path(path):
@@ -183,57 +203,145 @@ def _sizes(mult, attended, image_size, attention_flag):
     return {"image_size": image_size, attention_flag: ",".join(str(image_size // rate) for rate in attended)}
 
 
-# -- from a checkpoint and a command line to flags -------------------------------------------------
+# -- from a checkpoint and a command line to a network ---------------------------------------------
 
 
-def resolve(parsed, path, group, reveal, size_flag="image_size", override=False, flag="model_path"):
+def load_diffusion(parsed):
+    """The network and process of --model_path, for image_sample and its like.
+
+    :return: (the resolved Parsed flags, the UNetModel on this rank's device in eval mode, the SpacedDiffusion).
+    """
+    source = parsed[CheckpointFlags]
+    parsed = resolve(parsed, source.model_path, _names(UNetFlags, DiffusionFlags), flags_of_shapes, override=source.override)
+    unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
+    return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), process.create()
+
+
+def load_super_res(parsed):
+    """The network and process of --model_path of a super-resolution run; returns as `load_diffusion`."""
+    source = parsed[CheckpointFlags]
+    names = _names(UNetFlags, SuperResFlags, DiffusionFlags) - {"image_size"}
+    parsed = resolve(
+        parsed,
+        source.model_path,
+        names,
+        flags_of_shapes,
+        size_flag="large_size",
+        defaults=SUPER_RES_CHANNEL_MULTS,
+        override=source.override,
+    )
+    unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
+    model = parsed[SuperResFlags].create(unet, process.learn_sigma)
+    return parsed, _ready(model, source.model_path, unet.dtype), process.create()
+
+
+def load_classifier(parsed, path):
+    """The noisy classifier of --classifier_path, which has to fit the resolved flags of the diffusion network.
+
+    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
+    """
+    fixed = {"image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps"}
+    if parsed[UNetFlags].class_cond:
+        fixed.add("num_classes")
+    parsed = resolve(
+        parsed,
+        path,
+        _names(ClassifierFlags) | fixed,
+        classifier_flags_of_shapes,
+        override=parsed[CheckpointFlags].override,
+        flag="classifier_path",
+        fixed=fixed,
+    )
+    classifier = parsed[ClassifierFlags]
+    return parsed, _ready(classifier.create(), path, classifier.dtype, "classifier_path")
+
+
+def _names(*groups):
+    return {field.name for group in groups for field in dataclasses.fields(group)}
+
+
+def _ready(model, path, dtype, flag="model_path"):
+    load_into(model, path, flag)
+    model.to(dist_util.dev())
+    if dtype is not torch.float32:
+        model.convert_to(dtype)
+    return model.eval()
+
+
+def resolve(
+    parsed,
+    path,
+    names,
+    reveal,
+    *,
+    size_flag="image_size",
+    defaults=CHANNEL_MULTS,
+    override=False,
+    flag="model_path",
+    fixed=frozenset(),
+):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
-    Flags that lie beside the checkpoint decide; without those, its shapes do.
+    The flags beside the checkpoint speak for it; without those, its shapes do.
 
     :param parsed: the command line.
     :param path: of the checkpoint.
-    :param group: names of the flags that describe it.
+    :param names: of the flags that describe it.
     :param reveal: `flags_of_shapes` or `classifier_flags_of_shapes`.
     :param size_flag: the flag that states the network's image size.
+    :param defaults: {image size: channel multipliers}.
     :param override: let given flags win over those beside the checkpoint.
+    :param fixed: flags that count as given though the command line left them out.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
+    if not path:
+        raise UserError(f"--{flag} is not given; expected the path of a checkpoint (.pt)")
     values = parsed.values()
-    beside = {k: v for k, v in read_flags(path).items() if k in group}
-    given = {k: values[k] for k in parsed.given if k in group}
-    if beside:
-        source, known = sidecar_path(path), beside
-    else:
-        state = dist_util.load_state_dict(path)
-        size = given.get(size_flag)
-        try:
-            known = reveal(state, size)
-        except (KeyError, IndexError, ZeroDivisionError):
-            raise UserError(f"--{flag} {path} is not a checkpoint of such a network: its tensors have other names") from None
-        if "image_size" in known:
-            known[size_flag] = known.pop("image_size")
-        elif size_flag != "image_size" or size is None:
-            raise UserError(f"--{flag} {path} does not tell its image size: give --{size_flag}")
-        source = "its tensors"
-        known = {k: v for k, v in known.items() if k in group}
-    wrong = [] if override and beside else [
-        f"  --{k} is {given[k]!r}, the checkpoint has {known[k]!r}"
-        for k in sorted(given)
-        if k in known and k not in FREE_FLAGS and not _same(k, given[k], known[k], values, known, size_flag)
-    ]
-    if wrong:
-        hint = " (--override True insists)" if beside else ""
-        shown = wrong[:7] + ([f"  and {len(wrong) - 7} more"] if len(wrong) > 7 else [])
-        raise UserError("\n".join([f"--{flag} {path} contradicts the command line, by {source}{hint}:", *shown]))
-    logger.log(f"{path}: {len(known)} flags from {source}")
+    given = {k: values[k] for k in (parsed.given | fixed) & names}
+    known = {k: v for k, v in read_flags(path).items() if k in names}
+    source = sidecar_path(path) if known else "its tensors"
+    if not known:
+        known = _revealed(path, reveal, size_flag, given.get(size_flag), flag, names)
+    conflicts = _conflicts(given, known, size_flag, defaults)
+    if conflicts and not (override and source == sidecar_path(path)):
+        hint = "; --override True insists" if source == sidecar_path(path) else ""
+        shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
+        raise UserError("\n".join([f"--{flag} {path} is another network than the flags say (by {source}{hint}):", *shown]))
+    logger.log(f"{path}: flags by {source}")
     return parsed.with_values({**known, **given})
 
 
-def _same(name, given, known, values, all_known, size_flag):
-    if "attention_resolutions" in name:
-        return sorted(given.split(",")) == sorted(known.split(","))
-    if "channel_mult" in name:
-        size = all_known.get(size_flag)
-        return channel_multipliers(given, size) == channel_multipliers(known, size)
-    return given == known
+def _revealed(path, reveal, size_flag, size, flag, names):
+    try:
+        known = reveal(dist_util.load_state_dict(path), size)
+    except (KeyError, IndexError, ZeroDivisionError):
+        raise UserError(f"--{flag} {path} is not a checkpoint of such a network: its tensors have other names") from None
+    if "image_size" not in known:
+        raise UserError(f"--{flag} {path} does not tell its image size: give --{size_flag}")
+    known[size_flag] = known.pop("image_size")
+    return {k: v for k, v in known.items() if k in names}
+
+
+def _conflicts(given, known, size_flag, defaults):
+    """One line for each given flag that contradicts the known ones."""
+    lines = [
+        f"  --{k} is {given[k]!r}, the checkpoint has {known[k]!r}"
+        for k in sorted(given)
+        if k in known and k not in FREE_FLAGS and not _same(k, given, known, size_flag, defaults)
+    ]
+    size = given.get(size_flag)
+    mult = next((known[k] for k in known if k.endswith("channel_mult")), "")
+    if mult and size in defaults and not any(k.endswith("channel_mult") for k in given):
+        trained = next((s for s, m in defaults.items() if m == channel_multipliers(mult, s)), "another")
+        if defaults[size] != channel_multipliers(mult, size):
+            lines.append(f"  --{size_flag} is {size}, the checkpoint has {trained} (by its channel multipliers {mult})")
+    return lines
+
+
+def _same(name, given, known, size_flag, defaults):
+    size = known.get(size_flag)
+    if name.endswith("channel_mult"):
+        return channel_multipliers(given[name], size, defaults) == channel_multipliers(known[name], size, defaults)
+    if name.endswith("attention_resolutions"):
+        return attention_rates(given[name], size, name) == attention_rates(known[name], size, name)
+    return given[name] == known[name]

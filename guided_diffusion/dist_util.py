@@ -364,6 +364,7 @@ def abort(status):
     sys.stdout.flush()
     sys.stderr.flush()
     if _comm is not None:
+        time.sleep(0.5)  # mpirun drops what it has not yet passed on
         _comm.Abort(status)
     sys.exit(status)
 
@@ -373,10 +374,7 @@ def abort(status):
 
 def dev():
     """Return the torch.device of this process."""
-    global _device
-    if _device is None:
-        return choose_device(None, 0, torch.cuda.device_count())
-    return _device
+    return _device or choose_device(None, 0, torch.cuda.device_count())
 
 
 def rank():

@@ -47,10 +47,12 @@ class Parsed:
 
     :ivar groups: {group class: its object}.
     :ivar given: names of the flags that the command line gave.
+    :ivar absent: names of the fields that are no flags of this script.
     """
 
     groups: dict
     given: frozenset
+    absent: frozenset = frozenset()
 
     def __getitem__(self, group):
         return self.groups[group]
@@ -60,7 +62,7 @@ class Parsed:
         merged = {}
         for group in self.groups.values():
             merged.update(dataclasses.asdict(group))
-        return dict(sorted(merged.items()))
+        return {k: v for k, v in sorted(merged.items()) if k not in self.absent}
 
     def with_values(self, values):
         """The same with some flags replaced: {name: value}; `given` stays."""
@@ -68,7 +70,7 @@ class Parsed:
             cls: dataclasses.replace(group, **{k: v for k, v in values.items() if k in _names(cls)})
             for cls, group in self.groups.items()
         }
-        return Parsed(groups, self.given)
+        return Parsed(groups, self.given, self.absent)
 
 
 def _names(group):
@@ -87,11 +89,14 @@ def parser_for(groups, description, overrides=None):
     """
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     overrides = overrides or {}
+    seen = set()
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         for field in dataclasses.fields(group):
-            if field.name in overrides and overrides[field.name] is None:
+            # groups may share a flag, such as the image size of a network and its classifier
+            if field.name in seen or overrides.get(field.name, "") is None:
                 continue
+            seen.add(field.name)
             _add(section, field, overrides.get(field.name, field.default))
     return parser
 
@@ -121,10 +126,10 @@ def parse(argv, groups, description, overrides=None):
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(_unknown(unknown[0], parser))
-    given = vars(namespace)
-    values = {k: v for k, v in (overrides or {}).items() if v is not None} | given
+    given, overrides = vars(namespace), overrides or {}
+    values = {k: v for k, v in overrides.items() if v is not None} | given
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
-    return Parsed(made, frozenset(given))
+    return Parsed(made, frozenset(given), frozenset(k for k, v in overrides.items() if v is None))
 
 
 def _unknown(argument, parser):

@@ -1,5 +1,8 @@
 """Training in lower precision: autocast, float32 weights, and a loss scale for float16."""
 
+import contextlib
+import math
+
 import torch
 
 INITIAL_LG_LOSS_SCALE = 20.0
@@ -13,20 +16,25 @@ class MixedPrecisionTrainer:
     `fp16_scale_growth` a step. A step with a non-finite gradient changes no weight.
 
     :param model: the network.
-    :param use_fp16, use_bf16: at most one of them; neither computes in float32.
+    :param dtype: torch.float32, torch.float16 or torch.bfloat16.
     """
 
-    def __init__(self, model, use_fp16=False, use_bf16=False, fp16_scale_growth=1e-3):
+    def __init__(self, model, dtype=torch.float32, fp16_scale_growth=1e-3):
         self.params = [p for p in model.parameters() if p.requires_grad]
-        self.use_fp16 = use_fp16
-        self.dtype = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
+        self.dtype = dtype
         self.fp16_scale_growth = fp16_scale_growth
-        self.lg_loss_scale = INITIAL_LG_LOSS_SCALE if use_fp16 else 0.0
+        self.lg_loss_scale = INITIAL_LG_LOSS_SCALE if self.scales_loss else 0.0
+
+    @property
+    def scales_loss(self):
+        """Whether the loss is scaled: under float16 alone."""
+        return self.dtype is torch.float16
 
     def autocast(self):
         """The context of the forward pass."""
-        device = self.params[0].device.type
-        return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None)
+        if self.dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.params[0].device.type, dtype=self.dtype)
 
     def backward(self, loss):
         """Accumulate gradients of a scalar loss."""
@@ -41,10 +49,10 @@ class MixedPrecisionTrainer:
         torch._foreach_mul_(grads, 2**-self.lg_loss_scale)
         grad_norm = torch.nn.utils.get_total_norm(grads).item()
         param_norm = torch.nn.utils.get_total_norm(self.params).item()
-        stepped = torch.isfinite(torch.tensor(grad_norm)).item()
+        stepped = math.isfinite(grad_norm)
         if stepped:
             optimizer.step()
-        if self.use_fp16:
+        if self.scales_loss:
             self.lg_loss_scale += self.fp16_scale_growth if stepped else -1
         optimizer.zero_grad(set_to_none=True)
         return stepped, grad_norm, param_norm

@@ -102,6 +102,10 @@ class GaussianDiffusion:
         """Training timesteps of step indices t [N]; index -1 is the data, num_timesteps pure noise."""
         return self._times.to(t.device)[t + 1]
 
+    def network_time(self, t):
+        """What networks and classifiers are given for step indices t [N]."""
+        return network_time(self._time(t), self.schedule, self.rescale_timesteps)
+
     def adapter(self, model, model_kwargs=None):
         """The NetworkDenoiser of a network; a NetworkDenoiser passes unchanged."""
         if isinstance(model, NetworkDenoiser):
@@ -340,9 +344,10 @@ class GaussianDiffusion:
         return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)
 
     @torch.no_grad()
-    def calc_bpd_loop(self, model, x_start, clip_denoised=True, model_kwargs=None):
+    def calc_bpd_loop(self, model, x_start, clip_denoised=True, model_kwargs=None, draw=torch.randn_like):
         """The variational bound of images, term by term.
 
+        :param draw: draws the noise of each step, like x_start.
         :return: dict of `total_bpd` [N], `prior_bpd` [N] (bits per dimension), and, noisiest step first,
             `vb` (bits per dimension), `xstart_mse`, `mse` (of eps), each [N, num_timesteps].
         """
@@ -350,7 +355,7 @@ class GaussianDiffusion:
         terms = {"vb": [], "xstart_mse": [], "mse": []}
         for i in reversed(range(self.num_timesteps)):
             t = torch.full((x_start.shape[0],), i, device=x_start.device)
-            noise = torch.randn_like(x_start)
+            noise = draw(x_start)
             prediction = denoise(self.q_sample(x_start, t, noise), self._time(t))
             terms["vb"].append(self._bound(prediction, x_start, t))
             terms["xstart_mse"].append(mean_flat((prediction.x0 - x_start) ** 2))

@@ -20,15 +20,10 @@ from .solvers import SOLVERS
 class SampleFlags:
     """Sampling."""
 
-    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.")
     num_samples: int = flag(10000, "Number of images in all.")
     batch_size: int = flag(16, "Images computed at once on a rank.")
-    solver: str = flag("", "How a step is taken; empty is ddpm, or ddim with --use_ddim True.", choices=("", *SOLVERS))
-    use_ddim: bool = flag(False, "The published spelling of --solver ddim.")
-    eta: float = flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.")
     clip_denoised: bool = flag(True, "Clip the predicted clean images to the pixel range at each step.")
     seed: int = flag(0, "Seed; with its index it decides an image.")
-    override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.")
 
     def __post_init__(self):
         for name in ("num_samples", "batch_size"):
@@ -36,15 +31,27 @@ class SampleFlags:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}; expected 0 or more")
+
+
+@dataclass
+class SolverFlags:
+    """The solver."""
+
+    solver: str = flag("", "How a step is taken; empty is ddpm, or ddim with --use_ddim True.", choices=("", *SOLVERS))
+    use_ddim: bool = flag(False, "The published spelling of --solver ddim.")
+    eta: float = flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.")
+
+    def __post_init__(self):
         if self.use_ddim and self.solver not in ("", "ddim"):
             raise UserError(f"--use_ddim True contradicts --solver {self.solver}")
-        if self.eta and self.solver_name != "ddim":
+        if self.eta and self.name != "ddim":
             raise UserError(f"--eta {self.eta} is read by --solver ddim alone")
         if not 0 <= self.eta <= 1:
             raise UserError(f"--eta is {self.eta}; expected 0 to 1")
 
     @property
-    def solver_name(self):
+    def name(self):
+        """The solver's name in SOLVERS."""
         return self.solver or ("ddim" if self.use_ddim else "ddpm")
 
 
@@ -83,7 +90,7 @@ def _generator(seed, index):
 
 
 def chosen_classes(text, num_classes):
-    """The classes [K] of "3,7", or None for all.
+    """The classes [K] of "3,7"; empty for all.
 
     :raises UserError: for one outside 0..num_classes-1.
     """
@@ -91,94 +98,106 @@ def chosen_classes(text, num_classes):
     wrong = [c for c in classes if not 0 <= c < num_classes]
     if wrong:
         raise UserError(f"--classes has {wrong[0]}; expected 0 to {num_classes - 1}")
-    return classes or None
+    return classes
 
 
 def labels_of(noise, indices, classes, num_classes):
-    """Labels int64 [N] of images: `classes` in turn by index, or drawn where that is None."""
-    if classes is None:
+    """Labels int64 [N] of images: `classes` in turn by index, or drawn where there are none."""
+    if not classes:
         return noise.label(num_classes)
     return torch.tensor([classes[i % len(classes)] for i in indices])
 
 
-def make_images(diffusion, model, flags, noise, shape, model_kwargs=None, cond_fn=None):
+def make_images(diffusion, model, solver_flags, noise, shape, clip_denoised=True, model_kwargs=None, cond_fn=None):
     """Images [N, C, H, W] in about [-1, 1] of one batch.
 
-    :param flags: SampleFlags.
+    :param solver_flags: SolverFlags.
     :param noise: IndexedNoise, which draws the start and each step's noise.
     :param shape: (C, H, W).
     :param cond_fn: gradient for guidance, or None.
     """
     x = noise.normal(*shape).to(dist_util.dev())
-    if flags.solver_name == "ddpm":
+    if solver_flags.name == "ddpm":
         solver = diffusion.ddpm(cond_fn, model_kwargs)
         cond_fn = None
     else:
-        solver = diffusion.ddim(flags.eta)
-    denoise = diffusion.denoiser(model, flags.clip_denoised, None, cond_fn, model_kwargs)
+        solver = diffusion.ddim(solver_flags.eta)
+    denoise = diffusion.denoiser(model, clip_denoised, None, cond_fn, model_kwargs)
     for record in diffusion.sample_records(solver, denoise, x, noise):
         x = record.x
     return x
 
 
 def generate(flags, make_batch):
-    """All images of a run, on rank 0: (uint8 [num_samples, H, W, C], int64 labels or None); (None, None) elsewhere.
+    """Everything that a run makes, on rank 0: {name: array [num_samples, ...]}; None on other ranks.
 
-    Batches of consecutive indices are dealt to the ranks in turn.
+    Batches of consecutive indices are dealt to the ranks in turn, so that a batch holds the same
+    images on any number of ranks.
 
     :param flags: SampleFlags.
-    :param make_batch: `indices -> (images [N, C, H, W] in [-1, 1], labels [N] or None)`.
+    :param make_batch: `indices -> {name: numpy array [len(indices), ...]}`.
     """
     rank, size = dist_util.rank(), dist_util.world_size()
     starts = range(0, flags.num_samples, flags.batch_size)
     batches = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
-    images, labels = [], []
+    parts = []
     with tqdm(total=flags.num_samples, unit="image", disable=not dist_util.is_main()) as bar:
         for first in range(0, len(batches), size):
-            mine = batches[first + rank] if first + rank < len(batches) else ()
-            made, label = make_batch(mine) if mine else (None, None)
-            part = None if made is None else (to_uint8(made), None if label is None else label.cpu().numpy())
-            for done in filter(None, dist_util.gather_object(part) or ()):
-                images.append(done[0])
-                labels.append(done[1])
-                bar.update(len(done[0]))
+            mine = batches[first : first + size][rank : rank + 1]
+            made = dist_util.gather_object(make_batch(mine[0]) if mine else None)
+            parts += [part for part in made or () if part]
+            bar.update(min(flags.num_samples, (first + size) * flags.batch_size) - bar.n)
     if not dist_util.is_main():
-        return None, None
-    return np.concatenate(images), None if labels[0] is None else np.concatenate(labels)
+        return None
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def save_samples(images, labels=None, columns=None):
-    """Write `samples_NxHxWx3.npz` and a PNG grid of up to 100 of the images to the output folder.
+def as_arrays(images, labels=None):
+    """A batch as it is saved: arr_0 uint8 [N, H, W, 3] and, with labels [N], arr_1 int64."""
+    arrays = {"arr_0": to_uint8(images)}
+    return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
-    :param images: uint8 [N, H, W, 3], stored as arr_0.
-    :param labels: int64 [N], stored as arr_1; or None.
+
+def save_samples(arrays, name=None):
+    """Write an npz and a PNG grid of up to 100 of its images to the output folder.
+
+    :param arrays: as `as_arrays`; None, on ranks other than 0, writes nothing.
+    :param name: of the npz; default `samples_NxHxWx3.npz`.
     """
-    path = bf.join(logger.get_dir(), f"samples_{'x'.join(map(str, images.shape))}.npz")
-    data = io.BytesIO()
-    np.savez(data, images) if labels is None else np.savez(data, images, labels)
-    with bf.BlobFile(path, "wb") as f:
-        f.write(data.getbuffer())
+    if arrays is None:
+        return
+    shape = "x".join(map(str, arrays["arr_0"].shape))
+    path = bf.join(logger.get_dir(), name or f"samples_{shape}.npz")
+    save_npz(path, arrays)
     picture = path[: -len(".npz")] + ".png"
-    save_grid(picture, images[:100], columns)
+    save_grid(picture, arrays["arr_0"][:100])
     logger.log(f"saved {path}")
     logger.log(f"saved {picture}")
 
 
-def preview_sampler(process, unet, images=16, steps=25):
-    """`model -> uint8 [images, H, W, 3]` for the previews of training: DDIM with fixed seeds.
+def save_npz(path, arrays):
+    """Write {name: array} to any path blobfile writes."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    with bf.BlobFile(path, "wb") as f:
+        f.write(data.getbuffer())
+
+
+def preview_sampler(process, shape, model_kwargs, steps=25):
+    """`model -> uint8 [N, H, W, 3]` for the previews of training: DDIM with fixed seeds.
 
     :param process: DiffusionFlags.
-    :param unet: UNetFlags; classes are shown in turn.
+    :param shape: (N, 3, H, W).
+    :param model_kwargs: what the network is given besides, tensors [N, ...].
     :param steps: of DDIM, at most.
     """
     kept = str(min(steps, process.diffusion_steps))
     diffusion = dataclasses.replace(process, timestep_respacing=kept).create()
-    flags = SampleFlags(num_samples=images, use_ddim=True)
+    solver = SolverFlags(use_ddim=True)
 
     def preview(model):
-        noise = IndexedNoise(flags.seed, range(images))
-        kwargs = {"y": torch.arange(images, device=dist_util.dev()) % unet.num_classes} if unet.class_cond else {}
-        shape = (3, unet.image_size, unet.image_size)
-        return to_uint8(make_images(diffusion, model, flags, noise, shape, kwargs))
+        noise = IndexedNoise(0, range(shape[0]))
+        kwargs = {k: v.to(dist_util.dev()) for k, v in model_kwargs.items()}
+        return to_uint8(make_images(diffusion, model, solver, noise, shape[1:], model_kwargs=kwargs))
 
     return preview

@@ -111,10 +111,11 @@ def load_superres_data(*, large_size, small_size, **kwargs):
         raise UserError(
             f"--small_size is {small_size}, expected at most --large_size, which is {large_size}."
         )
-    return _with_low_res(load_data(image_size=large_size, **kwargs), small_size)
+    return with_low_res(load_data(image_size=large_size, **kwargs), small_size)
 
 
-def _with_low_res(data, small_size):
+def with_low_res(data, small_size):
+    """The stream `data` of (images, extra) with extra["low_res"], the images shrunk by area."""
     for images, extra in data:
         yield images, {"low_res": F.interpolate(images, small_size, mode="area"), **extra}
 
@@ -210,7 +211,7 @@ class ImageDataset(Dataset):
         self.labels = self.class_names = self.class_source = None
 
         if self.data_dir.lower().endswith(".npz"):
-            self.images, labels = _read_npz(self.data_dir)
+            self.images, labels = read_npz(self.data_dir)
             if class_cond:
                 self.class_source = "arr_1"
                 self.labels, self.class_names = _npz_classes(self.data_dir, labels, len(self.images))
@@ -346,21 +347,21 @@ def _all_or_refuse(paths, fine, expected):
             raise UserError(f"--class_cond is True, but {path} names no class; expected it {expected}.")
 
 
-def _read_npz(path):
-    """(arr_0 uint8 [N, H, W, 3], arr_1 or None) of an .npz file."""
+def read_npz(path, source="data_dir"):
+    """(arr_0 uint8 [N, H, W, 3], arr_1 or None) of an .npz file that --`source` names."""
     try:
         # Not streamed: a zip file is read from its end.
         with bf.BlobFile(path, "rb", streaming=False) as file, np.load(file, allow_pickle=False) as npz:
             arrays = {key: npz[key] for key in ("arr_0", "arr_1") if key in npz.files}
             found = ", ".join(npz.files) or "nothing"
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--data_dir {path} is not a readable .npz file ({error}).") from error
+        raise UserError(f"--{source} {path} is not a readable .npz file ({error}).") from error
     if "arr_0" not in arrays:
-        raise UserError(f"--data_dir {path} holds {found}, expected the images under arr_0.")
+        raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0.")
     images = arrays["arr_0"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
         raise UserError(
-            f"--data_dir {path}: arr_0 is {images.dtype} {list(images.shape)}, "
+            f"--{source} {path}: arr_0 is {images.dtype} {list(images.shape)}, "
             "expected at least one image as uint8 [N, H, W, 3]."
         )
     return images, arrays.get("arr_1")

@@ -148,24 +148,24 @@ def _to_terminal(text):
     print(text, end="", flush=True)
 
 
-def _make_writer(format, folder, suffix):
-    if format == "stdout":
+def _make_writer(kind, folder, suffix):
+    if kind == "stdout":
         return TableWriter(_to_terminal)
-    if format == "log":
+    if kind == "log":
         path = _join(folder, f"log{suffix}.txt")
         return TableWriter(lambda text: _append(path, text))
-    if format == "json":
+    if kind == "json":
         return JsonWriter(_join(folder, f"progress{suffix}.json"))
-    if format == "csv":
+    if kind == "csv":
         return CsvWriter(_join(folder, f"progress{suffix}.csv"))
     return TensorBoardWriter(_join(folder, f"tb{suffix}"))
 
 
 def _check_formats(formats):
     """Return the formats that can be had, and a warning or None."""
-    for format in formats:
-        if format not in ("stdout", "log", "json", "csv", "tensorboard"):
-            raise UserError(f"log format {format!r} is unknown, expected stdout, log, json, csv or tensorboard")
+    for kind in formats:
+        if kind not in ("stdout", "log", "json", "csv", "tensorboard"):
+            raise UserError(f"log format {kind!r} is unknown, expected stdout, log, json, csv or tensorboard")
     if "tensorboard" in formats and importlib.util.find_spec("tensorboard") is None:
         return [f for f in formats if f != "tensorboard"], "no TensorBoard logs: pip install tensorboard"
     return formats, None

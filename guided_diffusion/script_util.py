@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, fields
 
+import torch
+
 from . import gaussian_diffusion as gd
 from .errors import UserError
 from .flags import flag, int_list, str2bool
@@ -45,7 +47,7 @@ class DiffusionFlags:
     def create(self):
         """The SpacedDiffusion of these flags."""
         return create_gaussian_diffusion(
-            steps=self.diffusion_steps, **{k: v for k, v in asdict(self).items() if k != "diffusion_steps"}
+            steps=self.diffusion_steps, **_without(asdict(self), "diffusion_steps")
         )
 
 
@@ -68,16 +70,24 @@ class UNetFlags:
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
     resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")
     use_fp16: bool = flag(False, "Compute the network in float16.")
+    use_bf16: bool = flag(False, "Compute the network in bfloat16.")
     use_new_attention_order: bool = flag(False, "Order of q, k, v and heads in attention, as some checkpoints have it.")
 
     def __post_init__(self):
         _check_range("dropout", self.dropout, 0, 1)
         for name in ("image_size", "num_channels", "num_res_blocks", "num_classes"):
             _check_positive(name, getattr(self, name))
+        if self.use_fp16 and self.use_bf16:
+            raise UserError("--use_fp16 True and --use_bf16 True exclude each other; expected one of them")
+
+    @property
+    def dtype(self):
+        """What the network computes in: torch.float16, torch.bfloat16 or torch.float32."""
+        return torch.float16 if self.use_fp16 else torch.bfloat16 if self.use_bf16 else torch.float32
 
     def create(self, learn_sigma):
-        """The UNetModel of these flags."""
-        return create_model(learn_sigma=learn_sigma, **asdict(self))
+        """The UNetModel of these flags, its weights in float32."""
+        return create_model(learn_sigma=learn_sigma, **_without(asdict(self), "use_bf16"))
 
 
 @dataclass
@@ -92,6 +102,11 @@ class SuperResFlags:
         _check_positive("small_size", self.small_size)
         if self.small_size > self.large_size:
             raise UserError(f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that")
+
+    def create(self, unet, learn_sigma):
+        """The SuperResModel of these sizes and UNetFlags (whose image size counts for nothing)."""
+        values = _without(asdict(unet), "image_size", "use_bf16")
+        return sr_create_model(self.large_size, self.small_size, learn_sigma=learn_sigma, **values)
 
 
 @dataclass
@@ -118,9 +133,18 @@ class ClassifierFlags:
         for name in ("image_size", "num_classes", "classifier_width", "classifier_depth"):
             _check_positive(name, getattr(self, name))
 
+    @property
+    def dtype(self):
+        """What the classifier computes in: torch.float16 or torch.float32."""
+        return torch.float16 if self.classifier_use_fp16 else torch.float32
+
     def create(self):
-        """The EncoderUNetModel of these flags."""
+        """The EncoderUNetModel of these flags, its weights in float32."""
         return create_classifier(**asdict(self))
+
+
+def _without(values, *names):
+    return {k: v for k, v in values.items() if k not in names}
 
 
 def _check_positive(name, value):
@@ -158,8 +182,7 @@ def classifier_and_diffusion_defaults():
 
 def sr_model_and_diffusion_defaults():
     """Defaults of the super-resolution network's and the diffusion's flags."""
-    unet = asdict(UNetFlags())
-    del unet["image_size"]
+    unet = _without(asdict(UNetFlags()), "image_size")
     return {**asdict(SuperResFlags()), **unet, **diffusion_defaults()}
 
 
@@ -178,9 +201,7 @@ def create_classifier_and_diffusion(**values):
 def sr_create_model_and_diffusion(**values):
     """(SuperResModel, SpacedDiffusion) of flags as `sr_model_and_diffusion_defaults` names them."""
     sizes, model, diffusion = _split(values, SuperResFlags, UNetFlags, DiffusionFlags)
-    unet = asdict(model)
-    del unet["image_size"]
-    return sr_create_model(**asdict(sizes), **unet, learn_sigma=diffusion.learn_sigma), diffusion.create()
+    return sizes.create(model, diffusion.learn_sigma), diffusion.create()
 
 
 def _split(values, *groups):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import blobfile as bf
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from . import checkpoints, dist_util, logger
 from .errors import UserError
@@ -34,7 +35,6 @@ class TrainFlags:
     save_interval: int = flag(10000, "Steps between checkpoints.")
     sample_interval: int = flag(0, "Steps between picture grids of moving-average samples; 0 draws none.")
     resume_checkpoint: str = flag("", "Path of a modelNNNNNN.pt to go on from.")
-    use_bf16: bool = flag(False, "Compute the network in bfloat16.")
     fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.")
     seed: int = flag(0, "Seed of the data order, the noise and the timesteps.")
 
@@ -108,18 +108,54 @@ class DiffusionObjective:
     def __init__(self, diffusion, sampler):
         self.diffusion = diffusion
         self.sampler = sampler
+        self.num_timesteps = diffusion.num_timesteps
 
     def __call__(self, model, batch, cond):
-        """Weighted losses [N] by name, "loss" among them, and the timesteps [N] they belong to."""
+        """The loss [N], what to log {name: [N]}, and the timesteps [N] they belong to."""
         t, weights = self.sampler.sample(batch.shape[0], batch.device)
         terms = self.diffusion.training_losses(model, batch, t, model_kwargs=cond)
         if isinstance(self.sampler, LossAwareSampler):
             self.sampler.update_with_local_losses(t, terms["loss"].detach())
-        return {name: values * weights for name, values in terms.items()}, t
+        terms = {name: values * weights for name, values in terms.items()}
+        return terms["loss"], terms, t
 
-    @property
-    def num_timesteps(self):
-        return self.diffusion.num_timesteps
+
+class ClassifierObjective:
+    """Cross entropy of a classifier of noisy images, and its accuracy.
+
+    :param diffusion: the GaussianDiffusion whose noise the images get.
+    :param sampler: a ScheduleSampler.
+    :param noised: False leaves the images clean, at timestep 0.
+    :param split: "train" or "val", which the logged names begin with.
+    """
+
+    def __init__(self, diffusion, sampler, noised=True, split="train"):
+        self.diffusion = diffusion
+        self.sampler = sampler
+        self.noised = noised
+        self.split = split
+        self.num_timesteps = diffusion.num_timesteps
+
+    def __call__(self, model, batch, cond):
+        """The loss [N], what to log {name: [N]}, and the timesteps [N] they belong to."""
+        labels = cond["y"]
+        if self.noised:
+            t, weights = self.sampler.sample(batch.shape[0], batch.device)
+            batch = self.diffusion.q_sample(batch, t)
+        else:
+            t, weights = torch.zeros_like(labels), torch.ones_like(labels, dtype=torch.float32)
+        logits = model(batch, self.diffusion.network_time(t)).float()
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        if self.noised and self.split == "train" and isinstance(self.sampler, LossAwareSampler):
+            self.sampler.update_with_local_losses(t, loss.detach())
+        terms = {"loss": loss.detach(), "acc@1": _hits(logits, labels, 1), "acc@5": _hits(logits, labels, 5)}
+        return loss * weights, {f"{self.split}_{name}": value for name, value in terms.items()}, t
+
+
+def _hits(logits, labels, k):
+    """1 where the label [N] is among the k largest logits [N, K], else 0."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(dim=1).float()
 
 
 class TrainLoop:
@@ -128,17 +164,26 @@ class TrainLoop:
     With several ranks each computes its own batch, and gradients are averaged over the ranks.
 
     :param model: the network, on its device.
-    :param objective: `(model, batch, cond) -> ({name: losses [N]}, t [N])` with `num_timesteps`.
+    :param objective: `(model, batch, cond) -> (loss [N], {name: [N]} to log, t [N])` with `num_timesteps`.
     :param data: endless iterator of (batch [N, C, ...], cond: dict of tensors or arrays [N, ...]).
     :param flags: TrainFlags.
     :param resolved: {flag: value} to lie beside each checkpoint.
-    :param use_fp16: compute in float16 with a loss scale.
+    :param dtype: what the network computes in; torch.float16 comes with a loss scale.
     :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
-    :param validate: called with the model before each log line, to log what it finds; or None.
+    :param after_step: called with the number of steps done, to log more; or None.
     """
 
     def __init__(
-        self, *, model, objective, data, flags, resolved, use_fp16=False, preview=None, validate=None
+        self,
+        *,
+        model,
+        objective,
+        data,
+        flags,
+        resolved,
+        dtype=torch.float32,
+        preview=None,
+        after_step=None,
     ):
         self.model = model
         self.objective = objective
@@ -146,14 +191,12 @@ class TrainLoop:
         self.flags = flags
         self.resolved = resolved
         self.preview = preview
-        self.validate = validate
+        self.after_step = after_step
         self.device = next(model.parameters()).device
-        if use_fp16 and flags.use_bf16:
-            raise UserError("--use_fp16 True and --use_bf16 True exclude each other; expected one of them")
         self.step = flags.first_step()
         if flags.resume_checkpoint:
             checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
-        self.mp_trainer = MixedPrecisionTrainer(model, use_fp16, flags.use_bf16, flags.fp16_scale_growth)
+        self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth)
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         if flags.resume_checkpoint:
@@ -189,9 +232,9 @@ class TrainLoop:
             self.step += 1
             samples = self.step * batch.shape[0] * dist_util.world_size()
             clock.images += batch.shape[0] * dist_util.world_size()
+            if self.after_step is not None:
+                self.after_step(self.step)
             if self.step % self.flags.log_interval == 0 or clock.first or self.step == last:
-                if self.validate is not None:
-                    self.validate(self.model)
                 logger.logkv("step", self.step)
                 logger.logkv("samples", samples)
                 clock.log(self.step)
@@ -216,13 +259,13 @@ class TrainLoop:
             wait = start != starts[-1] and self.ddp_model is not self.model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
                 with self.mp_trainer.autocast():
-                    losses, t = self.objective(self.ddp_model, x, micro_cond)
-                self.mp_trainer.backward(losses["loss"].mean() * (len(x) / len(batch)))
-            log_loss_dict(self.objective.num_timesteps, t, losses)
+                    loss, terms, t = self.objective(self.ddp_model, x, micro_cond)
+                self.mp_trainer.backward(loss.mean() * (len(x) / len(batch)))
+            log_loss_dict(self.objective.num_timesteps, t, terms)
         stepped, grad_norm, param_norm = self.mp_trainer.optimize(self.opt)
         logger.logkv_mean("grad_norm", grad_norm)
         logger.logkv_mean("param_norm", param_norm)
-        if self.mp_trainer.use_fp16:
+        if self.mp_trainer.scales_loss:
             logger.logkv("lg_loss_scale", self.mp_trainer.lg_loss_scale)
         if stepped:
             for rate, params in self.ema.items():
@@ -307,7 +350,7 @@ class _Clock:
 
 
 def log_loss_dict(num_timesteps, t, losses):
-    """Log the mean of each loss [N], and its mean within each quartile of the timesteps t [N]."""
+    """Log the mean of each term [N], and its mean within each quartile of the timesteps t [N]."""
     quartiles = (4 * t // num_timesteps).tolist()
     for name, values in losses.items():
         values = values.detach().float()

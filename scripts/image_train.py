@@ -4,6 +4,8 @@ python scripts/image_train.py --data_dir data/digits --image_size 16 --class_con
 mpirun -n 2 python scripts/image_train.py --data_dir data/digits --image_size 16 --batch_size 32 --iterations 5000
 """
 
+import torch
+
 from guided_diffusion import dist_util, launch
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
@@ -14,25 +16,22 @@ from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoo
 
 def main(parsed):
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
-    model = unet.create(process.learn_sigma)
-    diffusion = process.create()
+    model, diffusion = unet.create(process.learn_sigma), process.create()
     data = training_data(parsed[DataFlags], settings, unet.image_size, unet.class_cond, unet.num_classes)
     if not launch.announce(parsed):
         return
     seed_everything(settings)
-    model.to(dist_util.dev())
+    labels = {"y": torch.arange(16) % unet.num_classes} if unet.class_cond else {}
     TrainLoop(
-        model=model,
+        model=model.to(dist_util.dev()),
         objective=DiffusionObjective(diffusion, parsed[SamplerFlags].create(diffusion)),
         data=data,
         flags=settings,
         resolved=parsed.values(),
-        use_fp16=unet.use_fp16,
-        preview=preview_sampler(process, unet),
+        dtype=unet.dtype,
+        preview=preview_sampler(process, (16, 3, unet.image_size, unet.image_size), labels),
     ).run_loop()
 
 
 if __name__ == "__main__":
-    launch.run(
-        "image_train", __doc__, [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags], main
-    )
+    launch.run("image_train", __doc__, [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags], main)

@@ -1,0 +1,71 @@
+"""Sample images under the guidance of a classifier of noisy images.
+
+mpirun -n 2 python scripts/classifier_sample.py --model_path models/digits16.pt \\
+    --classifier_path models/digits16_classifier.pt --classifier_scale 1 --num_samples 100 --timestep_respacing 50
+"""
+
+from dataclasses import dataclass
+
+from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import flag
+from guided_diffusion.generate import (
+    ClassFlags,
+    IndexedNoise,
+    SampleFlags,
+    SolverFlags,
+    as_arrays,
+    chosen_classes,
+    generate,
+    labels_of,
+    make_images,
+    save_samples,
+)
+from guided_diffusion.methods.classifier_guidance import ClassifierGradient
+from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags, UNetFlags
+
+
+@dataclass
+class GuidanceFlags:
+    """Classifier guidance."""
+
+    classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
+    classifier_scale: float = flag(1.0, "Weight of the classifier's gradient; 0 is no guidance.")
+
+    def __post_init__(self):
+        if self.classifier_scale < 0:
+            raise UserError(f"--classifier_scale is {self.classifier_scale}; expected 0 or more")
+
+
+def main(parsed):
+    guidance = parsed[GuidanceFlags]
+    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    parsed, classifier = checkpoints.load_classifier(parsed, guidance.classifier_path)
+    flags, unet, num_classes = parsed[SampleFlags], parsed[UNetFlags], parsed[ClassifierFlags].num_classes
+    classes = chosen_classes(parsed[ClassFlags].classes, num_classes)
+    if not launch.announce(parsed):
+        return
+    gradient = ClassifierGradient(classifier, guidance.classifier_scale)
+
+    def make_batch(indices):
+        noise = IndexedNoise(flags.seed, indices)
+        y = labels_of(noise, indices, classes, num_classes).to(dist_util.dev())
+        images = make_images(
+            diffusion,
+            model,
+            parsed[SolverFlags],
+            noise,
+            (3, unet.image_size, unet.image_size),
+            flags.clip_denoised,
+            model_kwargs={"y": y} if unet.class_cond else {},
+            cond_fn=lambda x, t, **_: gradient(x, t, y),
+        )
+        return as_arrays(images, y)
+
+    save_samples(generate(flags, make_batch))
+
+
+if __name__ == "__main__":
+    groups = [CheckpointFlags, GuidanceFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, ClassifierFlags, DiffusionFlags]
+    launch.run("classifier_sample", __doc__, groups, main)

@@ -1,0 +1,63 @@
+"""Bits per dimension of images under a diffusion network, by the variational bound.
+
+mpirun -n 2 python scripts/image_nll.py --model_path models/digits16.pt --data_dir data/digits_heldout \\
+    --num_samples 360 --batch_size 60 --timestep_respacing 100
+"""
+
+from dataclasses import replace
+
+import blobfile as bf
+import numpy as np
+import torch
+
+from guided_diffusion import checkpoints, dist_util, launch, logger
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.generate import IndexedNoise, SampleFlags, generate, save_npz
+from guided_diffusion.image_datasets import DataFlags, describe
+from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+
+PUBLISHED_DEFAULTS = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
+
+
+def main(parsed):
+    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    flags, unet, data = parsed[SampleFlags], parsed[UNetFlags], replace(parsed[DataFlags], random_flip=False)
+    dataset = data.dataset(unet.image_size, unet.class_cond, unet.num_classes)
+    logger.log(describe(dataset))
+    if not launch.announce(parsed):
+        return
+
+    def make_batch(indices):
+        images, extra = torch.utils.data.default_collate([dataset[i % len(dataset)] for i in indices])
+        kwargs = {k: v.to(dist_util.dev()) for k, v in extra.items()}
+        terms = diffusion.calc_bpd_loop(
+            model,
+            images.to(dist_util.dev()),
+            clip_denoised=flags.clip_denoised,
+            model_kwargs=kwargs,
+            draw=IndexedNoise(flags.seed, indices),
+        )
+        return {name: values.cpu().numpy() for name, values in terms.items()}
+
+    terms = generate(flags, make_batch)
+    if terms is not None:
+        report(terms)
+
+
+def report(terms):
+    """Log bits per dimension with their standard error, and save the mean of each term at each step, noisiest first."""
+    total = terms["total_bpd"]
+    error = total.std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else float("nan")
+    logger.log(
+        f"{len(total)} images: {total.mean():.4f} +- {error:.4f} bits/dim "
+        f"(prior {terms['prior_bpd'].mean():.4f}, bound {terms['vb'].sum(axis=1).mean():.4f})"
+    )
+    for name in ("vb", "mse", "xstart_mse"):
+        path = bf.join(logger.get_dir(), f"{name}_terms.npz")
+        save_npz(path, {"arr_0": terms[name].mean(axis=0)})
+        logger.log(f"saved {path}")
+
+
+if __name__ == "__main__":
+    groups = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]
+    launch.run("image_nll", __doc__, groups, main, overrides=PUBLISHED_DEFAULTS)

@@ -1,0 +1,49 @@
+"""Sample images from a diffusion network.
+
+mpirun -n 2 python scripts/image_sample.py --model_path models/digits16.pt --num_samples 100 --timestep_respacing 50
+python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --solver ddim --timestep_respacing ddim25
+"""
+
+from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.errors import UserError
+from guided_diffusion.generate import (
+    ClassFlags,
+    IndexedNoise,
+    SampleFlags,
+    SolverFlags,
+    as_arrays,
+    chosen_classes,
+    generate,
+    labels_of,
+    make_images,
+    save_samples,
+)
+from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+
+GROUPS = [CheckpointFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, DiffusionFlags]
+
+
+def main(parsed, name=None):
+    """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWx3.npz."""
+    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    flags, unet = parsed[SampleFlags], parsed[UNetFlags]
+    if parsed[ClassFlags].classes and not unet.class_cond:
+        raise UserError(f"--classes has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes")
+    classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
+    if not launch.announce(parsed):
+        return
+
+    def make_batch(indices):
+        noise, kwargs = IndexedNoise(flags.seed, indices), {}
+        if unet.class_cond:
+            kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
+        shape = (3, unet.image_size, unet.image_size)
+        images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
+        return as_arrays(images, kwargs.get("y"))
+
+    save_samples(generate(flags, make_batch), name and name(parsed))
+
+
+if __name__ == "__main__":
+    launch.run("image_sample", __doc__, GROUPS, main)

@@ -1,0 +1,36 @@
+"""Sample images as image_sample does, into a file named after the model, the data and the steps.
+
+python scripts/image_sample_1gpu.py --model_path models/digits16.pt --timestep_respacing ddim5 --use_ddim True \\
+    --model_type adm --data_type digits16 --out_dir runs/digits
+"""
+
+from dataclasses import dataclass
+
+import image_sample
+from guided_diffusion import launch
+from guided_diffusion.flags import flag
+from guided_diffusion.script_util import DiffusionFlags
+
+
+@dataclass
+class NameFlags:
+    """The name of the file."""
+
+    model_type: str = flag("adm", "First part of the file name.")
+    data_type: str = flag("cifar10", "Second part of the file name.")
+
+
+def file_name(parsed):
+    """Such as adm_cifar10_ddim5step.npz."""
+    names, process = parsed[NameFlags], parsed[DiffusionFlags]
+    steps = process.timestep_respacing or process.diffusion_steps
+    return f"{names.model_type}_{names.data_type}_{steps}step.npz"
+
+
+if __name__ == "__main__":
+    launch.run(
+        "image_sample_1gpu",
+        __doc__,
+        [*image_sample.GROUPS, NameFlags],
+        lambda parsed: image_sample.main(parsed, file_name),
+    )

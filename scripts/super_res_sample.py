@@ -1,0 +1,64 @@
+"""Enlarge images with a super-resolution network.
+
+mpirun -n 2 python scripts/super_res_sample.py --model_path runs/super_res_train/ema_0.9999_005000.pt \\
+    --base_samples runs/image_sample/samples_100x16x16x3.npz --num_samples 100 --timestep_respacing 50
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import flag
+from guided_diffusion.generate import IndexedNoise, SampleFlags, SolverFlags, as_arrays, generate, make_images, save_samples
+from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.script_util import DiffusionFlags, SuperResFlags, UNetFlags
+
+
+@dataclass
+class BaseFlags:
+    """The small images."""
+
+    base_samples: str = flag("", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
+
+
+def open_base(path, size, num_classes):
+    """The small images, float32 [N, 3, size, size] in [-1, 1], and their labels int64 [N] if `num_classes`."""
+    if not path:
+        raise UserError("--base_samples is not given; expected an npz of small images")
+    images, labels = read_npz(path, "base_samples")
+    if images.shape[1:3] != (size, size):
+        raise UserError(f"--base_samples {path} has images of {images.shape[1]}x{images.shape[2]}; --small_size is {size}")
+    if num_classes and labels is None:
+        raise UserError(f"--base_samples {path} has no arr_1; a class-conditional network needs the labels there")
+    if num_classes and not ((labels >= 0) & (labels < num_classes)).all():
+        raise UserError(f"--base_samples {path} has labels outside 0..{num_classes - 1}, which --num_classes {num_classes} allows")
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images, torch.from_numpy(labels).long() if num_classes else None
+
+
+def main(parsed):
+    parsed, model, diffusion = checkpoints.load_super_res(parsed)
+    flags, sizes, unet = parsed[SampleFlags], parsed[SuperResFlags], parsed[UNetFlags]
+    base, labels = open_base(parsed[BaseFlags].base_samples, sizes.small_size, unet.class_cond and unet.num_classes)
+    if not launch.announce(parsed):
+        return
+
+    def make_batch(indices):
+        chosen = torch.tensor(indices) % len(base)
+        kwargs = {"low_res": base[chosen].to(dist_util.dev())}
+        if labels is not None:
+            kwargs["y"] = labels[chosen].to(dist_util.dev())
+        noise = IndexedNoise(flags.seed, indices)
+        shape = (3, sizes.large_size, sizes.large_size)
+        images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
+        return as_arrays(images, kwargs.get("y"))
+
+    save_samples(generate(flags, make_batch))
+
+
+if __name__ == "__main__":
+    groups = [CheckpointFlags, BaseFlags, SampleFlags, SolverFlags, SuperResFlags, UNetFlags, DiffusionFlags]
+    launch.run("super_res_sample", __doc__, groups, main, overrides={"image_size": None})

@@ -16,6 +16,7 @@ setup(
         "tqdm",
         "scipy",
         "mpi4py>=4",
-        "mpich; sys_platform == 'linux'",
+        "mpich; sys_platform != 'win32'",
     ],
+    extras_require={"data": ["scikit-learn"]},
 )

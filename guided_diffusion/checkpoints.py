@@ -5,10 +5,9 @@ import io
 import json
 import re
 
-import blobfile as bf
 import torch
 
-from . import dist_util, logger
+from . import dist_util, files, logger
 from .errors import UserError
 from .flags import flag
 from .script_util import (
@@ -51,24 +50,21 @@ def sidecar_path(path):
 def write(path, state, flags=None):
     """Write a state dict, and beside it the flags {name: value} as JSON.
 
-    :param path: any path blobfile writes.
+    :param path: local, or any address blobfile writes.
     """
     data = io.BytesIO()
     torch.save(state, data)
-    with bf.BlobFile(path, "wb") as f:
-        f.write(data.getbuffer())
+    files.write_bytes(path, data.getbuffer())
     if flags is not None:
-        with bf.BlobFile(sidecar_path(path), "w") as f:
-            f.write(json.dumps(flags, indent=1, sort_keys=True) + "\n")
+        files.write_text(sidecar_path(path), json.dumps(flags, indent=1, sort_keys=True) + "\n")
 
 
 def read_flags(path):
     """The flags beside a checkpoint, {} if there are none."""
-    if not bf.exists(sidecar_path(path)):
+    if not files.exists(sidecar_path(path)):
         return {}
     try:
-        with bf.BlobFile(sidecar_path(path), "r") as f:
-            values = json.load(f)
+        values = json.loads(files.read_text(sidecar_path(path)))
     except ValueError as error:
         raise UserError(f"{sidecar_path(path)} is not valid JSON ({error}); expected the flags of its checkpoint") from error
     if not isinstance(values, dict):
@@ -109,7 +105,7 @@ def flags_of_shapes(state, image_size=None):
         num_classes, use_scale_shift_norm, resblock_updown, and image_size where it is known.
     :raises KeyError: if it is no such network.
     """
-    width = state["input_blocks.0.0.weight"].shape[0]
+    width = state["time_embed.0.weight"].shape[1]
     outputs = _blocks(state, "output_blocks")
     ups = [i for i in range(outputs) if _has(state, rf"output_blocks\.{i}\.[12]\.(conv|in_layers)\.")]
     res_blocks = (ups[0] if ups else outputs - 1)
@@ -124,8 +120,9 @@ def flags_of_shapes(state, image_size=None):
         "learn_sigma": state["out.2.weight"].shape[0] == 6,
         "class_cond": "label_emb.weight" in state,
         "use_scale_shift_norm": _scale_shift(state),
-        "resblock_updown": levels > 1 and f"input_blocks.{starts[1] - 1}.0.op.weight" not in state,
     }
+    if levels > 1:
+        found["resblock_updown"] = f"input_blocks.{starts[1] - 1}.0.op.weight" not in state
     if found["class_cond"]:
         found["num_classes"] = state["label_emb.weight"].shape[0]
     return {**found, **_sizes(mult, attended, image_size, "attention_resolutions")}
@@ -134,16 +131,16 @@ def flags_of_shapes(state, image_size=None):
 def classifier_flags_of_shapes(state, image_size=None):
     """Flags {name: value} of an EncoderUNetModel that its state dict reveals, as `flags_of_shapes`.
 
-    How many levels there are follows from convolutions that down-sample, else from the multipliers of the
-    image size, else from where the width changes.
+    How many levels there are follows from convolutions that down-sample, else from where widths and attention
+    change; what fits several ways is read as a published network, else as one of few levels.
     """
-    width = state["input_blocks.0.0.weight"].shape[0]
+    width = state["time_embed.0.weight"].shape[1]
     blocks = _blocks(state, "input_blocks")
     convs = [i for i in range(blocks) if f"input_blocks.{i}.0.op.weight" in state]
     if convs:
         depth = convs[0] - 1
     else:
-        depth = _depth(state, blocks, image_size)
+        depth = _depth(state, width, blocks, image_size)
     levels = blocks // (depth + 1)
     starts = [1 + level * (depth + 1) for level in range(levels)]
     mult = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] / width for i in starts]
@@ -153,26 +150,34 @@ def classifier_flags_of_shapes(state, image_size=None):
         "classifier_depth": depth,
         "classifier_channel_mult": _mult_text(mult),
         "classifier_use_scale_shift_norm": _scale_shift(state),
-        "classifier_resblock_updown": levels > 1 and not convs,
         **_pool_and_classes(state),
     }
+    if levels > 1:
+        found["classifier_resblock_updown"] = not convs
     return {**found, **_sizes(mult, attended, image_size, "classifier_attention_resolutions")}
 
 
-def _depth(state, blocks, image_size):
+def _depth(state, width, blocks, image_size):
     """Residual blocks per level of an encoder whose down-sampling looks like any residual block."""
-    if image_size in CHANNEL_MULTS and blocks % len(CHANNEL_MULTS[image_size]) == 0:
-        return blocks // len(CHANNEL_MULTS[image_size]) - 1
-    widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in range(1, blocks)]
-    change = next((i for i, w in enumerate(widths) if w != widths[0]), len(widths) + 1)
-    return change - 1
+    widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] / width for i in range(1, blocks)]
+    attended = [f"input_blocks.{i}.1.qkv.weight" in state for i in range(1, blocks)]
+    mults = {}
+    for depth in (d for d in range(1, blocks) if blocks % (d + 1) == 0):
+        levels = [slice(i, i + depth + 1) for i in range(0, blocks, depth + 1)]
+        # one width a level; attention after all of its blocks or none, and never after the one that down-samples
+        fits = all(len(set(widths[k])) == 1 and len(set(attended[k][:depth])) == 1 for k in levels)
+        if fits and not any(any(attended[k][depth:]) for k in levels):
+            mults[depth] = tuple(widths[k.start] for k in levels)
+    published = [CHANNEL_MULTS[image_size]] if image_size in CHANNEL_MULTS else list(CHANNEL_MULTS.values())
+    return next((depth for depth, mult in mults.items() if mult in published), max(mults))
 
 
 def _pool_and_classes(state):
     if "out.2.positional_embedding" in state:
         return {"classifier_pool": "attention", "num_classes": state["out.2.c_proj.weight"].shape[0]}
     if "out.3.weight" in state:
-        return {"classifier_pool": "adaptive", "num_classes": state["out.3.weight"].shape[0]}
+        pool = "adaptive" if state["out.0.weight"].ndim == 1 else "spatial_v2"
+        return {"classifier_pool": pool, "num_classes": state["out.3.weight"].shape[0]}
     if "out.2.weight" in state:
         return {"classifier_pool": "spatial", "num_classes": state["out.2.weight"].shape[0]}
     return {}
@@ -236,19 +241,23 @@ def load_super_res(parsed):
 
 
 def load_classifier(parsed, path):
-    """The noisy classifier of --classifier_path, which has to fit the resolved flags of the diffusion network.
+    """The noisy classifier of --classifier_path.
+
+    Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
 
     :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
     """
-    fixed = {"image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps"}
-    if parsed[UNetFlags].class_cond:
-        fixed.add("num_classes")
+    fixed = set()
+    if UNetFlags in parsed.groups:
+        fixed = {"image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps"}
+        if parsed[UNetFlags].class_cond:
+            fixed.add("num_classes")
     parsed = resolve(
         parsed,
         path,
         _names(ClassifierFlags) | fixed,
         classifier_flags_of_shapes,
-        override=parsed[CheckpointFlags].override,
+        override=CheckpointFlags in parsed.groups and parsed[CheckpointFlags].override,
         flag="classifier_path",
         fixed=fixed,
     )
@@ -301,7 +310,7 @@ def resolve(
     known = {k: v for k, v in read_flags(path).items() if k in names}
     source = sidecar_path(path) if known else "its tensors"
     if not known:
-        known = _revealed(path, reveal, size_flag, given.get(size_flag), flag, names)
+        known = _revealed(path, reveal, size_flag, given, flag, names, defaults)
     conflicts = _conflicts(given, known, size_flag, defaults)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) else ""
@@ -311,10 +320,16 @@ def resolve(
     return parsed.with_values({**known, **given})
 
 
-def _revealed(path, reveal, size_flag, size, flag, names):
+def _revealed(path, reveal, size_flag, given, flag, names, defaults):
+    state, size = dist_util.load_state_dict(path), given.get(size_flag)
     try:
-        known = reveal(dist_util.load_state_dict(path), size)
-    except (KeyError, IndexError, ZeroDivisionError):
+        known = reveal(state, size)
+        if size in defaults and not any(given[k] for k in given if k.endswith("channel_mult")):
+            (mult,) = (known[k] for k in known if k.endswith("channel_mult"))
+            # the multipliers of another published size tell that size
+            if channel_multipliers(mult, size) != defaults[size] and "image_size" in (other := reveal(state)):
+                known = other
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         raise UserError(f"--{flag} {path} is not a checkpoint of such a network: its tensors have other names") from None
     if "image_size" not in known:
         raise UserError(f"--{flag} {path} does not tell its image size: give --{size_flag}")
@@ -324,24 +339,23 @@ def _revealed(path, reveal, size_flag, size, flag, names):
 
 def _conflicts(given, known, size_flag, defaults):
     """One line for each given flag that contradicts the known ones."""
-    lines = [
+    return [
         f"  --{k} is {given[k]!r}, the checkpoint has {known[k]!r}"
         for k in sorted(given)
         if k in known and k not in FREE_FLAGS and not _same(k, given, known, size_flag, defaults)
     ]
-    size = given.get(size_flag)
-    mult = next((known[k] for k in known if k.endswith("channel_mult")), "")
-    if mult and size in defaults and not any(k.endswith("channel_mult") for k in given):
-        trained = next((s for s, m in defaults.items() if m == channel_multipliers(mult, s)), "another")
-        if defaults[size] != channel_multipliers(mult, size):
-            lines.append(f"  --{size_flag} is {size}, the checkpoint has {trained} (by its channel multipliers {mult})")
-    return lines
 
 
 def _same(name, given, known, size_flag, defaults):
-    size = known.get(size_flag)
-    if name.endswith("channel_mult"):
+    either = {**given, **known}
+    size = either.get(size_flag)
+    if size and name.endswith("channel_mult"):
         return channel_multipliers(given[name], size, defaults) == channel_multipliers(known[name], size, defaults)
-    if name.endswith("attention_resolutions"):
-        return attention_rates(given[name], size, name) == attention_rates(known[name], size, name)
+    if size and name.endswith("attention_resolutions"):
+        mult = next((either[k] for k in either if k.endswith("channel_mult")), "")
+        # a size that no level has adds no attention
+        levels = {2**level for level in range(len(channel_multipliers(mult, size, defaults)))}
+        return levels.isdisjoint(
+            set(attention_rates(given[name], size, name)) ^ set(attention_rates(known[name], size, name))
+        )
     return given[name] == known[name]

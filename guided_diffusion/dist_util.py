@@ -27,6 +27,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 MPIRUN_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 # srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun.
 PMI_MARKS = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK")
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -70,7 +71,7 @@ def torchrun_launch(env):
     """Return the Launch that torchrun's variables describe; UserError where one is missing or no number."""
     size = _number(env, "WORLD_SIZE")
     if size > 1 and "MASTER_ADDR" not in env:
-        raise UserError(f"WORLD_SIZE is {size} but MASTER_ADDR is not set: give the host of rank 0, or start with torchrun")
+        raise UserError(f"WORLD_SIZE is {size} but MASTER_ADDR, the host of rank 0, is not set: start with torchrun")
     return Launch(
         "torchrun",
         rank=_number(env, "RANK"),
@@ -124,6 +125,12 @@ def mpi_launch(env, comm, local):
 def mpi_size(env):
     """Return the number of processes mpirun started, 0 if the environment does not tell."""
     return next((_number(env, name) for name in MPI_SIZES if name in env), 0)
+
+
+def told_rank(env):
+    """Return the rank that the launcher's variables tell, for use before the ranks have met; 0 where they do not."""
+    names = {"torchrun": ("RANK",), "mpirun": MPI_RANKS, "srun": ("SLURM_PROCID",), "python": ()}[launcher_of(env)]
+    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 0)
 
 
 def first_host(nodes):
@@ -194,6 +201,7 @@ def _join_mpi():
 
 def _abort_on_exception(kind, error, trace):
     # MPI waits at exit for every rank, so one that dies has to take the others along.
+    sys.stderr = sys.__stderr__  # while it calls this, torch.distributed has a buffer there
     if issubclass(kind, UserError):
         print(error, file=sys.stderr)
         abort(2)
@@ -261,7 +269,7 @@ def setup_dist(device=None, timeout=120):
         raise UserError(f"{launch.launcher} gave rank {launch.rank} of {launch.size}, expected 0 to {launch.size - 1}")
     chosen = choose_device(device, launch.local_rank, torch.cuda.device_count())
     if chosen.type == "mps" and launch.size > 1:
-        raise UserError(f"--device mps runs a single process, but {launch.launcher} started {launch.size}: use --device cpu")
+        raise UserError(f"--device mps runs one process, but {launch.launcher} started {launch.size}: use --device cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     threads = threads_per_rank(os.environ, launch, _usable_cores())

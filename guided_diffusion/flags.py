@@ -101,11 +101,14 @@ def parser_for(groups, description, overrides=None):
     return parser
 
 
+def _shown(value):
+    return repr(value) if value == "" else str(value)
+
+
 def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
-    legal = "True or False" if kind is bool else ", ".join(map(str, choices)) if choices else None
-    shown = repr(default) if default == "" else default
+    legal = "True or False" if kind is bool else ", ".join(map(_shown, choices)) if choices else None
     section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,
@@ -113,7 +116,7 @@ def _add(section, field, default):
         choices=choices,
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
-        help=f"{field.metadata['help']} (default: {shown}{'; one of ' + legal if legal else ''})".replace("%", "%%"),
+        help=f"{field.metadata['help']} (default: {_shown(default)}{'; one of ' + legal if legal else ''})".replace("%", "%%"),
     )
 
 

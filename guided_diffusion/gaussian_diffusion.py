@@ -222,9 +222,9 @@ class GaussianDiffusion:
         denoise = self.denoiser(model, clip_denoised, denoised_fn, None, model_kwargs)
         return self._step(self.ddim(), denoise, x, t, t + 1)
 
-    def p_sample_loop(self, model, shape, **kwargs):
+    def p_sample_loop(self, model, shape, *args, **kwargs):
         """Images [N, C, ...] of the whole ancestral loop; arguments as `p_sample_loop_progressive`."""
-        return _last(self.p_sample_loop_progressive(model, shape, **kwargs))["sample"]
+        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def p_sample_loop_progressive(
         self,
@@ -249,9 +249,9 @@ class GaussianDiffusion:
         solver = self.ddpm(cond_fn, model_kwargs)
         yield from self._loop(model, solver, denoise, shape, noise, device, progress)
 
-    def ddim_sample_loop(self, model, shape, **kwargs):
+    def ddim_sample_loop(self, model, shape, *args, **kwargs):
         """Images [N, C, ...] of the whole DDIM loop; arguments as `ddim_sample_loop_progressive`."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, **kwargs))["sample"]
+        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def ddim_sample_loop_progressive(
         self,

@@ -1,15 +1,13 @@
 """Sampling by index: which images a run makes depends on its flags and seed, never on its ranks."""
 
 import dataclasses
-import io
 from dataclasses import dataclass
 
-import blobfile as bf
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import dist_util, logger
+from . import dist_util, files, logger
 from .errors import UserError
 from .flags import flag, int_list
 from .images import save_grid, to_uint8
@@ -167,20 +165,12 @@ def save_samples(arrays, name=None):
     if arrays is None:
         return
     shape = "x".join(map(str, arrays["arr_0"].shape))
-    path = bf.join(logger.get_dir(), name or f"samples_{shape}.npz")
-    save_npz(path, arrays)
+    path = files.join(logger.get_dir(), name or f"samples_{shape}.npz")
+    files.write_npz(path, arrays)
     picture = path[: -len(".npz")] + ".png"
     save_grid(picture, arrays["arr_0"][:100])
     logger.log(f"saved {path}")
     logger.log(f"saved {picture}")
-
-
-def save_npz(path, arrays):
-    """Write {name: array} to any path blobfile writes."""
-    data = io.BytesIO()
-    np.savez(data, **arrays)
-    with bf.BlobFile(path, "wb") as f:
-        f.write(data.getbuffer())
 
 
 def preview_sampler(process, shape, model_kwargs, steps=25):

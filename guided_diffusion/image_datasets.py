@@ -186,7 +186,7 @@ class ImageDataset(Dataset):
 
     dataset[index] or dataset[index, epoch] is (float32 tensor [3, image_size, image_size] in [-1, 1],
     {} or {"y": int}). `class_names` is a list, None without class_cond; `num_skipped` counts the
-    distinct unreadable images met so far. Raises UserError for data that cannot be used.
+    distinct unreadable images met so far, and `on_skip(error)` is called for each. Raises UserError for data that cannot be used.
     """
 
     def __init__(
@@ -224,6 +224,7 @@ class ImageDataset(Dataset):
         if class_cond and num_classes is not None:
             self._check_classes(num_classes)
         self._bad = np.zeros(len(self.images), dtype=bool)
+        self.on_skip = lambda error: None
 
     def __len__(self):
         return len(self.images)
@@ -255,8 +256,9 @@ class ImageDataset(Dataset):
                 continue
             try:
                 return candidate, self._picture(candidate)
-            except UserError:
+            except UserError as error:
                 self._bad[candidate] = True
+                self.on_skip(error)
         raise UserError(f"--data_dir {self.data_dir}: none of its {len(self)} images can be read.")
 
     def _picture(self, index):

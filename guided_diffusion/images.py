@@ -3,10 +3,11 @@
 import io
 import math
 
-import blobfile as bf
 import numpy as np
 import torch
 from PIL import Image
+
+from . import files
 
 
 def to_uint8(x):
@@ -32,7 +33,7 @@ def grid(images, columns=None):
 def save_grid(path, images, columns=None):
     """Write a grid as PNG; small images are enlarged so that a person sees them.
 
-    :param path: any path blobfile writes.
+    :param path: local, or any address blobfile writes.
     :param images: uint8 [N, H, W, 3].
     """
     picture = Image.fromarray(grid(images, columns))
@@ -40,5 +41,4 @@ def save_grid(path, images, columns=None):
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     data = io.BytesIO()
     picture.save(data, format="PNG")
-    with bf.BlobFile(path, "wb") as f:
-        f.write(data.getvalue())
+    files.write_bytes(path, data.getbuffer())

@@ -3,11 +3,10 @@
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 
-import blobfile as bf
-
-from . import dist_util, flags, logger
+from . import dist_util, files, flags, logger
 from .errors import UserError
 from .flags import flag
 
@@ -33,6 +32,7 @@ def run(name, description, groups, body, overrides=None, argv=None):
     :param overrides: {flag: default} of this script; None takes a flag away.
     :param argv: default the process's own.
     """
+    parsed = None
     try:
         parsed = flags.parse(sys.argv[1:] if argv is None else argv, [*groups, RunFlags], description, overrides)
         settings = parsed[RunFlags]
@@ -41,11 +41,20 @@ def run(name, description, groups, body, overrides=None, argv=None):
         body(parsed)
         dist_util.cleanup()
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        _complain(f"{name}: {error}", everywhere=parsed is None)
         dist_util.abort(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         dist_util.abort(130)
+
+
+def _complain(sentence, everywhere):
+    """Print an error, once where all ranks fail alike: for certain `everywhere`, else as far as timing tells."""
+    if dist_util.told_rank(os.environ) > 0:
+        if everywhere:
+            return
+        time.sleep(2)  # within this, rank 0 has said it too and ended the job
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def announce(parsed):
@@ -56,6 +65,5 @@ def announce(parsed):
     values = parsed.values()
     if dist_util.is_main():
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
-        with bf.BlobFile(bf.join(logger.get_dir(), "flags.json"), "w") as f:
-            f.write(json.dumps(values, indent=1) + "\n")
+        files.write_text(files.join(logger.get_dir(), "flags.json"), json.dumps(values, indent=1) + "\n")
     return not parsed[RunFlags].dry_run

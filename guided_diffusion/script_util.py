@@ -75,8 +75,10 @@ class UNetFlags:
 
     def __post_init__(self):
         _check_range("dropout", self.dropout, 0, 1)
-        for name in ("image_size", "num_channels", "num_res_blocks", "num_classes"):
+        for name in ("image_size", "num_channels", "num_res_blocks", "num_classes", "num_heads"):
             _check_positive(name, getattr(self, name))
+        for name in ("num_heads_upsample", "num_head_channels"):
+            _check_positive_or_unset(name, getattr(self, name))
         if self.use_fp16 and self.use_bf16:
             raise UserError("--use_fp16 True and --use_bf16 True exclude each other; expected one of them")
 
@@ -132,6 +134,7 @@ class ClassifierFlags:
     def __post_init__(self):
         for name in ("image_size", "num_classes", "classifier_width", "classifier_depth"):
             _check_positive(name, getattr(self, name))
+        _check_positive_or_unset("classifier_num_head_channels", self.classifier_num_head_channels)
 
     @property
     def dtype(self):
@@ -150,6 +153,11 @@ def _without(values, *names):
 def _check_positive(name, value):
     if value < 1:
         raise UserError(f"--{name} is {value}; expected at least 1")
+
+
+def _check_positive_or_unset(name, value):
+    if value != -1 and value < 1:
+        raise UserError(f"--{name} is {value}; expected -1 or at least 1")
 
 
 def _check_range(name, value, low, high):
@@ -212,19 +220,22 @@ def _split(values, *groups):
     return [g(**{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups]
 
 
-def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS):
-    """Multipliers of the levels: those of the text "1,2,3,4", or of the image size where it is empty."""
+def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS, name="channel_mult"):
+    """Multipliers of the levels: those of the text "1,2,3,4", or of the image size where it is empty.
+
+    :param name: of the flag, for the error.
+    """
     if channel_mult:
         try:
             return tuple(float(m) if "." in m else int(m) for m in channel_mult.split(","))
         except ValueError:
-            raise UserError(f"--channel_mult is {channel_mult!r}; expected numbers such as 1,2,3,4") from None
+            raise UserError(f"--{name} is {channel_mult!r}; expected numbers such as 1,2,3,4") from None
     if image_size in defaults:
         return defaults[image_size]
     sizes = ", ".join(map(str, sorted(defaults)))
     raise UserError(
         f"--image_size {image_size} has no default channel multipliers (sizes that have: {sizes}); "
-        "give --channel_mult, one number per level"
+        f"give --{name}, one number per level"
     )
 
 
@@ -323,7 +334,7 @@ def create_classifier(
     classifier_channel_mult="",
 ):
     """An EncoderUNetModel of published flags, with 3 image channels and `num_classes` logits."""
-    mult = channel_multipliers(classifier_channel_mult, image_size)
+    mult = channel_multipliers(classifier_channel_mult, image_size, name="classifier_channel_mult")
     check_divisible(image_size, len(mult))
     rates = attention_rates(classifier_attention_resolutions, image_size, "classifier_attention_resolutions")
     return EncoderUNetModel(

@@ -5,12 +5,11 @@ import re
 import time
 from dataclasses import dataclass
 
-import blobfile as bf
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import checkpoints, dist_util, logger
+from . import checkpoints, dist_util, files, logger
 from .errors import UserError
 from .flags import flag
 from .fp16_util import MixedPrecisionTrainer
@@ -79,6 +78,7 @@ def training_data(data_flags, flags, image_size, class_cond=False, num_classes=N
     """
     dataset = data_flags.dataset(image_size, class_cond, num_classes, flags.seed)
     logger.log(describe(dataset))
+    dataset.on_skip = lambda error: logger.warn(f"skipped {dataset.num_skipped} so far: {error}")
     return batches(
         dataset,
         flags.batch_size,
@@ -196,28 +196,30 @@ class TrainLoop:
         self.step = flags.first_step()
         if flags.resume_checkpoint:
             checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
+        dist_util.sync_params(model.parameters())
         self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth)
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         if flags.resume_checkpoint:
             self._resume_ema_and_optimizer()
-        dist_util.sync_params(model.parameters())
         self.ddp_model = dist_util.data_parallel(model)
 
     def _resume_ema_and_optimizer(self):
-        folder, step = bf.dirname(self.flags.resume_checkpoint), self.step
+        folder, step = files.split(self.flags.resume_checkpoint)[0], self.step
         names = [name for name, _ in self.model.named_parameters()]
         for rate, params in self.ema.items():
-            path = bf.join(folder, f"ema_{rate}_{step:06d}.pt")
-            if bf.exists(path):
+            path = files.join(folder, f"ema_{rate}_{step:06d}.pt")
+            if files.exists(path):
                 state = dist_util.load_state_dict(path)
                 for name, param in zip(names, params):
                     param.copy_(state[name])
             else:
                 logger.warn(f"no {path}: the moving average {rate} starts from the resumed weights")
-        path = bf.join(folder, f"opt{step:06d}.pt")
-        if bf.exists(path):
+        path = files.join(folder, f"opt{step:06d}.pt")
+        if files.exists(path):
             self.opt.load_state_dict(dist_util.load_checkpoint(path, map_location=self.device))
+            for group in self.opt.param_groups:  # the file has those of the run it is from
+                group.update(lr=self.flags.lr, weight_decay=self.flags.weight_decay)
         else:
             logger.warn(f"no {path}: the optimiser starts afresh")
 
@@ -296,7 +298,7 @@ class TrainLoop:
             self.model.eval()
             images = self.preview(self.model)
             self.model.train()
-        path = bf.join(logger.get_dir(), f"preview_{self.step:06d}.png")
+        path = files.join(logger.get_dir(), f"preview_{self.step:06d}.png")
         save_grid(path, images)
         logger.log(f"wrote {path}")
 
@@ -308,11 +310,11 @@ class TrainLoop:
             names = [name for name, _ in self.model.named_parameters()]
             for rate, params in self.ema.items():
                 self._write(f"ema_{rate}_{self.step:06d}", {**state, **dict(zip(names, params))})
-            checkpoints.write(bf.join(logger.get_dir(), f"opt{self.step:06d}.pt"), self.opt.state_dict())
+            checkpoints.write(files.join(logger.get_dir(), f"opt{self.step:06d}.pt"), self.opt.state_dict())
         dist_util.barrier()
 
     def _write(self, name, state):
-        path = bf.join(logger.get_dir(), name + ".pt")
+        path = files.join(logger.get_dir(), name + ".pt")
         logger.log(f"saving {path}")
         checkpoints.write(path, state, {**self.resolved, "step": self.step})
 
@@ -325,7 +327,7 @@ def _copy(source, target):
 
 def _step_of(path):
     """The step in the name of a checkpoint, model012345.pt."""
-    match = re.fullmatch(r"model(\d+)\.pt", bf.basename(path))
+    match = re.fullmatch(r"model(\d+)\.pt", files.split(path)[1])
     if not match:
         raise UserError(f"--resume_checkpoint {path} is not named as modelNNNNNN.pt, so its step is unknown")
     return int(match.group(1))

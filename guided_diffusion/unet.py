@@ -563,7 +563,7 @@ class EncoderUNetModel(_Torso):
             layers = [normalization(ch), SiLU(), adaptive_avg_pool_nd(self.dims, 1), last, nn.Flatten()]
         elif self.pool == "attention":
             if self.num_head_channels == -1:
-                raise UserError("--classifier_pool attention needs --num_head_channels.")
+                raise UserError("--classifier_pool attention needs --classifier_num_head_channels.")
             side = self.image_size // 2 ** (len(self.channel_mult) - 1)
             layers = [normalization(ch), SiLU(), AttentionPool2d(side, ch, self.num_head_channels, self.out_channels)]
         elif self.pool == "spatial":

@@ -38,6 +38,9 @@ class GuidanceFlags:
             raise UserError(f"--classifier_scale is {self.classifier_scale}; expected 0 or more")
 
 
+GROUPS = [CheckpointFlags, GuidanceFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, ClassifierFlags, DiffusionFlags]
+
+
 def main(parsed):
     guidance = parsed[GuidanceFlags]
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
@@ -67,5 +70,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    groups = [CheckpointFlags, GuidanceFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, ClassifierFlags, DiffusionFlags]
-    launch.run("classifier_sample", __doc__, groups, main)
+    launch.run("classifier_sample", __doc__, GROUPS, main)

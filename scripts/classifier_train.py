@@ -23,7 +23,7 @@ from guided_diffusion.train_util import (
     training_data,
 )
 
-PUBLISHED_DEFAULTS = {"iterations": 150000, "lr": 3e-4, "batch_size": 4, "ema_rate": "", "sample_interval": None}
+OVERRIDES = {"iterations": 150000, "lr": 3e-4, "batch_size": 4, "ema_rate": "", "sample_interval": None}
 
 
 @dataclass
@@ -38,6 +38,9 @@ class ValidationFlags:
     def __post_init__(self):
         if self.eval_interval < 1:
             raise UserError(f"--eval_interval is {self.eval_interval}; expected at least 1")
+
+
+GROUPS = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, DiffusionFlags]
 
 
 def validator(model, data, objective):
@@ -81,5 +84,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    groups = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, DiffusionFlags]
-    launch.run("classifier_train", __doc__, groups, main, overrides=PUBLISHED_DEFAULTS)
+    launch.run("classifier_train", __doc__, GROUPS, main, OVERRIDES)

@@ -6,17 +6,17 @@ mpirun -n 2 python scripts/image_nll.py --model_path models/digits16.pt --data_d
 
 from dataclasses import replace
 
-import blobfile as bf
 import numpy as np
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch, logger
+from guided_diffusion import checkpoints, dist_util, files, launch, logger
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.generate import IndexedNoise, SampleFlags, generate, save_npz
+from guided_diffusion.generate import IndexedNoise, SampleFlags, generate
 from guided_diffusion.image_datasets import DataFlags, describe
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 
-PUBLISHED_DEFAULTS = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
+GROUPS = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]
+OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
 
 
 def main(parsed):
@@ -53,11 +53,10 @@ def report(terms):
         f"(prior {terms['prior_bpd'].mean():.4f}, bound {terms['vb'].sum(axis=1).mean():.4f})"
     )
     for name in ("vb", "mse", "xstart_mse"):
-        path = bf.join(logger.get_dir(), f"{name}_terms.npz")
-        save_npz(path, {"arr_0": terms[name].mean(axis=0)})
+        path = files.join(logger.get_dir(), f"{name}_terms.npz")
+        files.write_npz(path, {"arr_0": terms[name].mean(axis=0)})
         logger.log(f"saved {path}")
 
 
 if __name__ == "__main__":
-    groups = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]
-    launch.run("image_nll", __doc__, groups, main, overrides=PUBLISHED_DEFAULTS)
+    launch.run("image_nll", __doc__, GROUPS, main, OVERRIDES)

@@ -20,6 +20,9 @@ class NameFlags:
     data_type: str = flag("cifar10", "Second part of the file name.")
 
 
+GROUPS = [*image_sample.GROUPS, NameFlags]
+
+
 def file_name(parsed):
     """Such as adm_cifar10_ddim5step.npz."""
     names, process = parsed[NameFlags], parsed[DiffusionFlags]
@@ -28,9 +31,4 @@ def file_name(parsed):
 
 
 if __name__ == "__main__":
-    launch.run(
-        "image_sample_1gpu",
-        __doc__,
-        [*image_sample.GROUPS, NameFlags],
-        lambda parsed: image_sample.main(parsed, file_name),
-    )
+    launch.run("image_sample_1gpu", __doc__, GROUPS, lambda parsed: image_sample.main(parsed, file_name))

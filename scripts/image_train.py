@@ -13,6 +13,8 @@ from guided_diffusion.resample import SamplerFlags
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
+GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags]
+
 
 def main(parsed):
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
@@ -34,4 +36,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("image_train", __doc__, [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags], main)
+    launch.run("image_train", __doc__, GROUPS, main)

@@ -24,6 +24,10 @@ class BaseFlags:
     base_samples: str = flag("", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
 
 
+GROUPS = [CheckpointFlags, BaseFlags, SampleFlags, SolverFlags, SuperResFlags, UNetFlags, DiffusionFlags]
+OVERRIDES = {"image_size": None}
+
+
 def open_base(path, size, num_classes):
     """The small images, float32 [N, 3, size, size] in [-1, 1], and their labels int64 [N] if `num_classes`."""
     if not path:
@@ -60,5 +64,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    groups = [CheckpointFlags, BaseFlags, SampleFlags, SolverFlags, SuperResFlags, UNetFlags, DiffusionFlags]
-    launch.run("super_res_sample", __doc__, groups, main, overrides={"image_size": None})
+    launch.run("super_res_sample", __doc__, GROUPS, main, OVERRIDES)

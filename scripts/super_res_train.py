@@ -13,6 +13,9 @@ from guided_diffusion.resample import SamplerFlags
 from guided_diffusion.script_util import DiffusionFlags, SuperResFlags, UNetFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
+GROUPS = [DataFlags, TrainFlags, SamplerFlags, SuperResFlags, UNetFlags, DiffusionFlags]
+OVERRIDES = {"image_size": None}
+
 
 def main(parsed):
     sizes, unet, process = parsed[SuperResFlags], parsed[UNetFlags], parsed[DiffusionFlags]
@@ -36,5 +39,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    groups = [DataFlags, TrainFlags, SamplerFlags, SuperResFlags, UNetFlags, DiffusionFlags]
-    launch.run("super_res_train", __doc__, groups, main, overrides={"image_size": None})
+    launch.run("super_res_train", __doc__, GROUPS, main, OVERRIDES)

@@ -51,6 +51,23 @@ def torchrun(n, worker, *args):
     return run(*command, WORKERS / worker, *args)
 
 
+def srun(n, worker, *args):
+    """Start `n` processes as srun would, with nobody to end the others when one dies."""
+    job = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_ID="0", SLURM_NTASKS=str(n), SLURM_JOB_NODELIST="localhost")
+    job |= dict(SLURM_NODEID="0", SLURM_TASKS_PER_NODE=str(n), SLURM_CPUS_PER_TASK="1")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, WORKERS / worker, *args],
+            env=clean_env(**job, SLURM_PROCID=str(r), SLURM_LOCALID=str(r)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(n)
+    ]
+    errors = [process.communicate(timeout=50)[1] for process in ranks]
+    return SimpleNamespace(returncodes=[p.returncode for p in ranks], stderr="".join(errors))
+
+
 def one_sentence(call, *words):
     """`call` must raise UserError with a single line that contains `words`."""
     with pytest.raises(UserError) as caught:
@@ -246,6 +263,7 @@ def check_two_ranks(done, folder, launcher, threads):
     assert [s["leaf_total"] for s in seen] == [[2.0]] * 2
     assert [s["gathered"] for s in seen] == [[{"rank": 0}, {"rank": 1}], None]
     assert [s["all_gathered"] for s in seen] == [[0, 1]] * 2
+    assert [s["joined"] for s in seen] == [[[0.0], [1.0]]] * 2
     assert [s["told"] for s in seen] == ["from 1"] * 2
     assert first["before"] == first["after"] == second["after"] != second["before"]
     assert all(s["trainable"] for s in seen)
@@ -260,7 +278,9 @@ def test_two_ranks_of_mpirun(tmp_path):
 
 def test_two_ranks_of_torchrun(tmp_path):
     # torchrun itself sets OMP_NUM_THREADS=1
-    check_two_ranks(torchrun(2, "collectives.py", tmp_path), tmp_path, "torchrun", 1)
+    check_two_ranks(torchrun(2, "collectives.py", tmp_path, "gradient"), tmp_path, "torchrun", 1)
+    seen = [json.loads((tmp_path / f"{r}.json").read_text()) for r in (0, 1)]
+    assert [s["gradient"] for s in seen] == [[[1.5]]] * 2
 
 
 @needs_mpirun
@@ -272,19 +292,8 @@ def test_one_rank_of_mpirun(tmp_path):
 
 
 def test_two_ranks_of_srun(tmp_path):
-    env = SRUN | dict(SLURM_NTASKS="2", SLURM_JOB_NODELIST="localhost", SLURM_TASKS_PER_NODE="2", SLURM_NODEID="0")
-    env["SLURM_JOB_ID"] = str(os.getpid())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKERS / "collectives.py", tmp_path],
-            env=clean_env(**env | dict(SLURM_PROCID=r, SLURM_LOCALID=r, SLURM_CPUS_PER_TASK="1")),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in "01"
-    ]
-    errors = "".join(process.communicate(timeout=50)[1] for process in ranks)
-    done = SimpleNamespace(returncode=max(process.returncode for process in ranks), stderr=errors)
+    done = srun(2, "collectives.py", tmp_path)
+    done.returncode = max(done.returncodes)
     check_two_ranks(done, tmp_path, "srun", 1)
 
 
@@ -303,8 +312,9 @@ def test_a_failing_rank_ends_the_job(failure, status, message):
 
 
 def test_a_dead_peer_is_noticed():
-    done = torchrun(2, "failing.py", "bug")
-    assert done.returncode != 0 and "rank one is broken" in done.stderr
+    done = srun(2, "failing.py", "bug")
+    assert done.returncodes == [1, 1]
+    assert "rank one is broken" in done.stderr and "Connection" in done.stderr
 
 
 def test_no_rendezvous(monkeypatch):

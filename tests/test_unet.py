@@ -399,7 +399,7 @@ def test_channels_that_do_not_divide(changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(pool="attention", num_head_channels=-1), "needs --num_head_channels"),
+        (dict(pool="attention", num_head_channels=-1), "needs --classifier_num_head_channels"),
         (dict(pool="mean"), "--classifier_pool must be .*, not mean"),
     ],
 )

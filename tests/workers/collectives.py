@@ -1,4 +1,7 @@
-"""Use every collective once; each rank saves what it saw as FOLDER/RANK.json."""
+"""Use every collective once; each rank saves what it saw as FOLDER/RANK.json.
+
+A second argument adds a backward pass, which costs seconds of imports.
+"""
 
 import hashlib
 import json
@@ -14,7 +17,16 @@ def digest(params):
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in params)).hexdigest()
 
 
-def main(folder):
+def averaged_gradient(rank):
+    """The gradient is the input: 1 on rank 0 and 2 on rank 1."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    dist_util.sync_params(model.parameters())
+    wrapped = dist_util.data_parallel(model)  # has to live until the backward pass
+    wrapped(torch.full((1, 1), 1.0 + rank)).sum().backward()
+    return model.weight.grad.tolist()
+
+
+def main(folder, gradient=""):
     dist_util.setup_dist("cpu", timeout=60)
     rank = dist_util.rank()
     torch.manual_seed(rank)
@@ -31,6 +43,8 @@ def main(folder):
         leaf_total=dist_util.all_reduce_sum(torch.nn.Parameter(torch.ones(1))).tolist(),
         gathered=dist_util.gather_object({"rank": rank}),
         all_gathered=dist_util.all_gather_object(rank),
+        joined=dist_util.all_gather(torch.full((1, 1), float(rank))).tolist(),
+        gradient=averaged_gradient(rank) if gradient else None,
         told=dist_util.broadcast_object(f"from {rank}", src=dist_util.world_size() - 1),
         before=before,
         after=digest(params),

@@ -1,0 +1,65 @@
+"""How often a noisy classifier, at timestep 0, says of labelled images what their labels say.
+
+python evaluations/classifier_accuracy.py --classifier_path models/digits16_classifier.pt \\
+    --samples runs/classifier_sample/samples_500x16x16x3.npz
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from guided_diffusion import checkpoints, dist_util, launch, logger
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import flag
+from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.script_util import ClassifierFlags
+
+
+@dataclass
+class AccuracyFlags:
+    """Images and classifier."""
+
+    samples: str = flag("", "npz of the images: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
+    classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
+    batch_size: int = flag(100, "Images computed at once.")
+
+    def __post_init__(self):
+        if not self.samples:
+            raise UserError("--samples is not given; expected an npz of labelled images")
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size is {self.batch_size}; expected at least 1")
+
+
+GROUPS = [AccuracyFlags, ClassifierFlags]
+
+
+@torch.no_grad()
+def predictions(classifier, images, batch_size):
+    """The most likely class [N] of uint8 images [N, H, W, 3], at timestep 0."""
+    said = []
+    for part in torch.from_numpy(images).split(batch_size):
+        x = part.to(dist_util.dev()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        said.append(classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device)).argmax(dim=1).cpu())
+    return torch.cat(said).numpy()
+
+
+def main(parsed):
+    settings = parsed[AccuracyFlags]
+    images, labels = read_npz(settings.samples, "samples")
+    if labels is None:
+        raise UserError(f"--samples {settings.samples} has no arr_1; expected the labels there")
+    parsed, classifier = checkpoints.load_classifier(parsed, settings.classifier_path)
+    size = parsed[ClassifierFlags].image_size
+    if images.shape[1:3] != (size, size):
+        raise UserError(f"--samples {settings.samples} has images of {images.shape[1]}x{images.shape[2]}; the classifier takes {size}x{size}")
+    if not launch.announce(parsed):
+        return
+    right = predictions(classifier, images, settings.batch_size) == labels
+    logger.log(f"{right.sum()} of {len(right)} images are of their class: {100 * right.mean():.1f} %")
+    for label in sorted(set(labels.tolist())):
+        mine = right[labels == label]
+        logger.log(f"  class {label}: {mine.sum()} of {len(mine)}")
+
+
+if __name__ == "__main__":
+    launch.run("classifier_accuracy", __doc__, GROUPS, main)

@@ -1,0 +1,98 @@
+"""Files by path or address: local ones directly, any other through blobfile.
+
+blobfile is imported only for an address such as gs://bucket/name, because the import alone opens a
+socket (urllib3 tries IPv6).
+"""
+
+import io
+import os
+
+import numpy as np
+
+
+def is_remote(path):
+    """Whether `path` is an address that blobfile has to handle."""
+    return "://" in str(path)
+
+
+def _blobfile():
+    import blobfile
+
+    return blobfile
+
+
+def join(folder, *names):
+    """The path of something in a folder."""
+    return _blobfile().join(folder, *names) if is_remote(folder) else os.path.join(folder, *names)
+
+
+def split(path):
+    """(folder, name) of a path."""
+    if is_remote(path):
+        folder, _, name = str(path).rpartition("/")
+        return folder, name
+    return os.path.split(path)
+
+
+def exists(path):
+    """Whether there is a file or folder."""
+    return _blobfile().exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def make_folder(path):
+    """Make a folder and those above it; one that is there stays."""
+    if is_remote(path):
+        _blobfile().makedirs(path)
+    else:
+        os.makedirs(path, exist_ok=True)
+
+
+def read_bytes(path):
+    """The content of a file."""
+    if is_remote(path):
+        return _blobfile().read_bytes(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def read_text(path):
+    """The content of a UTF-8 file."""
+    return read_bytes(path).decode()
+
+
+def write_bytes(path, data):
+    """Replace the content of a file, so that a reader sees the old or the new, never a part."""
+    if is_remote(path):
+        _blobfile().write_bytes(path, bytes(data))
+        return
+    unfinished = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+        os.replace(unfinished, path)
+    except BaseException:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+        raise
+
+
+def write_text(path, text):
+    """Replace the content of a file by UTF-8 text, as `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def append_text(path, text):
+    """Add UTF-8 text at the end of a file."""
+    if is_remote(path):
+        with _blobfile().BlobFile(path, "a") as file:
+            file.write(text)
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_npz(path, arrays):
+    """Write {name: array} as an npz."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    write_bytes(path, data.getbuffer())

@@ -1,0 +1,366 @@
+"""Checkpoints: what shapes reveal, what the flags beside them say, and errors that name the one wrong flag."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from guided_diffusion import checkpoints, flags
+from guided_diffusion.checkpoints import CheckpointFlags, classifier_flags_of_shapes, flags_of_shapes
+from guided_diffusion.errors import UserError
+from guided_diffusion.script_util import (
+    CHANNEL_MULTS,
+    SUPER_RES_CHANNEL_MULTS,
+    ClassifierFlags,
+    DiffusionFlags,
+    SuperResFlags,
+    UNetFlags,
+)
+
+PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
+GROUPS = [CheckpointFlags, UNetFlags, DiffusionFlags]
+
+
+def command_line(values):
+    return [word for k, v in values.items() for word in (f"--{k}", str(v))]
+
+
+# -- what the shapes reveal ------------------------------------------------------------------------
+
+
+def published(name):
+    """(kind, state dict of meta tensors, flags by name) of a golden checkpoint."""
+    golden = PUBLISHED[name]
+    state = {k: torch.empty(shape, device="meta") for k, shape in golden["state_dict"].items()}
+    words = golden["flags"].split()
+    return golden["kind"], state, dict(zip((w.removeprefix("--") for w in words[::2]), words[1::2]))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("given_size", [False, True])
+def test_shapes_reveal_the_published_flags(name, given_size):
+    kind, state, line = published(name)
+    size_flag, prefix = ("large_size" if kind == "sr" else "image_size"), ("classifier_" if kind == "classifier" else "")
+    size, mults = int(line[size_flag]), SUPER_RES_CHANNEL_MULTS if kind == "sr" else CHANNEL_MULTS
+    if name == "upsample_128_512" and not given_size:
+        pytest.skip("built as the upsampler to 256, so its shapes cannot tell")
+    reveal = classifier_flags_of_shapes if kind == "classifier" else flags_of_shapes
+    found = reveal(state, size if given_size else None)
+    # -- every flag of the published line that is about shapes
+    texts = {k: str(v) for k, v in found.items()}
+    unseen = (
+        "use_fp16 num_heads num_head_channels use_new_attention_order dropout diffusion_steps noise_schedule "
+        "rescale_learned_sigmas small_size large_size image_size"
+    ).split()
+    assert {k: v for k, v in line.items() if k not in unseen}.items() <= texts.items()
+    assert found["image_size"] == size
+    mult = [float(m) for m in found[prefix + "channel_mult"].split(",")]
+    assert mult == list(mults[size])
+    # -- and the defaults that the line leaves out
+    assert found[prefix + "use_scale_shift_norm"] is True
+    if kind == "classifier":
+        assert found["num_classes"] == 1000
+    else:
+        assert found["class_cond"] is (line.get("class_cond") == "True")
+        assert found.get("num_classes") == (1000 if found["class_cond"] else None)
+
+
+TOYS = [
+    dict(image_size=16),
+    dict(image_size=32, channel_mult="1,2", num_res_blocks=2, attention_resolutions="16", resblock_updown=True),
+    dict(image_size=16, channel_mult="1,1,2", num_res_blocks=3, attention_resolutions="16,4", use_scale_shift_norm=False),
+    dict(image_size=16, channel_mult="2,1", class_cond=True, num_classes=7),
+    dict(image_size=8, channel_mult="1", attention_resolutions=""),
+    dict(image_size=16, channel_mult="1,1.5,2", num_channels=64, attention_resolutions="8", resblock_updown=True),
+]
+
+
+@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_shapes_reveal_toys(toy, learn_sigma):
+    toy = {**dict(num_channels=32, num_res_blocks=1, attention_resolutions="8"), **toy}
+    with torch.device("meta"):
+        state = UNetFlags(**toy).create(learn_sigma).state_dict()
+    found = flags_of_shapes(state, toy["image_size"])
+    toy.setdefault("channel_mult", "1,2,2")
+    assert toy.items() <= {**toy, **found}.items() and found["learn_sigma"] is learn_sigma
+    with torch.device("meta"):
+        again = UNetFlags(**{k: v for k, v in found.items() if k != "learn_sigma"}).create(learn_sigma).state_dict()
+    assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in state.items()}
+
+
+CLASSIFIER_TOYS = [
+    dict(image_size=16),
+    dict(image_size=16, classifier_resblock_updown=False, classifier_depth=2),
+    dict(image_size=16, classifier_depth=3),
+    dict(image_size=32, classifier_depth=2, classifier_attention_resolutions="16,8"),
+    dict(image_size=16, classifier_channel_mult="1,2", classifier_pool="adaptive"),
+    dict(image_size=16, classifier_channel_mult="1,2", classifier_pool="spatial", classifier_use_scale_shift_norm=False),
+    dict(image_size=32, classifier_channel_mult="1,2,4", classifier_pool="spatial_v2"),
+]
+
+
+@pytest.mark.parametrize("toy", CLASSIFIER_TOYS)
+def test_shapes_reveal_toy_classifiers(toy):
+    toy = {
+        **dict(classifier_width=32, classifier_depth=1, classifier_attention_resolutions="8", num_classes=7),
+        **dict(classifier_num_head_channels=32),
+        **toy,
+    }
+    with torch.device("meta"):
+        state = ClassifierFlags(**toy).create().state_dict()
+    found = classifier_flags_of_shapes(state, toy["image_size"])
+    expected = {k: v for k, v in toy.items() if k != "classifier_num_head_channels"}
+    expected.setdefault("classifier_channel_mult", ",".join(map(str, CHANNEL_MULTS[toy["image_size"]])))
+    expected.setdefault("classifier_pool", "attention")
+    expected.setdefault("classifier_resblock_updown", True)
+    assert expected.items() <= found.items()
+
+
+# -- one wrong flag --------------------------------------------------------------------------------
+
+TRUTH = dict(
+    image_size=16, num_channels=32, num_res_blocks=1, num_heads=2, num_heads_upsample=1, num_head_channels=-1,
+    attention_resolutions="8", channel_mult="1,2,2", class_cond=True, num_classes=10, use_scale_shift_norm=True,
+    resblock_updown=True, use_new_attention_order=False, learn_sigma=True, diffusion_steps=100,
+    noise_schedule="cosine", predict_xstart=False, rescale_timesteps=False,
+)  # fmt: skip
+FLIPS = dict(
+    image_size=32, num_channels=64, num_res_blocks=2, channel_mult="1,2,4", attention_resolutions="16", learn_sigma=False,
+    class_cond=False, num_classes=1000, use_scale_shift_norm=False, resblock_updown=False,
+)  # fmt: skip
+HIDDEN_FLIPS = dict(
+    num_heads=4, num_heads_upsample=2, num_head_channels=16, use_new_attention_order=True, noise_schedule="linear",
+    diffusion_steps=1000, predict_xstart=True, rescale_timesteps=True,
+)  # fmt: skip
+
+CLASSIFIER_TRUTH = dict(
+    image_size=16, num_classes=10, classifier_width=32, classifier_depth=1, classifier_attention_resolutions="8",
+    classifier_use_scale_shift_norm=True, classifier_resblock_updown=True, classifier_pool="adaptive",
+    classifier_num_head_channels=32, classifier_channel_mult="",
+)  # fmt: skip
+CLASSIFIER_FLIPS = dict(
+    classifier_width=64, classifier_depth=2, classifier_attention_resolutions="16", classifier_use_scale_shift_norm=False,
+    classifier_resblock_updown=False, classifier_pool="attention", classifier_channel_mult="1,2,4",
+)  # fmt: skip
+PROCESS = dict(diffusion_steps=100, noise_schedule="cosine", rescale_timesteps=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """bare.pt and saved.pt, a classifier likewise; the saved ones have their flags beside them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    p = flags.parse(command_line(TRUTH), GROUPS, "")
+    model = p[UNetFlags].create(True).state_dict()
+    checkpoints.write(str(folder / "bare.pt"), model)
+    checkpoints.write(str(folder / "saved.pt"), model, p.values())
+    p = flags.parse(command_line({**CLASSIFIER_TRUTH, **PROCESS}), [ClassifierFlags, DiffusionFlags], "")
+    model = p[ClassifierFlags].create().state_dict()
+    checkpoints.write(str(folder / "bare_classifier.pt"), model)
+    checkpoints.write(str(folder / "saved_classifier.pt"), model, p.values())
+    return folder
+
+
+def load(path, **given):
+    return checkpoints.load_diffusion(flags.parse(command_line({**given, "model_path": path}), GROUPS, ""))
+
+
+def load_classifier(path, given, process=PROCESS):
+    """The classifier, for the diffusion network of an image size of 16 with 10 classes."""
+    groups = [CheckpointFlags, UNetFlags, ClassifierFlags, DiffusionFlags]
+    values = {"image_size": 16, "class_cond": True, "num_classes": 10, **process, **given}
+    return checkpoints.load_classifier(flags.parse(command_line(values), groups, ""), str(path))
+
+
+def only_line(error, name, given, trained):
+    """The error is short and has one line of findings, which names the flag and both values."""
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2, str(error.value)
+    assert lines[1].startswith(f"  --{name} is {given!r}, the checkpoint has {trained!r}"), lines[1]
+
+
+@pytest.mark.parametrize("name", FLIPS)
+@pytest.mark.parametrize("file", ["bare", "saved"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_wrong_flag_is_named_with_both_values(folder, file, name, alone):
+    """`alone` gives no other flag; else the command line is that of training but for the one."""
+    given = {name: FLIPS[name]} if alone else {**TRUTH, name: FLIPS[name]}
+    if name == "image_size" and not alone:
+        given["channel_mult"] = ""  # with the multipliers given as well, nothing in the tensors tells the size
+    with pytest.raises(UserError) as error:
+        load(folder / f"{file}.pt", **given)
+    only_line(error, name, FLIPS[name], TRUTH[name])
+    assert ("--override True" in str(error.value)) is (file == "saved")
+
+
+@pytest.mark.parametrize("name", HIDDEN_FLIPS)
+def test_what_shapes_cannot_tell_is_told_by_the_flags_beside(folder, name):
+    given = {**TRUTH, name: HIDDEN_FLIPS[name]}
+    with pytest.raises(UserError) as error:
+        load(folder / "saved.pt", **given)
+    only_line(error, name, HIDDEN_FLIPS[name], TRUTH[name])
+    p, _, _ = load(folder / "bare.pt", **given)
+    assert p.values()[name] == HIDDEN_FLIPS[name]
+
+
+@pytest.mark.parametrize("name", HIDDEN_FLIPS)
+def test_override_insists(folder, name):
+    p, model, diffusion = load(folder / "saved.pt", override=True, **{name: HIDDEN_FLIPS[name]})
+    expected = {**TRUTH, name: HIDDEN_FLIPS[name]}
+    assert expected.items() <= p.values().items()
+    assert diffusion.original_num_steps == expected["diffusion_steps"]
+
+
+def test_override_of_a_shape_ends_in_a_short_error_that_names_tensors(folder):
+    with pytest.raises(UserError) as error:
+        load(folder / "saved.pt", override=True, num_channels=64)
+    lines = str(error.value).splitlines()
+    assert len(lines) <= 10 and "--model_path" in lines[0] and "time_embed.0.weight is (128, 32)" in str(error.value)
+
+
+def test_many_wrong_flags_still_make_a_short_error(folder):
+    given = {**FLIPS, **HIDDEN_FLIPS, "num_channels": 128}
+    with pytest.raises(UserError) as error:
+        load(folder / "saved.pt", **given)
+    lines = str(error.value).splitlines()
+    assert len(lines) <= 10 and lines[-1] == f"  and {len(given) - 7} more"
+
+
+@pytest.mark.parametrize("name", CLASSIFIER_FLIPS)
+@pytest.mark.parametrize("file", ["bare", "saved"])
+def test_a_wrong_flag_of_the_classifier_is_named(folder, file, name):
+    given = {**CLASSIFIER_TRUTH, name: CLASSIFIER_FLIPS[name]}
+    with pytest.raises(UserError) as error:
+        load_classifier(folder / f"{file}_classifier.pt", given)
+    trained = "1,2,2" if (file, name) == ("bare", "classifier_channel_mult") else CLASSIFIER_TRUTH[name]
+    only_line(error, name, CLASSIFIER_FLIPS[name], trained)
+    assert "--classifier_path" in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["bare", "saved"])
+@pytest.mark.parametrize("name, other", [("image_size", 32), ("num_classes", 1000)])
+def test_a_classifier_of_another_size_or_classes_than_the_network_is_refused(folder, file, name, other):
+    with pytest.raises(UserError) as error:
+        load_classifier(folder / f"{file}_classifier.pt", {name: other})
+    only_line(error, name, other, CLASSIFIER_TRUTH[name])
+
+
+@pytest.mark.parametrize("name, other", [("diffusion_steps", 1000), ("noise_schedule", "linear"), ("rescale_timesteps", True)])
+def test_a_classifier_of_another_process_is_refused_if_its_flags_say_so(folder, name, other):
+    process = {**PROCESS, name: other}
+    with pytest.raises(UserError) as error:
+        load_classifier(folder / "saved_classifier.pt", {}, process)
+    only_line(error, name, other, PROCESS[name])
+    load_classifier(folder / "bare_classifier.pt", {"classifier_num_head_channels": 32}, process)
+
+
+# -- which source speaks ---------------------------------------------------------------------------
+
+
+def test_flags_beside_the_checkpoint_speak_for_it(folder):
+    p, model, diffusion = load(folder / "saved.pt")
+    assert TRUTH.items() <= p.values().items()
+    assert model.num_heads == 2 and model.num_classes == 10 and not model.training
+    assert diffusion.original_num_steps == 100
+
+
+def test_shapes_speak_where_there_are_no_flags(folder):
+    p, _, _ = load(folder / "bare.pt")
+    told = {k: v for k, v in TRUTH.items() if k not in HIDDEN_FLIPS}
+    assert told.items() <= p.values().items()
+    assert p[UNetFlags].num_heads == UNetFlags().num_heads and p[DiffusionFlags].diffusion_steps == 1000
+
+
+@pytest.mark.parametrize("file", ["bare", "saved"])
+def test_flags_of_one_run_are_free(folder, file):
+    free = dict(timestep_respacing="5", use_kl=True, dropout=0.3, use_checkpoint=True, use_bf16=True)
+    p, model, diffusion = load(folder / f"{file}.pt", **{**TRUTH, **free})
+    assert free.items() <= p.values().items()
+    assert diffusion.num_timesteps == 5 and model.dtype is torch.bfloat16
+
+
+def test_equal_meanings_are_no_conflict(folder):
+    for file in ("bare", "saved"):
+        load(folder / f"{file}.pt", **{**TRUTH, "channel_mult": "", "attention_resolutions": "8"})
+        load(folder / f"{file}.pt", image_size=16, channel_mult="1,2,2.0")
+        # of 16 pixels only 16, 8 and 4 have a level
+        load(folder / f"{file}.pt", image_size=16, attention_resolutions="8,2")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_image_size_with_other_multipliers_than_its_default_is_no_conflict(tmp_path, saved):
+    p = flags.parse(command_line({**TRUTH, "image_size": 64, "channel_mult": "1,2"}), GROUPS, "")
+    path = str(tmp_path / "x.pt")
+    checkpoints.write(path, p[UNetFlags].create(True).state_dict(), p.values() if saved else None)
+    p, model, _ = load(path, image_size=64)
+    assert p[UNetFlags].image_size == 64 and model.channel_mult == (1, 2)
+    if not saved:
+        with pytest.raises(UserError, match="does not tell its image size: give --image_size"):
+            load(path)
+
+
+def test_a_network_of_one_level_has_no_resampling_to_contradict(tmp_path):
+    values = {**TRUTH, "image_size": 8, "channel_mult": "1"}
+    p = flags.parse(command_line(values), GROUPS, "")
+    checkpoints.write(str(tmp_path / "x.pt"), p[UNetFlags].create(True).state_dict())
+    load(tmp_path / "x.pt", **values)
+
+
+def test_flags_beside_that_lack_some(folder, tmp_path):
+    """Such as those of a later version, or written by hand."""
+    (tmp_path / "x.pt").write_bytes((folder / "bare.pt").read_bytes())
+    (tmp_path / "x.json").write_text(json.dumps({"attention_resolutions": "8", "num_heads": 2, "unknown": 1}))
+    p, _, _ = load(tmp_path / "x.pt", **{k: v for k, v in TRUTH.items() if k != "num_heads"})
+    assert TRUTH.items() <= p.values().items()
+
+
+@pytest.mark.parametrize("text, words", [("{", "not valid JSON"), ("[]", "holds a list")])
+def test_broken_flags_beside(folder, tmp_path, text, words):
+    (tmp_path / "x.pt").write_bytes((folder / "bare.pt").read_bytes())
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=f"x.json .*{words}"):
+        load(tmp_path / "x.pt")
+
+
+def test_files_that_are_no_such_network(folder, tmp_path):
+    with pytest.raises(UserError, match="--model_path is not given"):
+        load("")
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "missing.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="--model_path .*a.pt is not a checkpoint of such a network"):
+        load(tmp_path / "a.pt")
+    with pytest.raises(UserError, match="--model_path .*bare_classifier.pt is not a checkpoint of such a network"):
+        load(folder / "bare_classifier.pt")
+
+
+def test_an_upsampler_is_known_by_its_shapes(tmp_path):
+    groups = [CheckpointFlags, SuperResFlags, UNetFlags, DiffusionFlags]
+    values = {k: v for k, v in TRUTH.items() if k != "image_size"} | {"large_size": 16, "small_size": 4}
+
+    def parsed(**values):
+        return flags.parse(command_line({**values, "model_path": tmp_path / "x.pt"}), groups, "", {"image_size": None})
+
+    p = parsed(**values)
+    checkpoints.write(str(tmp_path / "x.pt"), p[SuperResFlags].create(p[UNetFlags], True).state_dict())
+    p, model, _ = checkpoints.load_super_res(parsed(small_size=4))
+    assert p[SuperResFlags].large_size == 16 and p[UNetFlags].num_classes == 10
+    assert model.in_channels == 6
+    with pytest.raises(UserError) as error:
+        checkpoints.load_super_res(parsed(**{**values, "num_res_blocks": 3}))
+    only_line(error, "num_res_blocks", 3, 1)
+    with pytest.raises(UserError) as error:
+        checkpoints.load_super_res(parsed(large_size=32, small_size=4))
+    only_line(error, "large_size", 32, 16)
+
+
+def test_a_written_file_is_a_plain_dict_for_the_bare_network(folder):
+    state = torch.load(folder / "saved.pt", weights_only=True)
+    assert isinstance(state, dict)
+    model = UNetFlags(**{k: v for k, v in TRUTH.items() if hasattr(UNetFlags, k)}).create(True)
+    model.load_state_dict(state)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    saved = json.loads((folder / "saved.json").read_text())
+    assert TRUTH.items() <= saved.items() and list(saved) == sorted(saved)

@@ -1,0 +1,339 @@
+"""Command lines: what is parsed, what is refused and how, and the published functions on top."""
+
+import argparse
+import dataclasses
+import gzip
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import launched
+import pytest
+import torch
+
+from guided_diffusion import flags, script_util
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import flag, int_list, parse, str2bool
+from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
+from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags, SuperResFlags, UNetFlags
+from guided_diffusion.train_util import TrainFlags
+
+CHECKPOINTS = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
+SCRIPT_OF = {"model": "image_sample", "sr": "super_res_sample", "classifier": "classifier_train"}
+
+
+@dataclass
+class Fruit:
+    """Fruit."""
+
+    apples: int = flag(3, "Number of apples.", aliases=("max_apples",))
+    kind: str = flag("red", "Kind of apple.", choices=("red", "green"))
+    ripe: bool = flag(False, "Whether they are ripe.")
+    weight: float = flag(0.5, "Weight of one, 100% by default.")
+    size: int = flag(1, "Size of the fruit.")
+
+
+@dataclass
+class Basket:
+    """A basket. It holds fruit."""
+
+    size: int = flag(1, "Size of the basket.")
+    name: str = flag("", "Name of the basket.")
+
+
+GROUPS = [Fruit, Basket]
+
+
+def parsed(*argv, overrides=None):
+    return parse(list(argv), GROUPS, "", overrides)
+
+
+# -- parsing ---------------------------------------------------------------------------------------
+
+
+def test_an_empty_command_line_gives_the_defaults():
+    p = parsed()
+    assert p[Fruit] == Fruit(3, "red", False, 0.5, 1) and p[Basket] == Basket(1, "") and p.given == set()
+
+
+def test_values_are_typed_and_both_groups_get_a_shared_flag():
+    p = parsed("--apples", "7", "--ripe", "True", "--weight=1e-3", "--size", "-1", "--kind", "green")
+    assert p[Fruit] == Fruit(7, "green", True, 1e-3, -1) and p[Basket].size == -1
+    assert p.given == {"apples", "ripe", "weight", "size", "kind"}
+    assert list(p.values().items()) == [
+        ("apples", 7), ("kind", "green"), ("name", ""), ("ripe", True), ("size", -1), ("weight", 1e-3)
+    ]  # fmt: skip
+
+
+def test_an_alias_is_the_flag():
+    assert parsed("--max_apples", "9")[Fruit].apples == 9
+    assert parse(["--max_steps", "9"], [TrainFlags], "")[TrainFlags].iterations == 9
+
+
+def test_overrides_change_defaults_or_take_flags_away():
+    p = parsed(overrides={"apples": 5, "kind": None})
+    assert p[Fruit].apples == 5 and p[Fruit].kind == "red" and "kind" not in p.values() and p.given == set()
+    assert parsed("--apples", "6", overrides={"apples": 5})[Fruit].apples == 6
+    with pytest.raises(UserError, match="--kind is not a flag of this script"):
+        parsed("--kind", "red", overrides={"kind": None})
+
+
+def test_with_values_reaches_every_group_and_keeps_what_was_given():
+    p = parsed("--apples", "6").with_values({"size": 4, "name": "b"})
+    assert p[Fruit] == Fruit(apples=6, size=4) and p[Basket] == Basket(4, "b") and p.given == {"apples"}
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--aples", "7"], "--aples is not a flag of this script; did you mean --apples?"),
+        (["--apple", "7"], "--apple is not a flag of this script; did you mean --apples?"),
+        (["--aples=7"], "--aples is not a flag of this script; did you mean --apples?"),
+        (["--zzzzzzz", "7"], "--zzzzzzz is not a flag of this script; --help lists all"),
+        (["seven"], "'seven' does not belong to any flag; flags are written --name value"),
+    ],
+)
+def test_unknown_words(argv, message):
+    with pytest.raises(UserError) as error:
+        parsed(*argv)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--apples", "many"], ["--apples", "'many'", "int"]),
+        (["--apples", "1.5"], ["--apples", "'1.5'", "int"]),
+        (["--weight", "x"], ["--weight", "'x'", "float"]),
+        (["--ripe", "maybe"], ["--ripe", "expected True or False"]),
+        (["--kind", "blue"], ["--kind", "'blue'", "red", "green"]),
+        (["--apples"], ["--apples", "expected one argument"]),
+    ],
+)
+def test_bad_values_name_the_flag_and_what_is_legal(argv, words):
+    with pytest.raises(UserError) as error:
+        parsed(*argv)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word, value", [*((w, True) for w in "True true T yes y 1".split()), *((w, False) for w in "False f NO n 0".split())])
+def test_str2bool(word, value):
+    assert str2bool(word) is value and str2bool(value) is value
+
+
+def test_str2bool_refuses_other_words():
+    with pytest.raises(argparse.ArgumentTypeError):
+        str2bool("on")
+
+
+def test_int_list():
+    assert int_list("32,16, 8", "x") == [32, 16, 8] and int_list("", "x") == []
+    with pytest.raises(UserError, match="--sizes is '32,a'"):
+        int_list("32,a", "sizes")
+
+
+# -- the flags of the scripts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", launched.NAMES)
+def test_every_flag_is_explained_in_help(name):
+    script = launched.read(name)
+    text = " ".join(flags.parser_for(script.groups, script.description, script.overrides).format_help().split())
+    description, text = text.split("options:")
+    assert " ".join(script.description.split()) in description
+    for group in script.groups:
+        for field in dataclasses.fields(group):
+            if script.overrides.get(field.name, "") is None:
+                assert f"--{field.name} " not in text
+                continue
+            sentence = field.metadata["help"]
+            assert re.fullmatch(r"\w.*\w.*[^.]\.", sentence), field.name
+            assert ". " not in sentence, f"{field.name}: more than one sentence"
+            default = script.overrides.get(field.name, field.default)
+            assert type(default) is type(field.default)
+            shown = re.search(rf"--{field.name} {type(default).__name__.upper()}\b.*?\(default: (.*?)\)", text)[1]
+            legal = field.metadata["choices"] or (["True", "False"] if isinstance(default, bool) else [])
+            assert shown.startswith("''" if default == "" else str(default)), field.name
+            assert all((str(choice) or "''") in shown for choice in legal), field.name
+            assert not field.metadata["choices"] or default in legal
+
+
+@pytest.mark.parametrize("name", launched.NAMES)
+def test_a_script_and_its_flags_have_one_meaning(name):
+    """Where groups share a flag, it is of one type; a script's overrides are flags it has."""
+    script, types = launched.read(name), {}
+    for group in script.groups:
+        for field in dataclasses.fields(group):
+            assert types.setdefault(field.name, type(field.default)) is type(field.default), field.name
+    assert set(script.overrides) <= set(types)
+    assert script.name == name
+    defaults = parse([], script.groups, "", script.overrides).values()
+    assert {k: v for k, v in script.overrides.items() if v is not None}.items() <= defaults.items()
+
+
+@pytest.mark.parametrize("name", launched.NAMES)
+def test_the_commands_in_the_docstring_parse(name):
+    script = launched.read(name)
+    lines = script.description.replace("\\\n", " ").splitlines()
+    commands = [line.split(f"{name}.py ", 1)[1].split() for line in lines if f"{name}.py " in line]
+    assert commands
+    for command in commands:
+        parse(command, script.groups, "", script.overrides)
+
+
+# -- the published commands ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_published_commands_build_the_published_networks(name):
+    published = CHECKPOINTS[name]
+    script = launched.read(SCRIPT_OF[published["kind"]])
+    command = published["flags"].split()
+    if published["kind"] == "classifier":
+        command += "--iterations 300000 --anneal_lr True --batch_size 256 --lr 3e-4 --save_interval 10000".split()
+    else:
+        command += "--batch_size 4 --num_samples 100 --timestep_respacing 250 --model_path models/x.pt".split()
+    p = parse(command, script.groups, "", script.overrides)
+    assert dict(zip(command[::2], command[1::2])).items() <= {f"--{k}": _text(v, command) for k, v in p.values().items()}.items()
+    with torch.device("meta"):
+        if published["kind"] == "classifier":
+            model = p[ClassifierFlags].create()
+        elif published["kind"] == "sr":
+            model = p[SuperResFlags].create(p[UNetFlags], p[DiffusionFlags].learn_sigma)
+        else:
+            model = p[UNetFlags].create(p[DiffusionFlags].learn_sigma)
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == published["state_dict"]
+    diffusion = p[DiffusionFlags].create()
+    assert diffusion.original_num_steps == 1000
+    assert diffusion.num_timesteps == (1000 if published["kind"] == "classifier" else 250)
+
+
+def _text(value, command):
+    """The value as the command spells it, so that 0.0003 equals 3e-4."""
+    return next((word for word in command if isinstance(value, float) and _is_number(word) and float(word) == value), str(value))
+
+
+def _is_number(word):
+    return re.fullmatch(r"[\d.]+(e-?\d+)?", word)
+
+
+# -- the published functions -----------------------------------------------------------------------
+
+TOY = dict(image_size=16, num_channels=32, num_res_blocks=1, attention_resolutions="8", num_heads=2, diffusion_steps=50)
+DEFAULTS_AND_CREATE = {
+    "model": (script_util.model_and_diffusion_defaults, script_util.create_model_and_diffusion, TOY),
+    "sr": (
+        script_util.sr_model_and_diffusion_defaults,
+        script_util.sr_create_model_and_diffusion,
+        {**{k: v for k, v in TOY.items() if k != "image_size"}, "large_size": 16, "small_size": 4},
+    ),
+    "classifier": (
+        script_util.classifier_and_diffusion_defaults,
+        script_util.create_classifier_and_diffusion,
+        dict(image_size=16, classifier_width=32, classifier_attention_resolutions="8", classifier_depth=1, diffusion_steps=50),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS_AND_CREATE)
+def test_published_functions_round_trip_through_argparse(kind):
+    make_defaults, create, toy = DEFAULTS_AND_CREATE[kind]
+    defaults = make_defaults()
+    parser = argparse.ArgumentParser()
+    script_util.add_dict_to_argparser(parser, defaults)
+    assert script_util.args_to_dict(parser.parse_args([]), defaults.keys()) == defaults
+    argv = [word for k, v in toy.items() for word in (f"--{k}", str(v))]
+    values = script_util.args_to_dict(parser.parse_args([*argv, "--rescale_timesteps", "yes"]), defaults.keys())
+    assert values == {**defaults, **toy, "rescale_timesteps": True}
+    model, diffusion = create(**values)
+    assert diffusion.num_timesteps == 50 and diffusion.rescale_timesteps
+    inputs = [torch.zeros(2, 3, 16, 16), torch.zeros(2)] + [torch.zeros(2, 3, 4, 4)] * (kind == "sr")
+    with torch.no_grad():
+        assert model(*inputs).shape == ((2, 1000) if kind == "classifier" else (2, 3, 16, 16))
+
+
+def test_published_defaults():
+    """As in guided-diffusion, besides what this codebase adds."""
+    defaults = script_util.model_and_diffusion_defaults()
+    published = dict(
+        image_size=64, num_channels=128, num_res_blocks=2, num_heads=4, num_heads_upsample=-1, num_head_channels=-1,
+        attention_resolutions="16,8", channel_mult="", dropout=0.0, class_cond=False, use_checkpoint=False,
+        use_scale_shift_norm=True, resblock_updown=False, use_fp16=False, use_new_attention_order=False,
+        learn_sigma=False, diffusion_steps=1000, noise_schedule="linear", timestep_respacing="", use_kl=False,
+        predict_xstart=False, rescale_timesteps=False, rescale_learned_sigmas=False,
+    )  # fmt: skip
+    assert {k: defaults[k] for k in published} == published
+    assert set(defaults) - set(published) == {"num_classes", "use_bf16", "sigma_small"} and defaults["num_classes"] == 1000
+    sr = script_util.sr_model_and_diffusion_defaults()
+    assert sr["large_size"] == 256 and sr["small_size"] == 64 and "image_size" not in sr
+    classifier = script_util.classifier_defaults()
+    published = dict(
+        image_size=64, classifier_use_fp16=False, classifier_width=128, classifier_depth=2,
+        classifier_attention_resolutions="32,16,8", classifier_use_scale_shift_norm=True,
+        classifier_resblock_updown=True, classifier_pool="attention",
+    )  # fmt: skip
+    assert {k: classifier[k] for k in published} == published
+    assert script_util.NUM_CLASSES == 1000
+
+
+def test_add_dict_to_argparser_takes_none_as_text():
+    parser = argparse.ArgumentParser()
+    script_util.add_dict_to_argparser(parser, {"a": None, "b": 2})
+    assert vars(parser.parse_args(["--a", "x"])) == {"a": "x", "b": 2}
+
+
+def test_an_unknown_argument_is_refused_as_by_python():
+    with pytest.raises(TypeError, match="'colour'"):
+        script_util.create_model_and_diffusion(**TOY, colour=3)
+
+
+@pytest.mark.parametrize(
+    "changes, mean, var, loss",
+    [
+        ({}, "EPSILON", "FIXED_LARGE", "MSE"),
+        ({"sigma_small": True}, "EPSILON", "FIXED_SMALL", "MSE"),
+        ({"learn_sigma": True}, "EPSILON", "LEARNED_RANGE", "MSE"),
+        ({"learn_sigma": True, "rescale_learned_sigmas": True}, "EPSILON", "LEARNED_RANGE", "RESCALED_MSE"),
+        ({"use_kl": True, "rescale_learned_sigmas": True}, "EPSILON", "FIXED_LARGE", "RESCALED_KL"),
+        ({"predict_xstart": True}, "START_X", "FIXED_LARGE", "MSE"),
+    ],
+)
+def test_diffusion_flags_choose_the_process(changes, mean, var, loss):
+    d = DiffusionFlags(**changes).create()
+    assert d.model_mean_type is ModelMeanType[mean]
+    assert d.model_var_type is ModelVarType[var]
+    assert d.loss_type is LossType[loss]
+
+
+@pytest.mark.parametrize(
+    "make, flag_name",
+    [
+        (lambda: DiffusionFlags(diffusion_steps=0), "diffusion_steps"),
+        (lambda: DiffusionFlags(sigma_small=True, learn_sigma=True), "sigma_small"),
+        (lambda: DiffusionFlags(timestep_respacing="2000").create(), "timestep_respacing"),
+        (lambda: UNetFlags(dropout=1.5), "dropout"),
+        (lambda: UNetFlags(num_channels=0), "num_channels"),
+        (lambda: UNetFlags(use_fp16=True, use_bf16=True), "use_bf16"),
+        (lambda: UNetFlags(image_size=48).create(False), "image_size"),
+        (lambda: UNetFlags(image_size=20, channel_mult="1,2,2,2").create(False), "image_size"),
+        (lambda: UNetFlags(channel_mult="1,x").create(False), "channel_mult"),
+        (lambda: UNetFlags(attention_resolutions="0").create(False), "attention_resolutions"),
+        (lambda: SuperResFlags(large_size=32, small_size=64), "small_size"),
+        (lambda: SuperResFlags(large_size=30, small_size=10).create(UNetFlags(channel_mult="1,2,2"), False), "large_size"),
+        (lambda: ClassifierFlags(classifier_depth=0), "classifier_depth"),
+        (lambda: ClassifierFlags(classifier_channel_mult="a").create(), "classifier_channel_mult"),
+        (lambda: ClassifierFlags(image_size=48).create(), "classifier_channel_mult"),
+        (lambda: ClassifierFlags(classifier_num_head_channels=-1).create(), "classifier_num_head_channels"),
+        (lambda: UNetFlags(image_size=16, channel_mult="1,", num_channels=32).create(False), "channel_mult"),
+        (lambda: UNetFlags(num_heads=0), "num_heads"),
+        (lambda: UNetFlags(num_heads_upsample=0), "num_heads_upsample"),
+        (lambda: UNetFlags(num_head_channels=0), "num_head_channels"),
+        (lambda: ClassifierFlags(classifier_num_head_channels=0), "classifier_num_head_channels"),
+        (lambda: UNetFlags(image_size=16, num_channels=32, attention_resolutions="8", num_heads=3).create(False), "num_heads"),
+        (lambda: UNetFlags(image_size=16, num_channels=32, attention_resolutions="8", num_head_channels=7).create(False), "num_head_channels"),
+    ],
+)
+def test_impossible_values_are_user_errors_that_name_the_flag(make, flag_name):
+    with pytest.raises(UserError, match=f"--{flag_name}"):
+        make()

@@ -1,0 +1,186 @@
+"""Sampling by index."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import kstest
+from torch import nn
+
+from guided_diffusion import generate as module
+from guided_diffusion import logger
+from guided_diffusion.errors import UserError
+from guided_diffusion.generate import (
+    IndexedNoise,
+    SampleFlags,
+    SolverFlags,
+    as_arrays,
+    chosen_classes,
+    generate,
+    labels_of,
+    make_images,
+    preview_sampler,
+    save_samples,
+)
+from guided_diffusion.images import grid
+from guided_diffusion.script_util import DiffusionFlags
+
+SHAPE = (3, 4, 4)
+
+
+def network(x, t, y=None):
+    shift = 0 if y is None else y.float().reshape(-1, 1, 1, 1) / 10
+    return 0.5 * x + 0.1 * torch.sin(3 * x + t.float().reshape(-1, 1, 1, 1)) + shift
+
+
+def three_draws(seed, indices):
+    noise = IndexedNoise(seed, indices)
+    return noise.label(10), noise.normal(*SHAPE), noise(torch.zeros(len(indices), 2, 5))
+
+
+@pytest.mark.parametrize("batches", [[range(7)], [range(3), range(3, 7)], [[6, 2, 0], [5], [1, 4, 3]]])
+def test_noise_belongs_to_the_index_whatever_the_batch(batches):
+    whole = three_draws(5, range(7))
+    for batch in batches:
+        for drawn, expected in zip(three_draws(5, batch), whole):
+            assert torch.equal(drawn, expected[list(batch)])
+
+
+def test_noise_is_normal_and_every_seed_and_index_has_its_own():
+    draws = [IndexedNoise(seed, range(50)).normal(40) for seed in (0, 1, 2**40)]
+    draws.append(IndexedNoise(0, range(50, 100)).normal(40))
+    values = torch.stack(draws).reshape(-1, 40)
+    assert len({tuple(row.tolist()) for row in values}) == 200
+    assert kstest(values.flatten().numpy(), "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(values.numpy()) - np.eye(200)).max() < 0.75
+
+
+def test_noise_takes_the_kind_of_x():
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    drawn = IndexedNoise(0, range(2))(x)
+    assert drawn.dtype == torch.float64
+    assert torch.equal(drawn.float(), IndexedNoise(0, range(2)).normal(3))
+
+
+def test_labels_are_uniform_or_in_turn():
+    counts = IndexedNoise(0, range(2000)).label(5).bincount(minlength=5)
+    assert ((counts - 400).abs() < 5 * (2000 * 0.2 * 0.8) ** 0.5).all()
+    assert labels_of(None, range(5, 9), [3, 7, 1], 10).tolist() == [1, 3, 7, 1]
+    assert torch.equal(labels_of(IndexedNoise(3, [4, 8]), [4, 8], [], 10), IndexedNoise(3, [4, 8]).label(10))
+
+
+def test_chosen_classes():
+    assert chosen_classes("3,7", 8) == [3, 7] and chosen_classes("", 8) == []
+    for text, word in (("8", "--classes has 8; expected 0 to 7"), ("3,-1", "has -1"), ("a", "--classes is 'a'")):
+        with pytest.raises(UserError, match=word):
+            chosen_classes(text, 8)
+
+
+@pytest.mark.parametrize("solver", [SolverFlags(), SolverFlags(use_ddim=True), SolverFlags(solver="ddim", eta=0.5)])
+def test_images_do_not_depend_on_their_batch(solver):
+    diffusion = DiffusionFlags(timestep_respacing="5", sigma_small=True).create()
+
+    def images(indices):
+        noise = IndexedNoise(1, indices)
+        y = labels_of(noise, indices, [], 10)
+        return make_images(diffusion, network, solver, noise, SHAPE, model_kwargs={"y": y})
+
+    whole = images(range(5))
+    parts = torch.cat([images(range(2)), images([2]), images(range(3, 5))])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver, loop", [(SolverFlags(), "p_sample_loop"), (SolverFlags(use_ddim=True), "ddim_sample_loop")])
+@pytest.mark.parametrize("cond_fn", [None, lambda x, t, **_: -x])
+def test_images_are_those_of_the_published_loops(solver, loop, cond_fn, monkeypatch):
+    """Given the same noise, and guided as the published samplers are: by the mean, or by the score."""
+    diffusion = DiffusionFlags(timestep_respacing="5").create()
+    made = make_images(diffusion, network, solver, IndexedNoise(1, range(2)), SHAPE, cond_fn=cond_fn)
+    noise = IndexedNoise(1, range(2))
+    start = noise.normal(*SHAPE)
+    # the class API draws by torch.randn_like at each step
+    records = diffusion.sample_records
+    monkeypatch.setattr(diffusion, "sample_records", lambda s, d, x, **kw: records(s, d, x, noise))
+    expected = getattr(diffusion, loop)(network, start.shape, noise=start, cond_fn=cond_fn)
+    torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 7, 12])
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 100])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_exactly_the_images_asked_for_in_order(count, batch_size, ranks, monkeypatch):
+    """Ranks in lock step: each round, rank 0 gathers what every rank would have made of its batch."""
+    batches = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+    rounds = iter(range(0, len(batches), ranks))
+
+    def make_batch(indices):
+        return {"arr_0": np.array(indices) ** 2, "arr_1": -np.array(indices)}
+
+    def gather_object(mine):
+        first = next(rounds)
+        others = [make_batch(b) for b in batches[first + 1 : first + ranks]]
+        return [mine, *others, *[None] * (ranks - 1 - len(others))]
+
+    monkeypatch.setattr(module.dist_util, "world_size", lambda: ranks)
+    monkeypatch.setattr(module.dist_util, "gather_object", gather_object)
+    made = generate(SampleFlags(num_samples=count, batch_size=batch_size), make_batch)
+    assert made["arr_0"].tolist() == [i**2 for i in range(count)]
+    assert made["arr_1"].tolist() == [-i for i in range(count)]
+
+
+def test_saved_samples_come_back(tmp_path):
+    images = torch.rand(103, 3, 4, 4) * 2 - 1
+    arrays = as_arrays(images, torch.arange(103))
+    with logger.scoped_configure(str(tmp_path)):
+        save_samples(arrays)
+        save_samples(arrays, "mine.npz")
+        save_samples(None)
+    for name in ("samples_103x4x4x3", "mine"):
+        with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as saved:
+            assert saved["arr_0"].dtype == np.uint8 and saved["arr_1"].dtype == np.int64
+            assert np.array_equal(saved["arr_0"], ((images + 1) * 127.5).byte().permute(0, 2, 3, 1))
+            assert saved["arr_1"].tolist() == list(range(103))
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            small = np.asarray(picture)[::16, ::16]
+        assert np.array_equal(small, grid(arrays["arr_0"][:100]))
+    assert {p.suffix for p in tmp_path.iterdir() if p.stem in ("mine", "samples_103x4x4x3")} == {".npz", ".png"}
+
+
+class Toy(nn.Module):
+    def forward(self, x, t, y):
+        return network(x, t, y)
+
+
+@pytest.mark.parametrize("steps", [7, 1000])
+def test_previews_repeat_and_are_ddim_in_at_most_25_steps(steps):
+    process = DiffusionFlags(noise_schedule="cosine", diffusion_steps=steps)
+    y = torch.tensor([1, 5])
+    preview = preview_sampler(process, (2, *SHAPE), {"y": y})
+    images = preview(Toy())
+    assert np.array_equal(images, preview(Toy()))
+    diffusion = DiffusionFlags(
+        noise_schedule="cosine", diffusion_steps=steps, timestep_respacing=str(min(25, steps))
+    ).create()
+    start = IndexedNoise(0, range(2)).normal(*SHAPE)
+    expected = diffusion.ddim_sample_loop(network, start.shape, noise=start, model_kwargs={"y": y})
+    np.testing.assert_allclose(images, as_arrays(expected)["arr_0"], atol=1)
+
+
+@pytest.mark.parametrize(
+    "make, flag",
+    [
+        (lambda: SampleFlags(num_samples=0), "num_samples"),
+        (lambda: SampleFlags(batch_size=0), "batch_size"),
+        (lambda: SampleFlags(seed=-1), "seed"),
+        (lambda: SolverFlags(solver="ddpm", use_ddim=True), "use_ddim"),
+        (lambda: SolverFlags(eta=0.5), "eta"),
+        (lambda: SolverFlags(use_ddim=True, eta=1.5), "eta"),
+    ],
+)
+def test_impossible_values_name_the_flag(make, flag):
+    with pytest.raises(UserError, match=f"--{flag}"):
+        make()
+
+
+def test_the_published_spelling_chooses_ddim():
+    assert [SolverFlags().name, SolverFlags(use_ddim=True).name, SolverFlags(solver="ddim").name] == ["ddpm", "ddim", "ddim"]

@@ -1,0 +1,137 @@
+"""The rules of the house, read from the source: imports point one way, and dangerous words stay out."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "guided_diffusion"
+
+# A module imports from lower lines only.
+LAYERS = [
+    ["errors"],
+    ["flags", "files", "schedule", "losses", "nn"],
+    ["dist_util"],
+    ["logger"],
+    ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
+    ["solvers.step"],
+    ["solvers.*", "methods.*"],
+    ["solvers", "methods"],
+    ["sampling"],
+    ["gaussian_diffusion"],
+    ["respace"],
+    ["script_util"],
+    ["checkpoints"],
+    ["generate", "train_util", "launch"],
+    ["scripts"],
+]
+WORDS = ("schedule", "denoiser", "sampling", "losses", "solvers", "methods")
+OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
+    f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util")
+}
+
+
+def sources():
+    """{dotted name without the package: path}; a script is "scripts.NAME"."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    found.pop("__init__")
+    return found | {f"scripts.{path.stem}": path for path in sorted((ROOT / "scripts").glob("*.py"))}
+
+
+SOURCES = sources()
+
+
+def all_python():
+    """The project's own code, but its tests."""
+    folders = ("guided_diffusion", "scripts", "evaluations", "datasets", "benchmarks")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path, tree=None):
+    """Absolute dotted names that a file imports, `from a import b` as a.b where that is a module, else as a."""
+    package = ["guided_diffusion", *path.relative_to(PACKAGE).parts[:-1]] if path.is_relative_to(PACKAGE) else []
+    names = set()
+    for node in ast.walk(tree or ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
+            for alias in node.names:
+                module = f"{base}.{alias.name}"
+                names.add(module if module.removeprefix("guided_diffusion.") in SOURCES else base)
+    return names
+
+
+def layer(module):
+    """Index of the module's line in LAYERS."""
+    if module.startswith("scripts."):
+        return len(LAYERS) - 1
+    family = module.split(".")[0] + ".*"
+    (index,) = [i for i, line in enumerate(LAYERS) if module in line] or [i for i, line in enumerate(LAYERS) if family in line]
+    return index
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_one_way(module):
+    for name in imports(SOURCES[module]):
+        other = name.removeprefix("guided_diffusion.")
+        if name.startswith("guided_diffusion.") and other in SOURCES:
+            assert layer(other) < layer(module), f"{module} imports {other}"
+
+
+def forbidden(names):
+    return {name for name in names for word in OUTSIDE if name == word or name.startswith(word + ".")}
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if m.split(".")[0] in WORDS])
+def test_the_words_know_nothing_of_the_outside_world(module):
+    """Nor do the modules they import; flags may be defined anywhere, by whom they concern."""
+    seen, waiting = set(), [module]
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        names = imports(SOURCES[current])
+        assert not forbidden(names), f"{module} by way of {current}"
+        inner = {name.removeprefix("guided_diffusion.") for name in names} & set(SOURCES)
+        waiting += inner - seen - {"flags"}
+
+
+def test_the_class_imports_a_progress_bar_inside_a_function_alone():
+    path = SOURCES["gaussian_diffusion"]
+    tree = ast.parse(path.read_text())
+    assert forbidden(imports(path, tree)) == {"tqdm.auto"}
+    top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+    assert not forbidden(imports(path, top))
+
+
+@pytest.mark.parametrize("path", all_python(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_dist_util_knows_distribution(path):
+    text = path.read_text()
+    if path != PACKAGE / "dist_util.py":
+        assert not {name.split(".")[0] for name in imports(path)} & {"mpi4py"}
+        assert "mpi4py" not in text and "torch.distributed" not in text and "MPI." not in text
+    assert "CUDA_VISIBLE_DEVICES" not in text and "GPUS_PER_NODE" not in text
+
+
+@pytest.mark.parametrize("path", all_python(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_read_that_may_run_code(path):
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name == "torch.load":
+            assert given.get("weights_only") == "True"
+        if name in ("np.load", "numpy.load"):
+            assert given.get("allow_pickle", "False") == "False" and len(call.args) < 3
+        assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "yaml.load")
+
+
+def test_the_reader_of_imports_reads():
+    """The rules above would hold of nothing if imports were overlooked."""
+    assert imports(SOURCES["solvers.ddim"]) == {"guided_diffusion.schedule", "guided_diffusion.solvers.step"}
+    assert {"guided_diffusion.dist_util", "tqdm.auto"} <= imports(SOURCES["generate"])
+    assert "guided_diffusion.launch" in imports(SOURCES["scripts.image_sample"])
+    assert len(all_python()) > 30

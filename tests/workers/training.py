@@ -1,0 +1,121 @@
+"""Train a small network in each of several ways; each rank saves what it saw as FOLDER/RANK.json.
+
+Timesteps and noise are functions of the images, so that a global batch gives the same loss however it is
+divided into ranks and microbatches.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from guided_diffusion import dist_util, logger
+from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.train_util import TrainFlags, TrainLoop, training_data
+
+SIZE, IMAGES, GLOBAL_BATCH = 8, 24, 8
+# 64 channels: with 32, each normalisation group is one channel and its bias has no gradient but rounding
+NETWORK = UNetFlags(image_size=SIZE, num_channels=64, num_res_blocks=1, channel_mult="1", attention_resolutions="")
+THREE_STEPS = dict(iterations=3, lr=0.05, ema_rate="0.5,0.9")
+PROCESS = DiffusionFlags(learn_sigma=True, diffusion_steps=100)
+
+
+class ReadFromImages:
+    """The diffusion loss at timesteps and noise that the images decide.
+
+    :param poison: {number of the call: factor of the loss}, to make gradients that are not finite.
+    """
+
+    def __init__(self, poison=None):
+        self.diffusion = PROCESS.create()
+        self.num_timesteps = self.diffusion.num_timesteps
+        self.poison = poison or {}
+        self.calls = []
+
+    def draws(self, images):
+        t = (images[:, 0, 3, 3] * 127.5 + 127.5).round().long() % self.num_timesteps
+        return t, torch.sin(100 * images + 1)
+
+    def __call__(self, model, batch, cond):
+        t, noise = self.draws(batch)
+        terms = self.diffusion.training_losses(model, batch, t, model_kwargs=cond, noise=noise)
+        terms["loss"] = terms["loss"] * self.poison.get(len(self.calls), 1.0)
+        self.calls.append((t, {name: values.detach().clone() for name, values in terms.items()}))
+        return terms["loss"], terms, t
+
+
+def write_images(path):
+    """An npz of random images; training is quick on it and every image is different."""
+    np.savez(path, arr_0=np.random.default_rng(0).integers(256, size=(IMAGES, SIZE, SIZE, 3), dtype=np.uint8))
+    return str(path)
+
+
+def network(flags=NETWORK):
+    """The small network, all of whose weights have gradients: none is left at zero."""
+    torch.manual_seed(dist_util.rank())  # so that ranks start apart, and have to be made one
+    model = flags.create(PROCESS.learn_sigma)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def loop(images, out_dir, objective=None, *, network_flags=NETWORK, sgd=False, **options):
+    """A TrainLoop on the images of an npz that logs to `out_dir`."""
+    flags = TrainFlags(**{"batch_size": GLOBAL_BATCH // dist_util.world_size(), "log_interval": 1, "lr": 1e-2, **options})
+    logger.configure(str(out_dir), "csv,log")
+    training = TrainLoop(
+        model=network(network_flags),
+        dtype=network_flags.dtype,
+        objective=objective or ReadFromImages(),
+        data=training_data(DataFlags(data_dir=images, num_workers=0), flags, SIZE),
+        flags=flags,
+        resolved={"image_size": SIZE},
+    )
+    if sgd:  # unlike Adam it feels the scale of the gradients
+        training.opt = torch.optim.SGD(training.model.parameters(), lr=flags.lr)
+    return training
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in tensors)).hexdigest()
+
+
+def hashes(training):
+    return [digest(training.model.parameters()), *(digest(params) for params in training.ema.values())]
+
+
+def train(*args, **kwargs):
+    """Run a loop to its end; returns it."""
+    training = loop(*args, **kwargs)
+    training.run_loop()
+    return training
+
+
+def main(folder):
+    dist_util.setup_dist("cpu", timeout=60)
+    folder, images, rank = Path(folder), str(Path(folder, "images.npz")), dist_util.rank()
+    seen = {}
+    for name, microbatch in (("whole", -1), ("uneven", 3)):
+        seen[name] = hashes(train(images, folder / name, sgd=True, microbatch=microbatch, **THREE_STEPS))
+
+    seen["data"] = digest([next(loop(images, folder / "data").data)[0]])
+    seen["adam"] = hashes(train(images, folder / "adam", iterations=4, save_interval=2, lr_anneal_steps=8))
+    resume = str(folder / "adam" / "model000002.pt")
+    seen["resumed"] = hashes(
+        train(images, folder / "resumed", iterations=4, lr_anneal_steps=8, resume_checkpoint=resume)
+    )
+
+    start = hashes(loop(images, folder / "poisoned"))
+    poisoned = train(images, folder / "poisoned", ReadFromImages({0: float("nan")} if rank == 1 else {}), iterations=1)
+    seen["unmoved"] = hashes(poisoned) == start
+    Path(folder, f"{rank}.json").write_text(json.dumps(seen))
+    dist_util.cleanup()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ from .errors import UserError
 from .flags import flag
 from .script_util import (
     CHANNEL_MULTS,
+    SAMPLING_METHODS,
     SUPER_RES_CHANNEL_MULTS,
     ClassifierFlags,
     DiffusionFlags,
@@ -219,7 +220,7 @@ def load_diffusion(parsed):
     source = parsed[CheckpointFlags]
     parsed = resolve(parsed, source.model_path, _names(UNetFlags, DiffusionFlags), flags_of_shapes, override=source.override)
     unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
-    return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), process.create()
+    return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), _process(parsed)
 
 
 def load_super_res(parsed):
@@ -237,7 +238,14 @@ def load_super_res(parsed):
     )
     unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
     model = parsed[SuperResFlags].create(unet, process.learn_sigma)
-    return parsed, _ready(model, source.model_path, unet.dtype), process.create()
+    return parsed, _ready(model, source.model_path, unet.dtype), _process(parsed)
+
+
+def _process(parsed):
+    gamma = read_flags(parsed[CheckpointFlags].model_path).get("input_perturbation")
+    if gamma:
+        logger.log(f"{parsed[CheckpointFlags].model_path}: trained with --input_perturbation {gamma}")
+    return parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
 
 
 def load_classifier(parsed, path):

@@ -6,7 +6,6 @@ and is one.
 
 import enum
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 
@@ -53,7 +52,7 @@ class Prediction:
     alpha_bar: torch.Tensor
     x0: torch.Tensor
     eps: torch.Tensor
-    variance: Optional[torch.Tensor] = None
+    variance: torch.Tensor | None = None
 
     @classmethod
     def from_eps(cls, x_t, alpha_bar, eps, variance=None):
@@ -82,10 +81,11 @@ class NetworkDenoiser:
         variance is learned, else C.
     :param schedule: the NoiseSchedule it was trained on.
     :param rescale_timesteps: the network is given t * 1000 / T as a float, instead of t.
+    :param clock: `(x, t) -> t`, the time that the network is told instead of t; None tells it t.
     :param previous: [T] integers, for PREVIOUS_X alone: the time that the output for time t lies at.
     """
 
-    def __init__(self, model, schedule, mean_type, var_type, rescale_timesteps=False, previous=None, model_kwargs=None):
+    def __init__(self, model, schedule, mean_type, var_type, rescale_timesteps=False, previous=None, model_kwargs=None, clock=None):
         self.model = model
         self.schedule = schedule
         self.mean_type = mean_type
@@ -93,13 +93,15 @@ class NetworkDenoiser:
         self.rescale_timesteps = rescale_timesteps
         self.previous = previous
         self.model_kwargs = model_kwargs or {}
+        self.clock = clock
 
     def __call__(self, x, t):
         return self.interpret(x, t, *self.network(x, t))
 
     def network(self, x, t):
         """The network's float32 output [N, C, ...] and its variance part (the same shape, or None)."""
-        output = self.model(x, network_time(t, self.schedule, self.rescale_timesteps), **self.model_kwargs).float()
+        told = t if self.clock is None else self.clock(x, t)
+        output = self.model(x, network_time(told, self.schedule, self.rescale_timesteps), **self.model_kwargs).float()
         channels = x.shape[1]
         expected = 2 * channels if self.var_type.is_learned else channels
         if output.shape[:2] != (x.shape[0], expected):

@@ -6,7 +6,6 @@ goes the same way but needs no MPI, opens no socket and never communicates; so d
 calls `setup_dist`.
 """
 
-import io
 import os
 import pickle
 import re
@@ -19,6 +18,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from . import files
 from .errors import UserError
 
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.
@@ -486,7 +486,7 @@ def load_checkpoint(path, map_location="cpu"):
     so this may be called on one rank alone. UserError, naming the path, if it is missing, damaged or refused.
     """
     try:
-        with _open(path) as file:
+        with files.open_read(path) as file:
             start = file.read(8)
             _expect_checkpoint(path, start)
             file.seek(0)
@@ -514,18 +514,6 @@ def load_state_dict(path, map_location="cpu"):
         kind = type(state[strange[0]]).__name__
         raise UserError(f"checkpoint {path} holds a {kind} at {strange[0]!r}, expected a dict of tensors")
     return state
-
-
-def _open(path):
-    if "://" not in str(path):
-        return open(path, "rb")
-    # Importing blobfile opens a socket (urllib3 tries IPv6), so only who needs it pays.
-    import blobfile
-
-    try:
-        return io.BytesIO(blobfile.read_bytes(path))
-    except blobfile.Error as error:
-        raise OSError(str(error)) from error
 
 
 def _expect_checkpoint(path, start):

@@ -39,6 +39,23 @@ def exists(path):
     return _blobfile().exists(path) if is_remote(path) else os.path.exists(path)
 
 
+def is_folder(path):
+    """Whether there is a folder."""
+    return _blobfile().isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def entries(folder):
+    """(name, whether it is a folder) of all that lies in a folder; links are followed."""
+    scan = _blobfile().scandir if is_remote(folder) else os.scandir
+    for entry in scan(folder):
+        yield entry.name, entry.is_dir if is_remote(folder) else entry.is_dir()
+
+
+def remove(path):
+    """Delete a file."""
+    _blobfile().remove(path) if is_remote(path) else os.remove(path)
+
+
 def make_folder(path):
     """Make a folder and those above it; one that is there stays."""
     if is_remote(path):
@@ -47,11 +64,25 @@ def make_folder(path):
         os.makedirs(path, exist_ok=True)
 
 
+def open_read(path):
+    """A binary file object, which can seek.
+
+    :raises OSError: if it cannot be read; FileNotFoundError if it is not there.
+    """
+    if not is_remote(path):
+        return open(path, "rb")
+    blobfile = _blobfile()
+    try:
+        return io.BytesIO(blobfile.read_bytes(path))
+    except FileNotFoundError:
+        raise
+    except blobfile.Error as error:
+        raise OSError(str(error)) from error
+
+
 def read_bytes(path):
-    """The content of a file."""
-    if is_remote(path):
-        return _blobfile().read_bytes(path)
-    with open(path, "rb") as file:
+    """The content of a file; errors as `open_read`."""
+    with open_read(path) as file:
         return file.read()
 
 
@@ -84,8 +115,8 @@ def write_text(path, text):
 def append_text(path, text):
     """Add UTF-8 text at the end of a file."""
     if is_remote(path):
-        with _blobfile().BlobFile(path, "a") as file:
-            file.write(text)
+        # an object store cannot append
+        write_text(path, (read_text(path) if exists(path) else "") + text)
         return
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)

@@ -109,6 +109,7 @@ def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
     legal = "True or False" if kind is bool else ", ".join(map(_shown, choices)) if choices else None
+    shown = f"default: {_shown(default)}{'; one of ' + legal if legal else ''}"
     section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,
@@ -116,7 +117,7 @@ def _add(section, field, default):
         choices=choices,
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
-        help=f"{field.metadata['help']} (default: {_shown(default)}{'; one of ' + legal if legal else ''})".replace("%", "%%"),
+        help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),
     )
 
 

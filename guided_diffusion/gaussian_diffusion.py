@@ -17,6 +17,7 @@ import torch
 from .denoiser import ClippedDenoiser, ModelMeanType, ModelVarType, NetworkDenoiser, Prediction, network_time
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .methods.classifier_guidance import ScoreGuidedDenoiser
+from .methods.epsilon_scaling import EpsilonScaledDenoiser
 from .nn import mean_flat
 from .sampling import no_coupling, sample
 from .schedule import NoiseSchedule, betas_for_alpha_bar, get_named_beta_schedule, per_sample, posterior
@@ -54,16 +55,21 @@ class GaussianDiffusion:
     :param loss_type: what training minimises.
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param corrupt: the corruption `(noise, t) -> noise` of training; None leaves the noise alone.
+    :param eps_scaler: the (k, b) of methods.epsilon_scaling; (0, 1) scales nothing.
+    :ivar time_shift: a methods.time_shift.TimeShift, which needs this process to be built, or None.
     """
 
     def __init__(
-        self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False, grid=None, corrupt=None
+        self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False, grid=None,
+        corrupt=None, eps_scaler=(0.0, 1.0),
     ):
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
         self.loss_type = loss_type
         self.rescale_timesteps = rescale_timesteps
-        self.corrupt = corrupt
+        self.corrupt = corrupt or (lambda noise, t: noise)
+        self.eps_scaler = eps_scaler
+        self.time_shift = None
         self.schedule = NoiseSchedule(betas)
         self.timestep_map = list(range(self.schedule.num_timesteps)) if grid is None else list(grid)
         self.num_timesteps = len(self.timestep_map)
@@ -106,7 +112,7 @@ class GaussianDiffusion:
         """What networks and classifiers are given for step indices t [N]."""
         return network_time(self._time(t), self.schedule, self.rescale_timesteps)
 
-    def adapter(self, model, model_kwargs=None):
+    def adapter(self, model, model_kwargs=None, clock=None):
         """The NetworkDenoiser of a network; a NetworkDenoiser passes unchanged."""
         if isinstance(model, NetworkDenoiser):
             return model
@@ -122,11 +128,16 @@ class GaussianDiffusion:
             self.rescale_timesteps,
             previous,
             model_kwargs,
+            clock,
         )
 
     def denoiser(self, model, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
-        """The whole stack: adapter, then clipping, then guidance by score where `cond_fn` is given."""
-        denoise = ClippedDenoiser(self.adapter(model, model_kwargs), clip_denoised, denoised_fn)
+        """The whole stack: adapter, epsilon scaling, clipping, and guidance by score where `cond_fn` is given."""
+        shifts_network = self.time_shift is not None and self.time_shift.variant == "net"
+        denoise = self.adapter(model, model_kwargs, self.time_shift.network_time if shifts_network else None)
+        if self.eps_scaler != (0.0, 1.0):
+            denoise = EpsilonScaledDenoiser(denoise, self.timestep_map, *self.eps_scaler)
+        denoise = ClippedDenoiser(denoise, clip_denoised, denoised_fn)
         if cond_fn is not None:
             denoise = ScoreGuidedDenoiser(denoise, self._at_network_time(cond_fn, model_kwargs))
         return denoise
@@ -277,13 +288,15 @@ class GaussianDiffusion:
             yield {"sample": record.x, "pred_xstart": record.x0}
 
     def sample_records(
-        self, solver, denoise, x, noise=torch.randn_like, coupling=no_coupling, progress=False
+        self, solver, denoise, x, noise=torch.randn_like, progress=False
     ):
-        """The records of `sampling.sample` over this process's grid, without gradients.
+        """The records of `sampling.sample` over this process's grid, its time shift as coupling, without gradients.
 
         :param x: [N, C, ...] the start.
         :param noise: draws noise like x.
         """
+        moves_steps = self.time_shift is not None and self.time_shift.variant != "net"
+        coupling = self.time_shift if moves_steps else no_coupling
         records = _without_gradients(sample(denoise, solver, self.timestep_map, x, noise, coupling))
         if not progress:
             return records
@@ -301,7 +314,7 @@ class GaussianDiffusion:
         if noise is None:
             noise = torch.randn_like(x_start)
         time = self._time(t)
-        x_t = self.q_sample(x_start, t, noise if self.corrupt is None else self.corrupt(noise, time))
+        x_t = self.q_sample(x_start, t, self.corrupt(noise, time))
         adapter = self.adapter(model, model_kwargs)
         output, variance = adapter.network(x_t, time)
 

@@ -11,6 +11,7 @@ from . import dist_util, files, logger
 from .errors import UserError
 from .flags import flag, int_list
 from .images import save_grid, to_uint8
+from .methods.time_shift import ShiftStatistics
 from .solvers import SOLVERS
 
 
@@ -154,6 +155,23 @@ def as_arrays(images, labels=None):
     """A batch as it is saved: arr_0 uint8 [N, H, W, 3] and, with labels [N], arr_1 int64."""
     arrays = {"arr_0": to_uint8(images)}
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
+
+
+def watch_time_shift(diffusion):
+    """Count what the time-shift searches of a process find.
+
+    :return: a function that logs it, summed over the ranks; every rank has to call it.
+    """
+    if diffusion.time_shift is None:
+        return lambda: None
+    statistics = diffusion.time_shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps)
+
+    def report():
+        dist_util.all_reduce_sum(statistics.totals)
+        for time, count, shift, edge in statistics.rows():
+            logger.log(f"time shift round {time}: mean {shift:+.2f} of {count} searches, {100 * edge:.0f} % at an edge")
+
+    return report
 
 
 def save_samples(arrays, name=None):

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-import blobfile as bf
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
+from . import files
 from .errors import UserError
 from .flags import flag
 
@@ -305,7 +305,7 @@ def list_image_files(data_dir):
     An image is known by its extension, in either case: one of `EXTENSIONS`.
     Raises UserError if the folder is missing or holds none.
     """
-    if not bf.isdir(data_dir):
+    if not files.is_folder(data_dir):
         raise UserError(
             f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file."
         )
@@ -320,11 +320,11 @@ def list_image_files(data_dir):
 
 def _walk_images(folder):
     # blobfile's walk passes linked folders by, and data sets are often made of links.
-    for entry in bf.scandir(folder):
-        path = bf.join(folder, entry.name)
-        if entry.is_dir:
+    for name, is_folder in files.entries(folder):
+        path = files.join(folder, name)
+        if is_folder:
             yield from _walk_images(path)
-        elif entry.name.lower().endswith(tuple("." + e for e in EXTENSIONS)):
+        elif name.lower().endswith(tuple("." + e for e in EXTENSIONS)):
             yield path
 
 
@@ -352,12 +352,13 @@ def _all_or_refuse(paths, fine, expected):
 def read_npz(path, source="data_dir"):
     """(arr_0 uint8 [N, H, W, 3], arr_1 or None) of an .npz file that --`source` names."""
     try:
-        # Not streamed: a zip file is read from its end.
-        with bf.BlobFile(path, "rb", streaming=False) as file, np.load(file, allow_pickle=False) as npz:
+        with files.open_read(path) as file, np.load(file, allow_pickle=False) as npz:
             arrays = {key: npz[key] for key in ("arr_0", "arr_1") if key in npz.files}
             found = ", ".join(npz.files) or "nothing"
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--{source} {path} is not a readable .npz file ({error}).") from error
+        # what numpy says of foreign bytes is advice to unpickle them
+        reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else error
+        raise UserError(f"--{source} {path} is not a readable .npz file ({reason}).") from error
     if "arr_0" not in arrays:
         raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0.")
     images = arrays["arr_0"]
@@ -388,7 +389,7 @@ def _npz_classes(path, labels, count):
 def _open_rgb(path):
     """The image in a file as a Pillow RGB image; transparency is dropped, 16-bit grey keeps its top byte."""
     try:
-        with bf.BlobFile(path, "rb") as file, Image.open(file) as image:
+        with files.open_read(path) as file, Image.open(file) as image:
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert("RGB")

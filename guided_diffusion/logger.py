@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from numbers import Number
 from pathlib import Path
 
-from . import dist_util
+from . import dist_util, files
 from .errors import UserError
 
 DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
@@ -22,63 +22,20 @@ DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
 DEFAULT_FORMATS = "stdout,log,csv,json"
 
 
-# --------------------------------------------------------------------- files, local or far away
-
-
-def _blobfile():
-    # Imported only for a remote folder: the import alone opens a socket (urllib3 tries IPv6).
-    import blobfile
-
-    return blobfile
-
-
-def _is_remote(path):
-    return "://" in path
-
-
-def _join(folder, name):
-    return _blobfile().join(folder, name) if _is_remote(folder) else os.path.join(folder, name)
-
-
-def _read(path):
-    """Return the text of `path`, "" if there is no such file."""
-    if _is_remote(path):
-        return _blobfile().read_text(path) if _blobfile().exists(path) else ""
-    return Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
-
-
-def _write(path, text):
-    """Replace the content of `path`, so that a reader sees the old text or the new."""
-    if _is_remote(path):
-        _blobfile().write_text(path, text)
-        return
-    Path(path + ".tmp").write_text(text, encoding="utf-8")
-    os.replace(path + ".tmp", path)
-
-
-def _append(path, text):
-    if _is_remote(path):
-        _write(path, _read(path) + text)  # an object store can not append
-        return
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-
-
 def _prepare_folder(folder):
     """Make `folder` and try to write in it; UserError with the reason if that fails."""
-    probe = _join(folder, f".writable-{dist_util.rank()}-{os.getpid()}")
+    probe = files.join(folder, f".writable-{dist_util.rank()}-{os.getpid()}")
     try:
-        if _is_remote(folder):
-            _blobfile().makedirs(folder)
-            _write(probe, "")
-            _blobfile().remove(probe)
-        else:
-            os.makedirs(folder, exist_ok=True)
-            _append(probe, "")
-            os.remove(probe)
+        files.make_folder(folder)
+        files.write_text(probe, "")
+        files.remove(probe)
     except Exception as error:  # every cloud has exceptions of its own
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--out_dir (or OPENAI_LOGDIR) {folder} can not be written: {reason}") from error
+
+
+def _text_so_far(path):
+    return files.read_text(path) if files.exists(path) else ""
 
 
 # ------------------------------------------- one writer per format: write(row, step) or say(line)
@@ -104,7 +61,7 @@ class JsonWriter:
         self.path = path
 
     def write(self, row, step):
-        _append(self.path, json.dumps(row, default=str) + "\n")
+        files.append_text(self.path, json.dumps(row, default=str) + "\n")
 
 
 class CsvWriter:
@@ -112,16 +69,16 @@ class CsvWriter:
 
     def __init__(self, path):
         self.path = path
-        self.keys = next(csv.reader(io.StringIO(_read(path))), [])
+        self.keys = next(csv.reader(io.StringIO(_text_so_far(path))), [])
 
     def write(self, row, step):
         new = sorted(row.keys() - set(self.keys))
         if new:
-            old = list(csv.DictReader(io.StringIO(_read(self.path))))
+            old = list(csv.DictReader(io.StringIO(_text_so_far(self.path))))
             self.keys += new
-            _write(self.path, self._text([dict(zip(self.keys, self.keys)), *old, row]))
+            files.write_text(self.path, self._text([dict(zip(self.keys, self.keys)), *old, row]))
         else:
-            _append(self.path, self._text([row]))
+            files.append_text(self.path, self._text([row]))
 
     def _text(self, rows):
         text = io.StringIO()
@@ -152,13 +109,13 @@ def _make_writer(kind, folder, suffix):
     if kind == "stdout":
         return TableWriter(_to_terminal)
     if kind == "log":
-        path = _join(folder, f"log{suffix}.txt")
-        return TableWriter(lambda text: _append(path, text))
+        path = files.join(folder, f"log{suffix}.txt")
+        return TableWriter(lambda text: files.append_text(path, text))
     if kind == "json":
-        return JsonWriter(_join(folder, f"progress{suffix}.json"))
+        return JsonWriter(files.join(folder, f"progress{suffix}.json"))
     if kind == "csv":
-        return CsvWriter(_join(folder, f"progress{suffix}.csv"))
-    return TensorBoardWriter(_join(folder, f"tb{suffix}"))
+        return CsvWriter(files.join(folder, f"progress{suffix}.csv"))
+    return TensorBoardWriter(files.join(folder, f"tb{suffix}"))
 
 
 def _check_formats(formats):
@@ -265,7 +222,7 @@ def configure(dir=None, format_strs=None, log_suffix="", rank=None):
     global _current
     rank = dist_util.rank() if rank is None else rank
     folder = str(dir or os.environ.get("OPENAI_LOGDIR") or _default_folder())
-    if not _is_remote(folder):
+    if not files.is_remote(folder):
         folder = os.path.abspath(os.path.expanduser(folder))
     formats = format_strs or os.environ.get("OPENAI_LOG_FORMAT") or DEFAULT_FORMATS
     formats = [f.strip() for f in (formats.split(",") if isinstance(formats, str) else formats)]

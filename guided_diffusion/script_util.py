@@ -7,6 +7,8 @@ import torch
 from . import gaussian_diffusion as gd
 from .errors import UserError
 from .flags import flag, int_list, str2bool
+from .methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
+from .methods.time_shift import VARIANTS, TimeShift
 from .respace import SpacedDiffusion, space_timesteps
 from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
@@ -44,11 +46,70 @@ class DiffusionFlags:
         if self.sigma_small and self.learn_sigma:
             raise UserError("--sigma_small True chooses a fixed variance, which --learn_sigma True does not use")
 
-    def create(self):
-        """The SpacedDiffusion of these flags."""
-        return create_gaussian_diffusion(
-            steps=self.diffusion_steps, **_without(asdict(self), "diffusion_steps")
-        )
+    def create(self, *methods):
+        """The SpacedDiffusion of these flags and of method groups such as TimeShiftFlags."""
+        values = _without(asdict(self), "diffusion_steps")
+        for method in methods:
+            values.update(asdict(method))
+        return create_gaussian_diffusion(steps=self.diffusion_steps, **values)
+
+
+@dataclass
+class TimeShiftFlags:
+    """Time Shift (Li et al. 2024)."""
+
+    do_time_shift: bool = flag(False, "Move the times of sampling steps to where the images' variance fits.")
+    window: int = flag(2, "Width of the search in training timesteps, from 2 on.")
+    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.")
+    time_shift_variant: str = flag(
+        "adm", "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.", VARIANTS
+    )
+    time_shift_data_variance: float = flag(0.0, "Pixel variance of clean images, 0 to 1, that the search takes off; 0 as published.")
+    time_shift_constant: int = flag(0, "Shift by so many timesteps instead of a search; 0 searches.")
+
+    def __post_init__(self):
+        if self.do_time_shift and self.window < 2 and not self.time_shift_constant:
+            raise UserError(f"--window {self.window} leaves nothing to search; expected at least 2")
+        if self.do_time_shift and self.cutoff < 0:
+            raise UserError(f"--cutoff is {self.cutoff}; expected 0 or more")
+        _check_range("time_shift_data_variance", self.time_shift_data_variance, 0, 1)
+        if not self.do_time_shift:
+            for field in fields(self):
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} does nothing without --do_time_shift True")
+
+
+@dataclass
+class EpsilonScalingFlags:
+    """Epsilon Scaling (Ning et al. 2024)."""
+
+    eps_scaler: str = flag("1.0", "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off.")
+
+    def __post_init__(self):
+        parse_eps_scaler(self.eps_scaler)
+
+
+# the groups that sampling scripts take, and DiffusionFlags.create applies
+SAMPLING_METHODS = (TimeShiftFlags, EpsilonScalingFlags)
+
+
+@dataclass
+class InputPerturbationFlags:
+    """Input Perturbation (Ning et al. 2023)."""
+
+    input_perturbation: float = flag(
+        0.0, "Strength of a second noise that training adds to the first, without predicting it; 0 is off.", aliases=("input_pertub",)
+    )
+    perturb_schedule_type: str = flag("constant", "How that strength grows over the timesteps.", SCHEDULE_TYPES)
+    perturb_cutoff: int = flag(0, "So many of the noisiest timesteps are trained without it.")
+
+    def __post_init__(self):
+        if self.input_perturbation < 0:
+            raise UserError(f"--input_perturbation is {self.input_perturbation}; expected 0 or more")
+        if self.perturb_cutoff < 0:
+            raise UserError(f"--perturb_cutoff is {self.perturb_cutoff}; expected 0 or more")
+        if not self.input_perturbation and (self.perturb_cutoff or self.perturb_schedule_type != "constant"):
+            raise UserError("--perturb_schedule_type and --perturb_cutoff do nothing without --input_perturbation")
 
 
 @dataclass
@@ -364,8 +425,21 @@ def create_gaussian_diffusion(
     rescale_timesteps=False,
     rescale_learned_sigmas=False,
     timestep_respacing="",
+    do_time_shift=False,
+    window=2,
+    cutoff=300,
+    time_shift_variant="adm",
+    time_shift_data_variance=0.0,
+    time_shift_constant=0,
+    eps_scaler=1.0,
+    input_perturbation=0.0,
+    perturb_schedule_type="constant",
+    perturb_cutoff=0,
 ):
-    """A SpacedDiffusion of published flags; an empty `timestep_respacing` keeps all steps."""
+    """A SpacedDiffusion of published flags; an empty `timestep_respacing` keeps all steps.
+
+    :param eps_scaler: a number, or text as --eps_scaler takes it.
+    """
     if use_kl:
         loss = gd.LossType.RESCALED_KL
     else:
@@ -374,14 +448,42 @@ def create_gaussian_diffusion(
         variance = gd.ModelVarType.LEARNED_RANGE
     else:
         variance = gd.ModelVarType.FIXED_SMALL if sigma_small else gd.ModelVarType.FIXED_LARGE
-    return SpacedDiffusion(
+    diffusion = SpacedDiffusion(
         space_timesteps(steps, timestep_respacing or [steps]),
         betas=gd.get_named_beta_schedule(noise_schedule, steps),
         model_mean_type=gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON,
         model_var_type=variance,
         loss_type=loss,
         rescale_timesteps=rescale_timesteps,
+        corrupt=InputPerturbation(input_perturbation, steps, perturb_schedule_type, perturb_cutoff),
+        eps_scaler=parse_eps_scaler(eps_scaler),
     )
+    if do_time_shift:
+        diffusion.time_shift = TimeShift(
+            diffusion.schedule,
+            diffusion.timestep_map,
+            window,
+            cutoff,
+            time_shift_variant,
+            time_shift_data_variance,
+            time_shift_constant,
+        )
+    return diffusion
+
+
+def parse_eps_scaler(value):
+    """(k, b) of a number B or of the text "B" or "K,B".
+
+    :raises UserError: if it is neither, or if lambda would not be positive at the first step.
+    """
+    try:
+        *k, b = (float(part) for part in str(value).split(","))
+        k = k[0] if k else 0.0
+    except ValueError:
+        raise UserError(f"--eps_scaler is {value!r}; expected B such as 1.005, or K,B such as 0.0004,1.0042") from None
+    if str(value).count(",") > 1 or not b > 0 or k < 0:
+        raise UserError(f"--eps_scaler is {value!r}; expected B above 0, or K,B with K from 0")
+    return k, b
 
 
 def add_dict_to_argparser(parser, default_dict):

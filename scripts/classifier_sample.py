@@ -21,9 +21,10 @@ from guided_diffusion.generate import (
     labels_of,
     make_images,
     save_samples,
+    watch_time_shift,
 )
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
-from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags, UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
 
 
 @dataclass
@@ -38,7 +39,7 @@ class GuidanceFlags:
             raise UserError(f"--classifier_scale is {self.classifier_scale}; expected 0 or more")
 
 
-GROUPS = [CheckpointFlags, GuidanceFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, ClassifierFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, GuidanceFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, ClassifierFlags, DiffusionFlags, *SAMPLING_METHODS]
 
 
 def main(parsed):
@@ -66,7 +67,9 @@ def main(parsed):
         )
         return as_arrays(images, y)
 
+    report_time_shift = watch_time_shift(diffusion)
     save_samples(generate(flags, make_batch))
+    report_time_shift()
 
 
 if __name__ == "__main__":

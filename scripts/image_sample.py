@@ -18,10 +18,11 @@ from guided_diffusion.generate import (
     labels_of,
     make_images,
     save_samples,
+    watch_time_shift,
 )
-from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 
-GROUPS = [CheckpointFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, DiffusionFlags, *SAMPLING_METHODS]
 
 
 def main(parsed, name=None):
@@ -42,7 +43,9 @@ def main(parsed, name=None):
         images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
+    report_time_shift = watch_time_shift(diffusion)
     save_samples(generate(flags, make_batch), name and name(parsed))
+    report_time_shift()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ python scripts/image_sample_1gpu.py --model_path models/digits16.pt --timestep_r
 from dataclasses import dataclass
 
 import image_sample
+
 from guided_diffusion import launch
 from guided_diffusion.flags import flag
-from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 
 
 @dataclass
@@ -24,10 +25,12 @@ GROUPS = [*image_sample.GROUPS, NameFlags]
 
 
 def file_name(parsed):
-    """Such as adm_cifar10_ddim5step.npz."""
+    """Such as adm_cifar10_ddim5step.npz, or with time shift adm_cifar10_ddim5step_80win_300cut.npz."""
     names, process = parsed[NameFlags], parsed[DiffusionFlags]
     steps = process.timestep_respacing or process.diffusion_steps
-    return f"{names.model_type}_{names.data_type}_{steps}step.npz"
+    shift = parsed[TimeShiftFlags]
+    moved = f"_{shift.window}win_{shift.cutoff}cut" if shift.do_time_shift else ""
+    return f"{names.model_type}_{names.data_type}_{steps}step{moved}.npz"
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from guided_diffusion import dist_util, launch
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.resample import SamplerFlags
-from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags, UNetFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
-GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags]
+GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, InputPerturbationFlags]
 
 
 def main(parsed):
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
-    model, diffusion = unet.create(process.learn_sigma), process.create()
+    model, diffusion = unet.create(process.learn_sigma), process.create(parsed[InputPerturbationFlags])
     data = training_data(parsed[DataFlags], settings, unet.image_size, unet.class_cond, unet.num_classes)
     if not launch.announce(parsed):
         return

@@ -12,9 +12,18 @@ from guided_diffusion import checkpoints, dist_util, launch
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import flag
-from guided_diffusion.generate import IndexedNoise, SampleFlags, SolverFlags, as_arrays, generate, make_images, save_samples
+from guided_diffusion.generate import (
+    IndexedNoise,
+    SampleFlags,
+    SolverFlags,
+    as_arrays,
+    generate,
+    make_images,
+    save_samples,
+    watch_time_shift,
+)
 from guided_diffusion.image_datasets import read_npz
-from guided_diffusion.script_util import DiffusionFlags, SuperResFlags, UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, SuperResFlags, UNetFlags
 
 
 @dataclass
@@ -24,7 +33,7 @@ class BaseFlags:
     base_samples: str = flag("", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
 
 
-GROUPS = [CheckpointFlags, BaseFlags, SampleFlags, SolverFlags, SuperResFlags, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, BaseFlags, SampleFlags, SolverFlags, SuperResFlags, UNetFlags, DiffusionFlags, *SAMPLING_METHODS]
 OVERRIDES = {"image_size": None}
 
 
@@ -60,7 +69,9 @@ def main(parsed):
         images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
+    report_time_shift = watch_time_shift(diffusion)
     save_samples(generate(flags, make_batch))
+    report_time_shift()
 
 
 if __name__ == "__main__":

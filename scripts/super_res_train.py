@@ -10,17 +10,17 @@ from guided_diffusion import dist_util, launch
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags, with_low_res
 from guided_diffusion.resample import SamplerFlags
-from guided_diffusion.script_util import DiffusionFlags, SuperResFlags, UNetFlags
+from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags, SuperResFlags, UNetFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
-GROUPS = [DataFlags, TrainFlags, SamplerFlags, SuperResFlags, UNetFlags, DiffusionFlags]
+GROUPS = [DataFlags, TrainFlags, SamplerFlags, SuperResFlags, UNetFlags, DiffusionFlags, InputPerturbationFlags]
 OVERRIDES = {"image_size": None}
 
 
 def main(parsed):
     sizes, unet, process = parsed[SuperResFlags], parsed[UNetFlags], parsed[DiffusionFlags]
     settings = parsed[TrainFlags]
-    model, diffusion = sizes.create(unet, process.learn_sigma), process.create()
+    model, diffusion = sizes.create(unet, process.learn_sigma), process.create(parsed[InputPerturbationFlags])
     data = training_data(parsed[DataFlags], settings, sizes.large_size, unet.class_cond, unet.num_classes)
     data = with_low_res(data, sizes.small_size)
     if not launch.announce(parsed):

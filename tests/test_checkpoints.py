@@ -42,7 +42,10 @@ def published(name):
 @pytest.mark.parametrize("given_size", [False, True])
 def test_shapes_reveal_the_published_flags(name, given_size):
     kind, state, line = published(name)
-    size_flag, prefix = ("large_size" if kind == "sr" else "image_size"), ("classifier_" if kind == "classifier" else "")
+    size_flag, prefix = (
+        ("large_size" if kind == "sr" else "image_size"),
+        ("classifier_" if kind == "classifier" else ""),
+    )
     size, mults = int(line[size_flag]), SUPER_RES_CHANNEL_MULTS if kind == "sr" else CHANNEL_MULTS
     if name == "upsample_128_512" and not given_size:
         pytest.skip("built as the upsampler to 256, so its shapes cannot tell")
@@ -70,7 +73,9 @@ def test_shapes_reveal_the_published_flags(name, given_size):
 TOYS = [
     dict(image_size=16),
     dict(image_size=32, channel_mult="1,2", num_res_blocks=2, attention_resolutions="16", resblock_updown=True),
-    dict(image_size=16, channel_mult="1,1,2", num_res_blocks=3, attention_resolutions="16,4", use_scale_shift_norm=False),
+    dict(
+        image_size=16, channel_mult="1,1,2", num_res_blocks=3, attention_resolutions="16,4", use_scale_shift_norm=False
+    ),
     dict(image_size=16, channel_mult="2,1", class_cond=True, num_classes=7),
     dict(image_size=8, channel_mult="1", attention_resolutions=""),
     dict(image_size=16, channel_mult="1,1.5,2", num_channels=64, attention_resolutions="8", resblock_updown=True),
@@ -97,7 +102,9 @@ CLASSIFIER_TOYS = [
     dict(image_size=16, classifier_depth=3),
     dict(image_size=32, classifier_depth=2, classifier_attention_resolutions="16,8"),
     dict(image_size=16, classifier_channel_mult="1,2", classifier_pool="adaptive"),
-    dict(image_size=16, classifier_channel_mult="1,2", classifier_pool="spatial", classifier_use_scale_shift_norm=False),
+    dict(
+        image_size=16, classifier_channel_mult="1,2", classifier_pool="spatial", classifier_use_scale_shift_norm=False
+    ),
     dict(image_size=32, classifier_channel_mult="1,2,4", classifier_pool="spatial_v2"),
 ]
 
@@ -128,8 +135,8 @@ TRUTH = dict(
     noise_schedule="cosine", predict_xstart=False, rescale_timesteps=False,
 )  # fmt: skip
 FLIPS = dict(
-    image_size=32, num_channels=64, num_res_blocks=2, channel_mult="1,2,4", attention_resolutions="16", learn_sigma=False,
-    class_cond=False, num_classes=1000, use_scale_shift_norm=False, resblock_updown=False,
+    image_size=32, num_channels=64, num_res_blocks=2, channel_mult="1,2,4", attention_resolutions="16",
+    learn_sigma=False, class_cond=False, num_classes=1000, use_scale_shift_norm=False, resblock_updown=False,
 )  # fmt: skip
 HIDDEN_FLIPS = dict(
     num_heads=4, num_heads_upsample=2, num_head_channels=16, use_new_attention_order=True, noise_schedule="linear",
@@ -142,8 +149,9 @@ CLASSIFIER_TRUTH = dict(
     classifier_num_head_channels=32, classifier_channel_mult="",
 )  # fmt: skip
 CLASSIFIER_FLIPS = dict(
-    classifier_width=64, classifier_depth=2, classifier_attention_resolutions="16", classifier_use_scale_shift_norm=False,
-    classifier_resblock_updown=False, classifier_pool="attention", classifier_channel_mult="1,2,4",
+    classifier_width=64, classifier_depth=2, classifier_attention_resolutions="16",
+    classifier_use_scale_shift_norm=False, classifier_resblock_updown=False, classifier_pool="attention",
+    classifier_channel_mult="1,2,4",
 )  # fmt: skip
 PROCESS = dict(diffusion_steps=100, noise_schedule="cosine", rescale_timesteps=False)
 
@@ -247,13 +255,26 @@ def test_a_classifier_of_another_size_or_classes_than_the_network_is_refused(fol
     only_line(error, name, other, CLASSIFIER_TRUTH[name])
 
 
-@pytest.mark.parametrize("name, other", [("diffusion_steps", 1000), ("noise_schedule", "linear"), ("rescale_timesteps", True)])
+@pytest.mark.parametrize(
+    "name, other", [("diffusion_steps", 1000), ("noise_schedule", "linear"), ("rescale_timesteps", True)]
+)
 def test_a_classifier_of_another_process_is_refused_if_its_flags_say_so(folder, name, other):
     process = {**PROCESS, name: other}
     with pytest.raises(UserError) as error:
         load_classifier(folder / "saved_classifier.pt", {}, process)
     only_line(error, name, other, PROCESS[name])
     load_classifier(folder / "bare_classifier.pt", {"classifier_num_head_channels": 32}, process)
+
+
+def test_what_the_network_resolved_to_counts_as_given_for_its_classifier(folder):
+    groups = [CheckpointFlags, UNetFlags, ClassifierFlags, DiffusionFlags]
+    p = flags.parse(command_line({"model_path": folder / "saved.pt"}), groups, "")
+    p, _, _ = checkpoints.load_diffusion(p)
+    p, classifier = checkpoints.load_classifier(p, str(folder / "saved_classifier.pt"))
+    assert classifier.out_channels == 10
+    with pytest.raises(UserError) as error:
+        checkpoints.load_classifier(p.with_values({"diffusion_steps": 1000}), str(folder / "saved_classifier.pt"))
+    only_line(error, "diffusion_steps", 1000, 100)
 
 
 # -- which source speaks ---------------------------------------------------------------------------

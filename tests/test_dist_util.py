@@ -38,7 +38,7 @@ def run(*command, **env):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
     )
 
 
@@ -117,6 +117,12 @@ SRUN = SBATCH | dict(SLURM_STEP_ID="0", SLURM_PROCID="5", SLURM_LOCALID="1", SLU
 )
 def test_launcher_of(env, launcher):
     assert dist_util.launcher_of(env) == launcher
+
+
+def test_told_rank():
+    for env, rank in ((TORCHRUN, 5), (MPICH, 1), (OPENMPI, 1), (SRUN, 5), (SBATCH, 0), ({}, 0), (dict(RANK="4"), 0)):
+        assert dist_util.told_rank(env) == rank
+    assert dist_util.told_rank(TORCHRUN | dict(RANK="x")) == 0
 
 
 def test_torchrun_launch():

@@ -28,9 +28,7 @@ T = torch.tensor([0, 2, 4])
 
 
 def process(mean=ModelMeanType.EPSILON, var=ModelVarType.FIXED_SMALL, loss=LossType.MSE, **changes):
-    return SpacedDiffusion(
-        KEPT, betas=BETAS, model_mean_type=mean, model_var_type=var, loss_type=loss, **changes
-    )
+    return SpacedDiffusion(KEPT, betas=BETAS, model_mean_type=mean, model_var_type=var, loss_type=loss, **changes)
 
 
 def at(table, t):
@@ -102,7 +100,7 @@ def test_targets(mean):
         ModelMeanType.PREVIOUS_X: at(COEF_X0, T) * x0 + at(COEF_XT, T) * x_t,
     }[mean]
     for off in (0.0, 0.5):
-        terms = d.training_losses(lambda x, t: target + off, x0, T, noise=noise)
+        terms = d.training_losses(lambda x, t, off=off: target + off, x0, T, noise=noise)
         assert set(terms) == {"loss", "mse"}
         torch.testing.assert_close(terms["mse"], torch.full((3,), off**2), atol=1e-5, rtol=1e-4)
 
@@ -122,8 +120,9 @@ def test_learned_range_runs_between_the_logs_of_the_fixed_variances():
     x, t = tensor("x", *SHAPE), torch.tensor([1, 2, 4])
     small, large = (at(np.log(v), t) for v in (np.append(1, POSTERIOR_VARIANCE[1:]), KEPT_BETAS))
     for fraction in (0.0, 0.25, 1.0):
-        def model(x, t):
-            return torch.cat([eps_model(x, t), torch.full_like(x, 2 * fraction - 1)], dim=1)
+
+        def model(x, t, output=2 * fraction - 1):
+            return torch.cat([eps_model(x, t), torch.full_like(x, output)], dim=1)
 
         out = process(var=ModelVarType.LEARNED_RANGE).p_mean_variance(model, x, t)
         expected = (fraction * large + (1 - fraction) * small).expand(SHAPE)
@@ -168,7 +167,8 @@ def test_kl_losses():
     t = torch.tensor([1, 2, 4])
     x0, noise = tensor("x0", *SHAPE).clamp(-1, 1), tensor("noise", *SHAPE)
     kl, rescaled = (
-        process(loss=loss).training_losses(eps_model, x0, t, noise=noise) for loss in (LossType.KL, LossType.RESCALED_KL)
+        process(loss=loss).training_losses(eps_model, x0, t, noise=noise)
+        for loss in (LossType.KL, LossType.RESCALED_KL)
     )
     assert set(kl) == set(rescaled) == {"loss"}
     torch.testing.assert_close(kl["loss"], bound_by_hand(x0, noise, t), rtol=1e-4, atol=1e-5)
@@ -436,7 +436,10 @@ def test_published_tables():
 
 def test_the_unspaced_process_has_the_given_betas():
     d = GaussianDiffusion(
-        betas=BETAS, model_mean_type=ModelMeanType.EPSILON, model_var_type=ModelVarType.FIXED_SMALL, loss_type=LossType.MSE
+        betas=BETAS,
+        model_mean_type=ModelMeanType.EPSILON,
+        model_var_type=ModelVarType.FIXED_SMALL,
+        loss_type=LossType.MSE,
     )
     assert d.num_timesteps == 100
     np.testing.assert_allclose(d.betas, BETAS, rtol=1e-10)

@@ -90,7 +90,9 @@ def test_images_do_not_depend_on_their_batch(solver):
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver, loop", [(SolverFlags(), "p_sample_loop"), (SolverFlags(use_ddim=True), "ddim_sample_loop")])
+@pytest.mark.parametrize(
+    "solver, loop", [(SolverFlags(), "p_sample_loop"), (SolverFlags(use_ddim=True), "ddim_sample_loop")]
+)
 @pytest.mark.parametrize("cond_fn", [None, lambda x, t, **_: -x])
 def test_images_are_those_of_the_published_loops(solver, loop, cond_fn, monkeypatch):
     """Given the same noise, and guided as the published samplers are: by the mean, or by the score."""
@@ -183,4 +185,8 @@ def test_impossible_values_name_the_flag(make, flag):
 
 
 def test_the_published_spelling_chooses_ddim():
-    assert [SolverFlags().name, SolverFlags(use_ddim=True).name, SolverFlags(solver="ddim").name] == ["ddpm", "ddim", "ddim"]
+    assert [SolverFlags().name, SolverFlags(use_ddim=True).name, SolverFlags(solver="ddim").name] == [
+        "ddpm",
+        "ddim",
+        "ddim",
+    ]

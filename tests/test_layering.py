@@ -59,7 +59,8 @@ def imports(path, tree=None):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
             for alias in node.names:
                 module = f"{base}.{alias.name}"
                 names.add(module if module.removeprefix("guided_diffusion.") in SOURCES else base)
@@ -70,9 +71,8 @@ def layer(module):
     """Index of the module's line in LAYERS."""
     if module.startswith("scripts."):
         return len(LAYERS) - 1
-    family = module.split(".")[0] + ".*"
-    (index,) = [i for i, line in enumerate(LAYERS) if module in line] or [i for i, line in enumerate(LAYERS) if family in line]
-    return index
+    line_of = {name: i for i, line in enumerate(LAYERS) for name in line}
+    return line_of[module] if module in line_of else line_of[module.split(".")[0] + ".*"]
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -167,8 +167,8 @@ def test_a_remote_folder(monkeypatch):
     monkeypatch.setattr(blobfile, "exists", store.__contains__)
     monkeypatch.setattr(blobfile, "makedirs", lambda path: None)
     monkeypatch.setattr(blobfile, "remove", store.pop)
-    monkeypatch.setattr(blobfile, "read_text", store.__getitem__)
-    monkeypatch.setattr(blobfile, "write_text", store.__setitem__)
+    monkeypatch.setattr(blobfile, "read_bytes", lambda path: store[path].encode())
+    monkeypatch.setattr(blobfile, "write_bytes", lambda path, data: store.update({path: data.decode()}))
     logger.configure("gs://bucket/run")
     for row in ({"a": 1}, {"b": 2}):
         logger.logkvs(row)

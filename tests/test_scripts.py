@@ -102,9 +102,8 @@ def small(checkpoint):
         "num_classes batch_size num_workers"
     ).split()
     saved = json.loads(checkpoint.with_suffix(".json").read_text())
-    return [
-        word for k, v in saved.items() if k in names or k.startswith("classifier_") and v != "" for word in (f"--{k}", v)
-    ]
+    kept = {k: v for k, v in saved.items() if (k in names or k.startswith("classifier_")) and v != ""}
+    return [word for k, v in kept.items() for word in (f"--{k}", v)]
 
 
 def arrays(path):
@@ -341,8 +340,8 @@ TOWER = (
 )
 PUBLISHED = {
     "cifar10": "image_sample.py --timestep_respacing 100 --model_path M --batch_size 512 --num_samples 50000 " + CIFAR,
-    "cifar10 1gpu": "image_sample_1gpu.py --timestep_respacing ddim5 --model_path M --batch_size 512 --num_samples 50000 "
-    "--use_ddim True --out_dir D --data_type cifar10 --model_type adm " + CIFAR,
+    "cifar10 1gpu": "image_sample_1gpu.py --timestep_respacing ddim5 --model_path M --batch_size 512 "
+    "--num_samples 50000 --use_ddim True --out_dir D --data_type cifar10 --model_type adm " + CIFAR,
     "cifar10 training": "image_train.py --data_dir P --use_fp16 True --rescale_learned_sigmas True "
     "--schedule_sampler loss-second-moment --lr 1e-4 --batch_size 64 " + CIFAR,
     "lsun tower 64": "image_sample.py --image_size 64 --num_channels 192 --batch_size 256 " + TOWER,
@@ -350,8 +349,8 @@ PUBLISHED = {
     "ffhq 128": "image_sample.py --image_size 128 --num_channels 256 --batch_size 128 " + TOWER,
     "imagenet 128 guided": "classifier_sample.py --image_size 128 --timestep_respacing 100 --model_path M "
     "--classifier_path C --classifier_scale 0.5 --class_cond True --use_fp16 True --num_channels 256 --num_heads 4 "
-    "--num_res_blocks 2 --attention_resolutions 32,16,8 --resblock_updown True --learn_sigma True --diffusion_steps 1000 "
-    "--noise_schedule linear --use_scale_shift_norm True --batch_size 100 --num_samples 50000",
+    "--num_res_blocks 2 --attention_resolutions 32,16,8 --resblock_updown True --learn_sigma True "
+    "--diffusion_steps 1000 --noise_schedule linear --use_scale_shift_norm True --batch_size 100 --num_samples 50000",
 }
 
 

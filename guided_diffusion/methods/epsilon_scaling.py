@@ -33,7 +33,7 @@ class EpsilonScaledDenoiser:
 
     def _step_index(self, t):
         """Where t [N] lies among the kept steps: their index, in between for a shifted time."""
-        grid = self.grid.to(t.device)
+        self.grid = grid = self.grid.to(t.device)
         if len(grid) == 1:
             return torch.zeros_like(t, dtype=grid.dtype)
         above = torch.searchsorted(grid, t.to(grid.dtype).contiguous()).clamp(1, len(grid) - 1)

@@ -13,11 +13,12 @@ VARIANTS = ("adm", "paper", "net", "target")
 class TimeShift:
     """A coupling that searches the timestep which fits a state, and moves the step accordingly.
 
-    No state is remembered, and the first step of a run is never moved.
+    No state is remembered, and the first step of a run is never moved. `observe(centre, found, at_edge)` may be
+    set to see each search: times [N], and whether they lie at an end of the window, on the device.
 
     :param schedule: the NoiseSchedule of training.
     :param grid: the kept training timesteps, increasing.
-    :param window: width w of the search in training timesteps, from 2 on: w // 2 to each side.
+    :param window: width w of the search in training timesteps, w // 2 to each side; below 2 nothing moves.
     :param cutoff: only steps at training timesteps above it are moved.
     :param variant: "paper": the step starts at the found time, which network and solver see. "target": the
         step's target is searched (TS-DPM). "adm": the step's target is moved as TS-DPM-ADM does, from a search
@@ -25,10 +26,10 @@ class TimeShift:
         is given the found time; then this object is the `clock` of the network adapter, not a coupling.
     :param data_variance: pixel variance V0 of clean images, 0 to 1. States have variance
         1 - alpha_bar (1 - V0); with 0, the published rule, they are taken for pure noise.
-    :param constant: shift by this many timesteps instead of a search; None searches.
+    :param constant: shift by this many timesteps instead of a search; 0 searches.
     """
 
-    def __init__(self, schedule, grid, window, cutoff, variant="adm", data_variance=0.0, constant=None):
+    def __init__(self, schedule, grid, window, cutoff, variant="adm", data_variance=0.0, constant=0):
         self.schedule = schedule
         self.times = [-1, *grid]
         self.half = window // 2
@@ -36,10 +37,17 @@ class TimeShift:
         self.variant = variant
         self.data_variance = data_variance
         self.constant = constant
+        self.observe = lambda centre, found, at_edge: None
+        self._moves = torch.tensor([self._above_is_past_cutoff(t) for t in range(schedule.num_timesteps)])
+
+    def _above_is_past_cutoff(self, t):
+        """Whether the state at time t came from a step above the cutoff."""
+        above = [time for time in self.times if time > t]
+        return bool(above) and above[0] > self.cutoff
 
     def __call__(self, i, x, t, s):
         """The (t, s) [N] of kept step i, moved."""
-        if i + 2 == len(self.times):
+        if i + 2 == len(self.times) or not (self.half or self.constant):
             return t, s
         if self.variant == "paper" and self.times[i + 2] > self.cutoff:
             return self.find(x, t).maximum(s + 1), s
@@ -51,21 +59,24 @@ class TimeShift:
         return t, s
 
     def network_time(self, x, t):
-        """The time [N] that the network is given for a state at kept timesteps t [N] ("net")."""
-        i = self.times.index(int(t[0])) - 1
-        if i + 2 == len(self.times) or self.times[i + 2] <= self.cutoff:
-            return t
-        return self.find(x, t)
+        """The time [N] that the network is given for a state x [N, C, ...] at timesteps t [N] ("net")."""
+        self._moves = self._moves.to(t.device)
+        return torch.where(self._moves[t], self.find(x, t), t)
 
     def find(self, x, centre):
         """The training timesteps [N] nearest in variance to x [N, C, ...], within the window round `centre` [N]."""
         last = self.schedule.num_timesteps - 1
-        if self.constant is not None:
-            return (centre + self.constant).clamp(0, last)
+        if self.constant:
+            found = (centre + self.constant).clamp(0, last)
+            self.observe(centre, found, torch.zeros_like(found, dtype=torch.bool))
+            return found
         first = (centre - self.half).clamp(min=0)
         candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=last)
         distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
-        return candidates.gather(1, distance.argmin(dim=1, keepdim=True))[:, 0]
+        nearest = distance.argmin(dim=1)
+        found = candidates.gather(1, nearest[:, None])[:, 0]
+        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half))
+        return found
 
     def _expected_variance(self, t):
         if self.variant == "adm":
@@ -79,3 +90,24 @@ def pixel_variance(x):
     count = flat.shape[1]
     mean = flat.mean(dim=1, keepdim=True)
     return (flat - mean).square().sum(dim=1).double() / (count - 1)
+
+
+class ShiftStatistics:
+    """What the searches of a run found, summed on the device: a TimeShift's `observe`.
+
+    :param num_timesteps: T.
+    """
+
+    def __init__(self, num_timesteps):
+        self.totals = torch.zeros(3, num_timesteps + 1)
+
+    def __call__(self, centre, found, at_edge):
+        self.totals = self.totals.to(centre.device)
+        seen = torch.stack([torch.ones_like(centre), found - centre, at_edge.long()]).to(self.totals)
+        self.totals.index_add_(1, centre + 1, seen)
+
+    def rows(self):
+        """(centre of the search, number of searches, mean shift, fraction that ended at an edge), noisiest first."""
+        count, shift, edge = self.totals.cpu()
+        for i in reversed(count.nonzero()[:, 0].tolist()):
+            yield i - 1, int(count[i]), float(shift[i] / count[i]), float(edge[i] / count[i])

@@ -66,7 +66,9 @@ def network(flags=NETWORK):
 
 def loop(images, out_dir, objective=None, *, network_flags=NETWORK, sgd=False, **options):
     """A TrainLoop on the images of an npz that logs to `out_dir`."""
-    flags = TrainFlags(**{"batch_size": GLOBAL_BATCH // dist_util.world_size(), "log_interval": 1, "lr": 1e-2, **options})
+    flags = TrainFlags(
+        **{"batch_size": GLOBAL_BATCH // dist_util.world_size(), "log_interval": 1, "lr": 1e-2, **options}
+    )
     logger.configure(str(out_dir), "csv,log")
     training = TrainLoop(
         model=network(network_flags),

@@ -1,0 +1,245 @@
+"""Time Shift, Epsilon Scaling and Input Perturbation against what their definitions imply."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from recipe import tensor
+from test_golden_diffusion import closed_form, cond_fn
+
+from guided_diffusion.errors import UserError
+from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser
+from guided_diffusion.methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
+from guided_diffusion.methods.time_shift import VARIANTS, ShiftStatistics, TimeShift, pixel_variance
+from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule
+from guided_diffusion.script_util import create_gaussian_diffusion, parse_eps_scaler
+
+SHAPE = (3, 3, 8, 8)
+LOOPS = {"ddpm": ("p_sample_loop", {}), "ddim": ("ddim_sample_loop", {}), "eta": ("ddim_sample_loop", {"eta": 0.7})}
+SCHEDULES = {name: NoiseSchedule(get_named_beta_schedule(name, 1000)) for name in ("linear", "cosine")}
+
+
+def sample(methods, solver="ddim", guided=False, clip=True, schedule="cosine", learned=True, respacing="10"):
+    process = {"steps": 1000, "noise_schedule": schedule, "learn_sigma": learned, "timestep_respacing": respacing}
+    diffusion = create_gaussian_diffusion(**process, **methods)
+    loop, kwargs = LOOPS[solver]
+    torch.manual_seed(1)
+    kwargs = {**kwargs, "clip_denoised": clip, "cond_fn": cond_fn if guided else None}
+    return getattr(diffusion, loop)(closed_form(process), SHAPE, **kwargs)
+
+
+IDENTITIES = {
+    "scaler 1": {"eps_scaler": 1.0},
+    "scaler 0,1": {"eps_scaler": "0,1"},
+    **{f"{v}, window 0": {"do_time_shift": True, "window": 0, "time_shift_variant": v} for v in VARIANTS},
+    **{f"{v}, cutoff": {"do_time_shift": True, "window": 80, "cutoff": 999, "time_shift_variant": v} for v in VARIANTS},
+    "trained with perturbation": {"input_perturbation": 0.1},
+}
+
+
+@pytest.mark.parametrize("solver", LOOPS)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_identity_settings_change_no_bit(identity, solver, guided):
+    for clip, learned in ((True, True), (False, False)):
+        settings = {"solver": solver, "guided": guided, "clip": clip, "learned": learned}
+        assert torch.equal(sample(IDENTITIES[identity], **settings), sample({}, **settings))
+
+
+# -- epsilon scaling -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_scaler_divides_exactly_once(guided):
+    process = {"steps": 1000, "noise_schedule": "linear"}
+    diffusion = create_gaussian_diffusion(**process, eps_scaler=1.02)
+    x, t = tensor("x", *SHAPE), torch.tensor([10, 500, 900])
+    model = closed_form(process)
+    prediction = diffusion.denoiser(model, clip_denoised=False, cond_fn=cond_fn if guided else None)(x, t)
+    expected = model(x, t).double() / 1.02
+    if guided:
+        levels = torch.from_numpy(np.cumprod(1 - get_named_beta_schedule("linear", 1000)))[t]
+        expected -= (1 - levels).sqrt().reshape(-1, 1, 1, 1) * cond_fn(x, t)
+    torch.testing.assert_close(prediction.eps.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_linear_scaler_counts_kept_steps():
+    scaled = EpsilonScaledDenoiser(None, [0, 100, 300, 999], k=0.5, b=1.0)
+    assert scaled.scale(torch.tensor([0, 100, 300, 999])).tolist() == [1.0, 1.5, 2.0, 2.5]
+    assert scaled.scale(torch.tensor([200])).item() == 1.75
+
+
+@pytest.mark.parametrize("text, expected", [("1.017", (0, 1.017)), ("0.0025,1.0", (0.0025, 1.0)), (1, (0, 1))])
+def test_eps_scaler_is_read(text, expected):
+    assert parse_eps_scaler(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "a", "1,2,3", "", "nan"])
+def test_eps_scaler_that_scales_nothing_sensible_is_refused(text):
+    with pytest.raises(UserError, match="--eps_scaler"):
+        parse_eps_scaler(text)
+
+
+# -- time shift ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("true, expected", [(520, 520), (560, 540), (400, 460)])
+def test_the_search_finds_the_time_of_pure_noise(schedule, true, expected):
+    shift = TimeShift(SCHEDULES[schedule], range(0, 1000, 100), window=80, cutoff=0, variant="paper")
+    level = SCHEDULES[schedule].alpha_bar(torch.tensor([true]))
+    z = torch.randn(1, 1, 1000, 1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    z = (z - z.mean()) / z.std()
+    x = ((1 - level).sqrt() * z).float()
+    centre = 500
+    found = shift.find(x, torch.tensor([centre])).item()
+    assert abs(found - min(max(expected, centre - 40), centre + 40)) <= 0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("t", [200, 500, 800])
+def test_the_rules_for_images_follow_their_bias_law(schedule, t):
+    """With the data's variance v0 the search returns t; without, the t_s with (1 - v0) ab(t) = ab(t_s)."""
+    v0, pixels = 0.25, 512
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((1, 1, pixels, pixels))
+    images = 0.5 * (images - images.mean()) / images.std(ddof=1)
+    levels = np.cumprod(1 - get_named_beta_schedule(schedule, 1000))
+    noise = rng.standard_normal(images.shape)
+    x = torch.from_numpy(np.sqrt(levels[t]) * images + np.sqrt(1 - levels[t]) * noise).float()
+    slope = abs(levels[t + 1] - levels[t - 1]) / 2 * (1 - v0)
+    error = 4 * np.sqrt(2) / pixels * pixel_variance(x).item() / slope + 1
+    options = {"grid": [0, t, 999], "window": 1998, "cutoff": 0, "variant": "paper"}
+    with_v0 = TimeShift(SCHEDULES[schedule], data_variance=v0, **options).find(x, torch.tensor([t])).item()
+    assert abs(with_v0 - t) <= error
+    without = TimeShift(SCHEDULES[schedule], **options).find(x, torch.tensor([t])).item()
+    predicted = np.argmin(np.abs(levels - (1 - v0) * levels[t]))
+    assert predicted > t and abs(without - predicted) <= error
+
+
+def test_pixel_variance_is_the_unbiased_one():
+    x = 3 + 2 * tensor("x", *SHAPE)
+    np.testing.assert_allclose(pixel_variance(x), x.double().flatten(1).var(dim=1), rtol=1e-6)
+
+
+def random_settings():
+    rng = np.random.default_rng(11)
+    for variant, schedule in itertools.product(VARIANTS, SCHEDULES):
+        for _ in range(12):
+            steps = int(rng.integers(1, 30))
+            window, cutoff = int(rng.integers(0, 2500)), int(rng.integers(0, 1100))
+            constant = int(rng.integers(-300, 300)) * int(rng.integers(0, 2))
+            yield variant, schedule, str(steps), window, cutoff, constant
+
+
+@pytest.mark.parametrize("variant, schedule, respacing, window, cutoff, constant", list(random_settings()))
+def test_any_setting_stays_in_range_and_finite(variant, schedule, respacing, window, cutoff, constant):
+    diffusion = create_gaussian_diffusion(
+        noise_schedule=schedule,
+        timestep_respacing=respacing,
+        do_time_shift=True,
+        window=window,
+        cutoff=cutoff,
+        time_shift_variant=variant,
+        time_shift_constant=constant,
+    )
+    model = closed_form({"steps": 1000, "noise_schedule": schedule})
+    told = []
+
+    def watched(x, t):
+        told.append(t)
+        return model(x, t)
+
+    x = tensor("start", *SHAPE) * torch.tensor([0.01, 1, 30]).reshape(3, 1, 1, 1)
+    for record in diffusion.sample_records(diffusion.ddim(), diffusion.denoiser(watched), x):
+        assert torch.isfinite(record.x).all()
+        assert ((record.s >= -1) & (record.s < record.t) & (record.t <= 999)).all()
+    assert all(((0 <= t) & (t <= 999)).all() for t in told)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_steps_below_the_cutoff_are_the_plain_ones(variant):
+    diffusion = create_gaussian_diffusion(
+        noise_schedule="cosine", timestep_respacing="10", do_time_shift=True, window=80, cutoff=400, time_shift_variant=variant
+    )
+    model = closed_form({"steps": 1000, "noise_schedule": "cosine"})
+    x, grid = tensor("x", *SHAPE), diffusion.timestep_map
+    for i in range(len(grid) - 1):
+        t = torch.full((3,), grid[i])
+        nominal = t, torch.full((3,), grid[i - 1] if i else -1)
+        governing = {"adm": grid[i], "target": grid[i - 1] if i else -1}.get(variant, grid[i + 1])
+        if variant == "net":
+            moved = diffusion.denoiser(model)(x, t).eps, diffusion.time_shift.network_time(x, t)
+            same = torch.equal(moved[1], t)
+        else:
+            same = all(torch.equal(a, b) for a, b in zip(diffusion.time_shift(i, x, *nominal), nominal))
+        assert same or governing > 400
+
+
+def test_net_tells_the_network_alone():
+    process = {"steps": 1000, "noise_schedule": "cosine", "timestep_respacing": "10"}
+    shift = {"do_time_shift": True, "time_shift_variant": "net", "cutoff": 0, "time_shift_constant": 30}
+    diffusion = create_gaussian_diffusion(**process, **shift)
+    x, t = tensor("x", *SHAPE), torch.full((3,), diffusion.timestep_map[4])
+    model = closed_form(process)
+    prediction = diffusion.denoiser(model, clip_denoised=False)(x, t)
+    torch.testing.assert_close(prediction.eps, model(x, t + 30))
+    torch.testing.assert_close(prediction.alpha_bar, diffusion.schedule.alpha_bar(t))
+
+
+def test_statistics_count_shifts_and_edges():
+    statistics = ShiftStatistics(1000)
+    centre = torch.tensor([500, 500, 300])
+    statistics(centre, centre + torch.tensor([40, 10, -3]), torch.tensor([True, False, False]))
+    assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
+
+
+# -- input perturbation ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule_type", SCHEDULE_TYPES)
+def test_no_perturbation_draws_no_number(schedule_type):
+    noise, t = tensor("n", *SHAPE), torch.tensor([0, 500, 999])
+    state = torch.get_rng_state()
+    assert InputPerturbation(0.0, 1000, schedule_type)(noise, t) is noise
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("schedule_type, expected", [
+    ("constant", [0.1, 0.1, 0.1]),
+    ("linear", [0.001, 0.1 * (0.01 + 0.99 * 500 / 999), 0.1]),
+    ("cosine", [0.0, 0.05, 0.05 * (1 - np.cos(np.pi * 0.999))]),
+])
+def test_the_strength_follows_its_schedule(schedule_type, expected):
+    noise, t = torch.zeros(3, 4, 256, 256), torch.tensor([0, 500, 999])
+    torch.manual_seed(0)
+    added = InputPerturbation(0.1, 1000, schedule_type)(noise, t).flatten(1).std(dim=1)
+    np.testing.assert_allclose(added, expected, rtol=0.01, atol=1e-9)
+    torch.manual_seed(0)
+    cut = InputPerturbation(0.1, 1000, schedule_type, cutoff=1)(noise, t)
+    assert (cut[2] == 0).all() and (cut[1] != 0).any()
+
+
+def test_the_loss_equals_its_equivalent_form_in_expectation():
+    """Noise eps' of strength sqrt(1 + gamma^2), target eps' / sqrt(1 + gamma^2), plus what no network can predict.
+
+    E[eps | eps'] = eps' / (1 + gamma^2) for eps' = eps + gamma xi, and Var[eps | eps'] = gamma^2 / (1 + gamma^2).
+    """
+    gamma, t = 0.5, 600
+    process = {"steps": 1000, "noise_schedule": "linear"}
+    diffusion = create_gaussian_diffusion(**process, input_perturbation=gamma)
+    model, n = closed_form(process), 400
+    x0 = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ts = torch.full((n,), t)
+    torch.manual_seed(2)
+    losses = diffusion.training_losses(model, x0, ts)["loss"].double()
+    combined = np.sqrt(1 + gamma**2) * torch.randn(x0.shape, generator=torch.Generator().manual_seed(4))
+    level = diffusion.schedule.alpha_bar(ts[:1]).float()
+    x_t = level.sqrt() * x0 + (1 - level).sqrt() * combined
+    target = combined / (1 + gamma**2)
+    other = ((model(x_t, ts) - target) ** 2).flatten(1).mean(dim=1).double() + gamma**2 / (1 + gamma**2)
+    standard_error = ((losses.var() + other.var()) / n).sqrt().item()
+    assert abs(losses.mean() - other.mean()).item() < 3 * standard_error
+    plain = create_gaussian_diffusion(**process).training_losses(model, x0, ts)["loss"].double()
+    assert abs(losses.mean() - plain.mean()).item() > 10 * standard_error

@@ -7,10 +7,9 @@ by its digit, as in 3_00012.png. They need scikit-learn and no network.
 """
 
 import numpy as np
+import writer
 from PIL import Image
 from sklearn.datasets import load_digits
-
-import writer
 
 HELD_OUT = 360  # the last fifth, in scikit-learn's order
 

@@ -8,9 +8,8 @@ the left of that border (train) or wholly to the right of it (heldout), so the s
 """
 
 import numpy as np
-from sklearn.datasets import load_sample_images
-
 import writer
+from sklearn.datasets import load_sample_images
 
 COLUMNS = {"train": (0, 512), "heldout": (512, 640)}
 HEIGHT = 427
@@ -22,9 +21,7 @@ def make(args):
     left, right = COLUMNS[args.split]
     largest = min(HEIGHT, right - left) // max(FACTORS)
     if not 1 <= args.image_size <= largest:
-        raise ValueError(
-            f"--image_size is {args.image_size}, expected 1 to {largest} for --split {args.split}"
-        )
+        raise ValueError(f"--image_size is {args.image_size}, expected 1 to {largest} for --split {args.split}")
     if args.num_images < 1:
         raise ValueError(f"--num_images is {args.num_images}, expected at least 1")
     if args.seed < 0:

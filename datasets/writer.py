@@ -21,9 +21,7 @@ def write_images(out_dir, images, labels=None):
     os.makedirs(folder, exist_ok=True)
     foreign = {name for name in os.listdir(folder) if name.endswith(".png")} - set(names)
     if foreign:
-        raise ValueError(
-            f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder"
-        )
+        raise ValueError(f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder")
     for name, image in zip(names, images):
         Image.fromarray(image).save(os.path.join(folder, name))
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
@@ -33,9 +31,7 @@ def write_images(out_dir, images, labels=None):
 
 def parser(description, out_dir, image_size, splits):
     """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and --split."""
-    p = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
     p.add_argument("--image_size", type=int, default=image_size, help="height and width in pixels")
     p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")

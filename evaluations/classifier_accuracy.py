@@ -51,7 +51,10 @@ def main(parsed):
     parsed, classifier = checkpoints.load_classifier(parsed, settings.classifier_path)
     size = parsed[ClassifierFlags].image_size
     if images.shape[1:3] != (size, size):
-        raise UserError(f"--samples {settings.samples} has images of {images.shape[1]}x{images.shape[2]}; the classifier takes {size}x{size}")
+        raise UserError(
+            f"--samples {settings.samples} has images of {images.shape[1]}x{images.shape[2]}; "
+            f"the classifier takes {size}x{size}"
+        )
     if not launch.announce(parsed):
         return
     right = predictions(classifier, images, settings.batch_size) == labels

@@ -67,7 +67,9 @@ def read_flags(path):
     try:
         values = json.loads(files.read_text(sidecar_path(path)))
     except ValueError as error:
-        raise UserError(f"{sidecar_path(path)} is not valid JSON ({error}); expected the flags of its checkpoint") from error
+        raise UserError(
+            f"{sidecar_path(path)} is not valid JSON ({error}); expected the flags of its checkpoint"
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{sidecar_path(path)} holds a {type(values).__name__}; expected an object of flags")
     return values
@@ -109,7 +111,7 @@ def flags_of_shapes(state, image_size=None):
     width = state["time_embed.0.weight"].shape[1]
     outputs = _blocks(state, "output_blocks")
     ups = [i for i in range(outputs) if _has(state, rf"output_blocks\.{i}\.[12]\.(conv|in_layers)\.")]
-    res_blocks = (ups[0] if ups else outputs - 1)
+    res_blocks = ups[0] if ups else outputs - 1
     levels = outputs // (res_blocks + 1)
     starts = [1 + level * (res_blocks + 1) for level in range(levels)]
     mult = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] / width for i in starts]
@@ -218,7 +220,9 @@ def load_diffusion(parsed):
     :return: (the resolved Parsed flags, the UNetModel on this rank's device in eval mode, the SpacedDiffusion).
     """
     source = parsed[CheckpointFlags]
-    parsed = resolve(parsed, source.model_path, _names(UNetFlags, DiffusionFlags), flags_of_shapes, override=source.override)
+    parsed = resolve(
+        parsed, source.model_path, _names(UNetFlags, DiffusionFlags), flags_of_shapes, override=source.override
+    )
     unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
     return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), _process(parsed)
 
@@ -315,15 +319,24 @@ def resolve(
         raise UserError(f"--{flag} is not given; expected the path of a checkpoint (.pt)")
     values = parsed.values()
     given = {k: values[k] for k in (parsed.given | fixed) & names}
-    known = {k: v for k, v in read_flags(path).items() if k in names}
+    beside = read_flags(path)
+    known = {k: v for k, v in beside.items() if k in names}
     source = sidecar_path(path) if known else "its tensors"
+    widths = ["num_channels", "classifier_width"]
+    wanted, other = reversed(widths) if reveal is classifier_flags_of_shapes else widths
+    if other in beside and wanted not in beside:
+        raise UserError(
+            f"--{flag} {path} is of the other kind of network: {sidecar_path(path)} has {other}, not {wanted}"
+        )
     if not known:
         known = _revealed(path, reveal, size_flag, given, flag, names, defaults)
     conflicts = _conflicts(given, known, size_flag, defaults)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) else ""
         shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
-        raise UserError("\n".join([f"--{flag} {path} is another network than the flags say (by {source}{hint}):", *shown]))
+        raise UserError(
+            "\n".join([f"--{flag} {path} is another network than the flags say (by {source}{hint}):", *shown])
+        )
     logger.log(f"{path}: flags by {source}")
     return parsed.with_values({**known, **given})
 
@@ -338,7 +351,9 @@ def _revealed(path, reveal, size_flag, given, flag, names, defaults):
             if channel_multipliers(mult, size) != defaults[size] and "image_size" in (other := reveal(state)):
                 known = other
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        raise UserError(f"--{flag} {path} is not a checkpoint of such a network: its tensors have other names") from None
+        raise UserError(
+            f"--{flag} {path} is not a checkpoint of such a network: its tensors have other names"
+        ) from None
     if "image_size" not in known:
         raise UserError(f"--{flag} {path} does not tell its image size: give --{size_flag}")
     known[size_flag] = known.pop("image_size")

@@ -85,7 +85,17 @@ class NetworkDenoiser:
     :param previous: [T] integers, for PREVIOUS_X alone: the time that the output for time t lies at.
     """
 
-    def __init__(self, model, schedule, mean_type, var_type, rescale_timesteps=False, previous=None, model_kwargs=None, clock=None):
+    def __init__(
+        self,
+        model,
+        schedule,
+        mean_type,
+        var_type,
+        rescale_timesteps=False,
+        previous=None,
+        model_kwargs=None,
+        clock=None,
+    ):
         self.model = model
         self.schedule = schedule
         self.mean_type = mean_type
@@ -106,7 +116,7 @@ class NetworkDenoiser:
         expected = 2 * channels if self.var_type.is_learned else channels
         if output.shape[:2] != (x.shape[0], expected):
             raise UserError(
-                f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)}; expected {expected} channels: "
+                f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
                 f"--learn_sigma {self.var_type.is_learned} does not fit this network"
             )
         if self.var_type.is_learned:

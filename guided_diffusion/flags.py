@@ -121,9 +121,11 @@ def _add(section, field, default):
     )
 
 
-def parse(argv, groups, description, overrides=None):
+def parse(argv, groups, description, overrides=None, fill=None):
     """The Parsed command line.
 
+    :param fill: `(given flags {name: value}, names of all flags) -> {name: value}` of flags that count as given
+        where the command line leaves them out, as a preset does; None fills in nothing.
     :raises UserError: one sentence that names the flag; an unknown flag is answered with the nearest.
     """
     parser = parser_for(groups, description, overrides)
@@ -131,9 +133,12 @@ def parse(argv, groups, description, overrides=None):
     if unknown:
         raise UserError(_unknown(unknown[0], parser))
     given, overrides = vars(namespace), overrides or {}
+    absent = frozenset(k for k, v in overrides.items() if v is None)
+    if fill is not None:
+        given = fill(given, set().union(*map(_names, groups)) - absent) | given
     values = {k: v for k, v in overrides.items() if v is not None} | given
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
-    return Parsed(made, frozenset(given), frozenset(k for k, v in overrides.items() if v is None))
+    return Parsed(made, frozenset(given), absent)
 
 
 def _unknown(argument, parser):
@@ -142,7 +147,9 @@ def _unknown(argument, parser):
     name = argument.split("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"{name} is not a flag of this script" + (f"; did you mean {nearest[0]}?" if nearest else "; --help lists all")
+    return f"{name} is not a flag of this script" + (
+        f"; did you mean {nearest[0]}?" if nearest else "; --help lists all"
+    )
 
 
 def int_list(text, name):

@@ -10,6 +10,7 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import enum
 import math
+from collections import deque
 
 import numpy as np
 import torch
@@ -60,8 +61,16 @@ class GaussianDiffusion:
     """
 
     def __init__(
-        self, *, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False, grid=None,
-        corrupt=None, eps_scaler=(0.0, 1.0),
+        self,
+        *,
+        betas,
+        model_mean_type,
+        model_var_type,
+        loss_type,
+        rescale_timesteps=False,
+        grid=None,
+        corrupt=None,
+        eps_scaler=(0.0, 1.0),
     ):
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
@@ -210,23 +219,17 @@ class GaussianDiffusion:
         step = solver(denoise, x, self._time(t), self._time(to), None, torch.randn_like)
         return {"sample": step.x, "pred_xstart": step.prediction.x0}
 
-    def p_sample(
-        self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None
-    ):
+    def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         """One ancestral step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
         denoise = self.denoiser(model, clip_denoised, denoised_fn, None, model_kwargs)
         return self._step(self.ddpm(cond_fn, model_kwargs), denoise, x, t, t - 1)
 
-    def ddim_sample(
-        self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0
-    ):
+    def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
         """One DDIM step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
         denoise = self.denoiser(model, clip_denoised, denoised_fn, cond_fn, model_kwargs)
         return self._step(self.ddim(eta), denoise, x, t, t - 1)
 
-    def ddim_reverse_sample(
-        self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0
-    ):
+    def ddim_reverse_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
             raise ValueError("the reverse ODE is deterministic: eta must be 0")
@@ -287,9 +290,7 @@ class GaussianDiffusion:
         for record in self.sample_records(solver, denoise, noise, progress=progress):
             yield {"sample": record.x, "pred_xstart": record.x0}
 
-    def sample_records(
-        self, solver, denoise, x, noise=torch.randn_like, progress=False
-    ):
+    def sample_records(self, solver, denoise, x, noise=torch.randn_like, progress=False):
         """The records of `sampling.sample` over this process's grid, its time shift as coupling, without gradients.
 
         :param x: [N, C, ...] the start.
@@ -389,9 +390,7 @@ def _without_gradients(records):
 
 
 def _last(outputs):
-    for output in outputs:
-        pass
-    return output
+    return deque(outputs, maxlen=1)[0]
 
 
 def _device_of(model):

@@ -108,9 +108,7 @@ def load_superres_data(*, large_size, small_size, **kwargs):
     """
     _at_least("--small_size", small_size, 1)
     if small_size > large_size:
-        raise UserError(
-            f"--small_size is {small_size}, expected at most --large_size, which is {large_size}."
-        )
+        raise UserError(f"--small_size is {small_size}, expected at most --large_size, which is {large_size}.")
     return with_low_res(load_data(image_size=large_size, **kwargs), small_size)
 
 
@@ -120,9 +118,7 @@ def with_low_res(data, small_size):
         yield images, {"low_res": F.interpolate(images, small_size, mode="area"), **extra}
 
 
-def batches(
-    dataset, batch_size, *, deterministic=False, rank=0, size=1, num_workers=1, start=0
-):
+def batches(dataset, batch_size, *, deterministic=False, rank=0, size=1, num_workers=1, start=0):
     """The endless stream of one rank's batches from an `ImageDataset`; see `load_data` for the shapes.
 
     deterministic: keep the order of the files instead of a fresh permutation each epoch.
@@ -186,7 +182,8 @@ class ImageDataset(Dataset):
 
     dataset[index] or dataset[index, epoch] is (float32 tensor [3, image_size, image_size] in [-1, 1],
     {} or {"y": int}). `class_names` is a list, None without class_cond; `num_skipped` counts the
-    distinct unreadable images met so far, and `on_skip(error)` is called for each. Raises UserError for data that cannot be used.
+    distinct unreadable images met so far, and `on_skip(error)` is called for each. Raises UserError for
+    data that cannot be used.
     """
 
     def __init__(
@@ -306,14 +303,11 @@ def list_image_files(data_dir):
     Raises UserError if the folder is missing or holds none.
     """
     if not files.is_folder(data_dir):
-        raise UserError(
-            f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file."
-        )
+        raise UserError(f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file.")
     paths = sorted(_walk_images(data_dir))
     if not paths:
         raise UserError(
-            f"--data_dir {data_dir} holds no image; looked there and in its sub-folders for "
-            f"{', '.join(EXTENSIONS)}."
+            f"--data_dir {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}."
         )
     return paths
 

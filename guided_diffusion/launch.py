@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from . import dist_util, files, flags, logger
+from . import dist_util, files, flags, logger, presets
 from .errors import UserError
 from .flags import flag
 
@@ -17,6 +17,7 @@ class RunFlags:
 
     out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.")
     device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.")
+    preset: str = flag("", "Published setting that fills in flags; flags given by hand win; list prints all.")
     dry_run: bool = flag(False, "Print the resolved flags and stop.")
 
 
@@ -34,8 +35,12 @@ def run(name, description, groups, body, overrides=None, argv=None):
     """
     parsed = None
     try:
-        parsed = flags.parse(sys.argv[1:] if argv is None else argv, [*groups, RunFlags], description, overrides)
+        argv = sys.argv[1:] if argv is None else argv
+        parsed = flags.parse(argv, [*groups, RunFlags], description, overrides, _preset)
         settings = parsed[RunFlags]
+        if settings.preset == "list":
+            print(presets.table())
+            return
         dist_util.setup_dist(settings.device or None)
         logger.configure(settings.out_dir or os.environ.get("OPENAI_LOGDIR") or os.path.join("runs", name))
         body(parsed)
@@ -46,6 +51,11 @@ def run(name, description, groups, body, overrides=None, argv=None):
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         dist_util.abort(130)
+
+
+def _preset(given, known):
+    name = given.get("preset", "")
+    return {} if name in ("", "list") else presets.expand(name, known)
 
 
 def _complain(sentence, everywhere):

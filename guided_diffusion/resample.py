@@ -15,9 +15,7 @@ from .flags import flag
 class SamplerFlags:
     """Which timesteps training draws."""
 
-    schedule_sampler: str = flag(
-        "uniform", "How training draws timesteps.", choices=("uniform", "loss-second-moment")
-    )
+    schedule_sampler: str = flag("uniform", "How training draws timesteps.", choices=("uniform", "loss-second-moment"))
 
     def create(self, diffusion):
         """The ScheduleSampler of these flags."""

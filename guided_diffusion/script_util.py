@@ -33,7 +33,9 @@ class DiffusionFlags:
     learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
     diffusion_steps: int = flag(1000, "Number of training timesteps T.")
     noise_schedule: str = flag("linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"))
-    timestep_respacing: str = flag("", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all.")
+    timestep_respacing: str = flag(
+        "", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all."
+    )
     use_kl: bool = flag(False, "Train on the variational bound instead of the mean squared error.")
     predict_xstart: bool = flag(False, "The network predicts the clean image instead of the noise.")
     rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.")
@@ -62,9 +64,13 @@ class TimeShiftFlags:
     window: int = flag(2, "Width of the search in training timesteps, from 2 on.")
     cutoff: int = flag(300, "Only steps at training timesteps above it are moved.")
     time_shift_variant: str = flag(
-        "adm", "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.", VARIANTS
+        "adm",
+        "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.",
+        VARIANTS,
     )
-    time_shift_data_variance: float = flag(0.0, "Pixel variance of clean images, 0 to 1, that the search takes off; 0 as published.")
+    time_shift_data_variance: float = flag(
+        0.0, "Pixel variance of clean images, 0 to 1, that the search takes off; 0 as published."
+    )
     time_shift_constant: int = flag(0, "Shift by so many timesteps instead of a search; 0 searches.")
 
     def __post_init__(self):
@@ -83,7 +89,9 @@ class TimeShiftFlags:
 class EpsilonScalingFlags:
     """Epsilon Scaling (Ning et al. 2024)."""
 
-    eps_scaler: str = flag("1.0", "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off.")
+    eps_scaler: str = flag(
+        "1.0", "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off."
+    )
 
     def __post_init__(self):
         parse_eps_scaler(self.eps_scaler)
@@ -98,7 +106,9 @@ class InputPerturbationFlags:
     """Input Perturbation (Ning et al. 2023)."""
 
     input_perturbation: float = flag(
-        0.0, "Strength of a second noise that training adds to the first, without predicting it; 0 is off.", aliases=("input_pertub",)
+        0.0,
+        "Strength of a second noise that training adds to the first, without predicting it; 0 is off.",
+        aliases=("input_pertub",),
     )
     perturb_schedule_type: str = flag("constant", "How that strength grows over the timesteps.", SCHEDULE_TYPES)
     perturb_cutoff: int = flag(0, "So many of the noisiest timesteps are trained without it.")
@@ -123,7 +133,9 @@ class UNetFlags:
     num_heads_upsample: int = flag(-1, "Attention heads on the way up; -1 is --num_heads.")
     num_head_channels: int = flag(-1, "Channels per attention head; -1 uses --num_heads.")
     attention_resolutions: str = flag("16,8", "Image sizes at which attention stands.")
-    channel_mult: str = flag("", "Channel multipliers of the levels, such as 1,2,3,4; empty takes those of the image size.")
+    channel_mult: str = flag(
+        "", "Channel multipliers of the levels, such as 1,2,3,4; empty takes those of the image size."
+    )
     dropout: float = flag(0.0, "Dropout of the residual blocks in training, 0 to 1.")
     class_cond: bool = flag(False, "The network is given class labels.")
     num_classes: int = flag(NUM_CLASSES, "Number of classes of a class-conditional network.")
@@ -164,7 +176,9 @@ class SuperResFlags:
         _check_positive("large_size", self.large_size)
         _check_positive("small_size", self.small_size)
         if self.small_size > self.large_size:
-            raise UserError(f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that")
+            raise UserError(
+                f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that"
+            )
 
     def create(self, unet, learn_sigma):
         """The SuperResModel of these sizes and UNetFlags (whose image size counts for nothing)."""
@@ -190,7 +204,9 @@ class ClassifierFlags:
         choices=("adaptive", "attention", "spatial", "spatial_v2"),
     )
     classifier_num_head_channels: int = flag(64, "Channels per attention head of the classifier.")
-    classifier_channel_mult: str = flag("", "Channel multipliers of the classifier; empty takes those of the image size.")
+    classifier_channel_mult: str = flag(
+        "", "Channel multipliers of the classifier; empty takes those of the image size."
+    )
 
     def __post_init__(self):
         for name in ("image_size", "num_classes", "classifier_width", "classifier_depth"):
@@ -320,7 +336,8 @@ def check_divisible(image_size, levels, name="image_size"):
         below = image_size // step * step
         nearest = f"{below} and {below + step}" if below else f"{step}"
         raise UserError(
-            f"--{name} {image_size} cannot be halved {levels - 1} times by a network of {levels} levels; nearest: {nearest}"
+            f"--{name} {image_size} cannot be halved {levels - 1} times by a network of {levels} levels; "
+            f"nearest: {nearest}"
         )
 
 
@@ -350,7 +367,9 @@ def create_model(
 def sr_create_model(large_size, small_size, **values):
     """A SuperResModel of published flags (those of `create_model` but `image_size`), with 3 image channels."""
     SuperResFlags(large_size, small_size)
-    return _unet(SuperResModel, image_size=large_size, defaults=SUPER_RES_CHANNEL_MULTS, size_flag="large_size", **values)
+    return _unet(
+        SuperResModel, image_size=large_size, defaults=SUPER_RES_CHANNEL_MULTS, size_flag="large_size", **values
+    )
 
 
 def _unet(

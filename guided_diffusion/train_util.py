@@ -28,7 +28,9 @@ class TrainFlags:
     microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.")
     lr: float = flag(1e-4, "Learning rate of AdamW.")
     weight_decay: float = flag(0.0, "Weight decay of AdamW.")
-    lr_anneal_steps: int = flag(0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.")
+    lr_anneal_steps: int = flag(
+        0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it."
+    )
     ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.")
     log_interval: int = flag(10, "Steps between log lines.")
     save_interval: int = flag(10000, "Steps between checkpoints.")

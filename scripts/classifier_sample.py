@@ -39,7 +39,17 @@ class GuidanceFlags:
             raise UserError(f"--classifier_scale is {self.classifier_scale}; expected 0 or more")
 
 
-GROUPS = [CheckpointFlags, GuidanceFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, ClassifierFlags, DiffusionFlags, *SAMPLING_METHODS]
+GROUPS = [
+    CheckpointFlags,
+    GuidanceFlags,
+    SampleFlags,
+    SolverFlags,
+    ClassFlags,
+    UNetFlags,
+    ClassifierFlags,
+    DiffusionFlags,
+    *SAMPLING_METHODS,
+]
 
 
 def main(parsed):

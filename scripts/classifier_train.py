@@ -61,17 +61,17 @@ def main(parsed):
     classifier, checks, settings = parsed[ClassifierFlags], parsed[ValidationFlags], parsed[TrainFlags]
     if checks.anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
+    seed_everything(settings)
     model, diffusion = classifier.create(), parsed[DiffusionFlags].create()
     open_data = {"image_size": classifier.image_size, "class_cond": True, "num_classes": classifier.num_classes}
     data = training_data(parsed[DataFlags], settings, **open_data)
     validate = None
     if checks.val_data_dir:
-        held_out = replace(parsed[DataFlags], data_dir=checks.val_data_dir)
+        held_out = replace(parsed[DataFlags], data_dir=checks.val_data_dir, random_flip=False, random_crop=False)
         objective = ClassifierObjective(diffusion, UniformSampler(diffusion), checks.noised, "val")
         validate = validator(model, training_data(held_out, settings, **open_data), objective)
     if not launch.announce(parsed):
         return
-    seed_everything(settings)
     TrainLoop(
         model=model.to(dist_util.dev()),
         objective=ClassifierObjective(diffusion, parsed[SamplerFlags].create(diffusion), checks.noised),

@@ -30,7 +30,9 @@ def main(parsed, name=None):
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
     flags, unet = parsed[SampleFlags], parsed[UNetFlags]
     if parsed[ClassFlags].classes and not unet.class_cond:
-        raise UserError(f"--classes has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes")
+        raise UserError(
+            f"--classes has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
+        )
     classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
     if not launch.announce(parsed):
         return

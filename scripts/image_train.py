@@ -1,7 +1,8 @@
 """Train a diffusion network on images.
 
-python scripts/image_train.py --data_dir data/digits --image_size 16 --class_cond True --num_classes 10 --iterations 5000
-mpirun -n 2 python scripts/image_train.py --data_dir data/digits --image_size 16 --batch_size 32 --iterations 5000
+python scripts/image_train.py --data_dir data/digits --image_size 16 --class_cond True --num_classes 10 \\
+    --random_flip False --iterations 5000
+mpirun -n 2 python scripts/image_train.py --data_dir data/photo_patches --image_size 32 --batch_size 32 --iterations 5000
 """
 
 import torch
@@ -18,11 +19,11 @@ GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, InputP
 
 def main(parsed):
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
+    seed_everything(settings)
     model, diffusion = unet.create(process.learn_sigma), process.create(parsed[InputPerturbationFlags])
     data = training_data(parsed[DataFlags], settings, unet.image_size, unet.class_cond, unet.num_classes)
     if not launch.announce(parsed):
         return
-    seed_everything(settings)
     labels = {"y": torch.arange(16) % unet.num_classes} if unet.class_cond else {}
     TrainLoop(
         model=model.to(dist_util.dev()),

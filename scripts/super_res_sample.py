@@ -33,7 +33,16 @@ class BaseFlags:
     base_samples: str = flag("", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
 
 
-GROUPS = [CheckpointFlags, BaseFlags, SampleFlags, SolverFlags, SuperResFlags, UNetFlags, DiffusionFlags, *SAMPLING_METHODS]
+GROUPS = [
+    CheckpointFlags,
+    BaseFlags,
+    SampleFlags,
+    SolverFlags,
+    SuperResFlags,
+    UNetFlags,
+    DiffusionFlags,
+    *SAMPLING_METHODS,
+]
 OVERRIDES = {"image_size": None}
 
 
@@ -43,11 +52,15 @@ def open_base(path, size, num_classes):
         raise UserError("--base_samples is not given; expected an npz of small images")
     images, labels = read_npz(path, "base_samples")
     if images.shape[1:3] != (size, size):
-        raise UserError(f"--base_samples {path} has images of {images.shape[1]}x{images.shape[2]}; --small_size is {size}")
+        raise UserError(
+            f"--base_samples {path} has images of {images.shape[1]}x{images.shape[2]}; --small_size is {size}"
+        )
     if num_classes and labels is None:
         raise UserError(f"--base_samples {path} has no arr_1; a class-conditional network needs the labels there")
     if num_classes and not ((labels >= 0) & (labels < num_classes)).all():
-        raise UserError(f"--base_samples {path} has labels outside 0..{num_classes - 1}, which --num_classes {num_classes} allows")
+        raise UserError(
+            f"--base_samples {path} has labels outside 0..{num_classes - 1}, which --num_classes {num_classes} allows"
+        )
     images = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images, torch.from_numpy(labels).long() if num_classes else None
 

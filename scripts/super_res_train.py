@@ -20,12 +20,12 @@ OVERRIDES = {"image_size": None}
 def main(parsed):
     sizes, unet, process = parsed[SuperResFlags], parsed[UNetFlags], parsed[DiffusionFlags]
     settings = parsed[TrainFlags]
+    seed_everything(settings)
     model, diffusion = sizes.create(unet, process.learn_sigma), process.create(parsed[InputPerturbationFlags])
     data = training_data(parsed[DataFlags], settings, sizes.large_size, unet.class_cond, unet.num_classes)
     data = with_low_res(data, sizes.small_size)
     if not launch.announce(parsed):
         return
-    seed_everything(settings)
     first, cond = next(data)
     TrainLoop(
         model=model.to(dist_util.dev()),

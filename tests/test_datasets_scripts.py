@@ -160,8 +160,7 @@ def test_drawn_places_stay_inside_and_fill_their_region(split, monkeypatch):
 def test_the_seed_decides_the_patches(tmp_path):
     flags = ("--num_images", 5, "--image_size", 16)
     a, b, c = (
-        written("photo_patches", tmp_path / str(i), *flags, "--seed", seed)[0]
-        for i, seed in enumerate((1, 1, 2))
+        written("photo_patches", tmp_path / str(i), *flags, "--seed", seed)[0] for i, seed in enumerate((1, 1, 2))
     )
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 

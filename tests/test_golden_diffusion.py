@@ -8,13 +8,8 @@ import torch
 from recipe import tensor
 
 from guided_diffusion.gaussian_diffusion import (
-    GaussianDiffusion,
-    LossType,
-    ModelMeanType,
-    ModelVarType,
     get_named_beta_schedule,
 )
-from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.script_util import create_gaussian_diffusion
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "diffusion_base.npz")
@@ -130,9 +125,7 @@ def test_every_published_number(case):
         steps = list(getattr(d, f"{kind}_sample_loop_progressive")(model, SHAPE, device="cpu"))
         check(name, f"{kind}_sample_loop.samples", torch.stack([s["sample"] for s in steps]))
         check(name, f"{kind}_sample_loop.last_pred_xstart", steps[-1]["pred_xstart"])
-        assert torch.equal(
-            seeded(getattr(d, f"{kind}_sample_loop"), model, SHAPE, device="cpu"), steps[-1]["sample"]
-        )
+        assert torch.equal(seeded(getattr(d, f"{kind}_sample_loop"), model, SHAPE, device="cpu"), steps[-1]["sample"])
     for key, value in d.training_losses(model, x0, t, noise=n).items():
         check(name, f"training_losses.{key}", value)
     for key, value in seeded(d.calc_bpd_loop, model, x0, clip_denoised=True).items():

@@ -67,10 +67,7 @@ def refusal(call, *args, **kwargs):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_ranks_share_out_each_epoch_exactly_once(seven, size, deterministic):
     dataset = ImageDataset(seven, SIZE, random_flip=False)
-    ranks = [
-        batches(dataset, 1, deterministic=deterministic, rank=r, size=size, num_workers=0)
-        for r in range(size)
-    ]
+    ranks = [batches(dataset, 1, deterministic=deterministic, rank=r, size=size, num_workers=0) for r in range(size)]
     rounds = -(-5 * 7 // size)
     draws = [value for _ in range(rounds) for rank in ranks for value in values(next(rank))]
     epochs = [draws[7 * e : 7 * e + 7] for e in range(5)]
@@ -345,9 +342,7 @@ def test_a_file_without_a_class_is_named(nested):
 
 def test_more_classes_than_the_model_has(seven):
     load_data(data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=2)
-    message = refusal(
-        load_data, data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=1
-    )
+    message = refusal(load_data, data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=1)
     assert "--num_classes is 1" in message and "2 classes" in message
 
 
@@ -389,9 +384,7 @@ def test_npz_images_and_labels(tmp_path):
 )
 def test_npz_mistakes_are_one_sentence(tmp_path, arrays, words):
     path = npz(tmp_path / "x.npz", **arrays)
-    message = refusal(
-        load_data, data_dir=path, batch_size=1, image_size=SIZE, class_cond=True, num_classes=3
-    )
+    message = refusal(load_data, data_dir=path, batch_size=1, image_size=SIZE, class_cond=True, num_classes=3)
     assert str(path) in message and all(word in message for word in words)
 
 
@@ -412,9 +405,7 @@ def test_what_is_no_npz_at_all(tmp_path):
 def test_super_resolution_conditions_on_the_mean_of_blocks(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}_.png", np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8))
-    stream = load_superres_data(
-        large_size=12, small_size=4, data_dir=tmp_path, batch_size=3, class_cond=True
-    )
+    stream = load_superres_data(large_size=12, small_size=4, data_dir=tmp_path, batch_size=3, class_cond=True)
     large, extra = next(stream)
     assert large.shape == (3, 3, 12, 12) and set(extra) == {"low_res", "y"}
     blocks = large.reshape(3, 3, 4, 3, 4, 3).mean(dim=(3, 5))
@@ -430,9 +421,7 @@ def test_the_summary_is_one_line(seven):
     assert "no classes, centre crop to 4x4, no flip" in describe(ImageDataset(seven, SIZE, random_flip=False))
 
 
-@pytest.mark.parametrize(
-    "flag, value", [("batch_size", 0), ("image_size", 0), ("num_workers", -1), ("seed", -1)]
-)
+@pytest.mark.parametrize("flag, value", [("batch_size", 0), ("image_size", 0), ("num_workers", -1), ("seed", -1)])
 def test_numbers_out_of_range_are_refused_at_once(seven, flag, value):
     arguments = dict(data_dir=seven, batch_size=1, image_size=SIZE) | {flag: value}
     assert f"--{flag} is {value}" in refusal(load_data, **arguments)

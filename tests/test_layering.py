@@ -12,7 +12,7 @@ PACKAGE = ROOT / "guided_diffusion"
 LAYERS = [
     ["errors"],
     ["flags", "files", "schedule", "losses", "nn"],
-    ["dist_util"],
+    ["dist_util", "presets"],
     ["logger"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["solvers.step"],

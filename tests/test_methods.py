@@ -161,7 +161,12 @@ def test_any_setting_stays_in_range_and_finite(variant, schedule, respacing, win
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_steps_below_the_cutoff_are_the_plain_ones(variant):
     diffusion = create_gaussian_diffusion(
-        noise_schedule="cosine", timestep_respacing="10", do_time_shift=True, window=80, cutoff=400, time_shift_variant=variant
+        noise_schedule="cosine",
+        timestep_respacing="10",
+        do_time_shift=True,
+        window=80,
+        cutoff=400,
+        time_shift_variant=variant,
     )
     model = closed_form({"steps": 1000, "noise_schedule": "cosine"})
     x, grid = tensor("x", *SHAPE), diffusion.timestep_map
@@ -206,11 +211,14 @@ def test_no_perturbation_draws_no_number(schedule_type):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("schedule_type, expected", [
-    ("constant", [0.1, 0.1, 0.1]),
-    ("linear", [0.001, 0.1 * (0.01 + 0.99 * 500 / 999), 0.1]),
-    ("cosine", [0.0, 0.05, 0.05 * (1 - np.cos(np.pi * 0.999))]),
-])
+@pytest.mark.parametrize(
+    "schedule_type, expected",
+    [
+        ("constant", [0.1, 0.1, 0.1]),
+        ("linear", [0.001, 0.1 * (0.01 + 0.99 * 500 / 999), 0.1]),
+        ("cosine", [0.0, 0.05, 0.05 * (1 - np.cos(np.pi * 0.999))]),
+    ],
+)
 def test_the_strength_follows_its_schedule(schedule_type, expected):
     noise, t = torch.zeros(3, 4, 256, 256), torch.tensor([0, 500, 999])
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Time Shift (Li et al. 2024, "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted Time Steps").
+"""Time Shift (Li et al. 2024, "Alleviating Exposure Bias in Diffusion Models through Sampling with
+Shifted Time Steps").
 
 A state that a sampler reached fits some training timestep better than the one it is labelled with: the one
 whose noise level is nearest to the variance of its pixels. The search is the same everywhere; what is done

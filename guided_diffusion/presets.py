@@ -1,0 +1,178 @@
+"""Published settings under names, each with the score that its authors report for it."""
+
+from dataclasses import dataclass
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Flags {name: value} of a published checkpoint or run, and what was published of it."""
+
+    flags: dict
+    score: str = ""
+
+
+def expand(name, known):
+    """The flags {name: value} of a preset that a script knows.
+
+    :param known: names of the script's flags.
+    :raises UserError: for an unknown name, or one without any flag of the script.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--preset {name} is not known; --preset list prints all {len(PRESETS)}")
+    values = {k: v for k, v in PRESETS[name].flags.items() if k in known}
+    if not values:
+        raise UserError(
+            f"--preset {name} sets no flag of this script: {' '.join('--' + k for k in PRESETS[name].flags)}"
+        )
+    return values
+
+
+def table():
+    """All presets as text, a line each: name, published score, flags."""
+    width = max(map(len, PRESETS))
+    scores = max(len(preset.score) for preset in PRESETS.values())
+    return "\n".join(
+        f"{name:<{width}}  {preset.score:<{scores}}  {' '.join(f'--{k} {v}' for k, v in preset.flags.items())}"
+        for name, preset in PRESETS.items()
+    )
+
+
+_CIFAR10 = {
+    "image_size": 32,
+    "num_channels": 128,
+    "num_head_channels": 32,
+    "num_res_blocks": 3,
+    "attention_resolutions": "16,8",
+    "resblock_updown": True,
+    "use_new_attention_order": True,
+    "learn_sigma": True,
+    "dropout": 0.3,
+    "diffusion_steps": 1000,
+    "noise_schedule": "cosine",
+    "use_scale_shift_norm": True,
+}
+_LSUN64 = {
+    "image_size": 64,
+    "use_fp16": True,
+    "num_channels": 192,
+    "num_head_channels": 64,
+    "num_res_blocks": 3,
+    "attention_resolutions": "32,16,8",
+    "resblock_updown": True,
+    "use_new_attention_order": True,
+    "learn_sigma": True,
+    "dropout": 0.1,
+    "diffusion_steps": 1000,
+    "noise_schedule": "cosine",
+    "use_scale_shift_norm": True,
+    "rescale_learned_sigmas": True,
+}
+_LINEAR = {
+    "attention_resolutions": "32,16,8",
+    "diffusion_steps": 1000,
+    "learn_sigma": True,
+    "noise_schedule": "linear",
+    "num_channels": 256,
+    "num_res_blocks": 2,
+    "resblock_updown": True,
+    "use_fp16": True,
+    "use_scale_shift_norm": True,
+}
+_IMAGENET128 = {**_LINEAR, "image_size": 128, "class_cond": True, "num_heads": 4, "classifier_scale": 0.5}
+_IMAGENET256 = {**_LINEAR, "image_size": 256, "class_cond": True, "num_head_channels": 64}
+_UPSAMPLER = {**_LINEAR, "num_channels": 192, "class_cond": True}
+_CLASSIFIER = {
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_depth": 2,
+    "classifier_width": 128,
+    "classifier_pool": "attention",
+    "classifier_resblock_updown": True,
+    "classifier_use_scale_shift_norm": True,
+}
+_MODELS = {
+    "cifar10": _CIFAR10,
+    "imagenet32": {**_CIFAR10},
+    "lsun_tower64": _LSUN64,
+    "celeba64": {**_LSUN64},
+    "imagenet64": {**_LSUN64, "class_cond": True},
+    "ffhq128": {**_LSUN64, "image_size": 128, "num_channels": 256},
+    "imagenet128": _IMAGENET128,
+    "imagenet256": _IMAGENET256,
+    "imagenet256_uncond": {**_IMAGENET256, "class_cond": False},
+    "imagenet512": {**_IMAGENET256, "image_size": 512},
+    "lsun256": {**_IMAGENET256, "class_cond": False, "dropout": 0.1},
+    "upsample_64_256": {**_UPSAMPLER, "large_size": 256, "small_size": 64, "num_heads": 4},
+    "upsample_128_512": {
+        **_UPSAMPLER,
+        "large_size": 512,
+        "small_size": 128,
+        "attention_resolutions": "32,16",
+        "num_head_channels": 64,
+    },
+    "classifier64": {**_CLASSIFIER, "image_size": 64, "classifier_depth": 4},
+    "classifier128": {**_CLASSIFIER, "image_size": 128},
+    "classifier256": {**_CLASSIFIER, "image_size": 256},
+}
+
+# steps: for each model the FID of ADM, and with epsilon scaling its scaler and FID (Ning et al. 2024)
+_EPSILON_SCALING = {
+    100: {
+        "cifar10": (3.37, "1.017", 2.17),
+        "lsun_tower64": (3.59, "1.006", 2.91),
+        "ffhq128": (14.52, "1.005", 6.77),
+        "imagenet64": (2.71, "1.006", 2.39),
+        "imagenet128": (3.55, "1.004", 3.37),
+    },
+    50: {
+        "cifar10": (4.43, "1.017", 2.49),
+        "lsun_tower64": (7.28, "1.007", 3.68),
+        "ffhq128": (26.15, "1.007", 9.50),
+        "imagenet64": (3.75, "1.006", 3.07),
+        "imagenet128": (5.15, "1.004", 4.33),
+    },
+    20: {
+        "cifar10": (10.36, "1.017", 5.15),
+        "lsun_tower64": (23.92, "1.011", 8.22),
+        "ffhq128": (59.35, "1.008", 26.14),
+        "imagenet64": (10.96, "1.006", 7.52),
+        "imagenet128": (12.48, "1.005", 9.95),
+    },
+}
+_LINEAR_SCALING_20 = {
+    "cifar10": ("0.0025,1.0", 4.31),
+    "lsun_tower64": ("0.0008,1.0034", 7.60),
+    "ffhq128": ("0.0004,1.0042", 24.83),
+    "imagenet64": ("0.0002,1.0041", 7.37),
+    "imagenet128": ("0.00022,1.00291", 9.86),
+}
+
+
+def _all():
+    yield from ((name, Preset(flags)) for name, flags in _MODELS.items())
+    for steps, rows in _EPSILON_SCALING.items():
+        for model, (plain, scaler, scaled) in rows.items():
+            base = {**_MODELS[model], "timestep_respacing": str(steps)}
+            yield f"{model}_adm_{steps}", Preset(base, f"FID {plain}")
+            yield f"{model}_adm_es_{steps}", Preset({**base, "eps_scaler": scaler}, f"FID {scaled}")
+    for model, (scaler, score) in _LINEAR_SCALING_20.items():
+        base = {**_MODELS[model], "timestep_respacing": "20", "eps_scaler": scaler}
+        yield f"{model}_adm_es_linear_20", Preset(base, f"FID {score}")
+    ddim5 = {**_CIFAR10, "timestep_respacing": "ddim5", "use_ddim": True}
+    yield "cifar10_adm_ddim5", Preset(ddim5, "FID 28.98")
+    shifted = {**ddim5, "do_time_shift": True, "window": 80, "cutoff": 300}
+    yield "cifar10_adm_ts_ddim5", Preset(shifted, "FID 26.94")
+    perturbed = {
+        **_CIFAR10,
+        "use_fp16": True,
+        "rescale_learned_sigmas": True,
+        "input_perturbation": 0.15,
+        "schedule_sampler": "loss-second-moment",
+        "lr": 1e-4,
+        "batch_size": 64,
+    }
+    yield "cifar10_adm_ip_training", Preset(perturbed, "FID 2.70 at 100 steps")
+
+
+PRESETS = dict(_all())

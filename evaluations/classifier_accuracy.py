@@ -10,24 +10,23 @@ import torch
 
 from guided_diffusion import checkpoints, dist_util, launch, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag
+from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import read_npz
 from guided_diffusion.script_util import ClassifierFlags
 
 
 @dataclass
-class AccuracyFlags:
+class AccuracyFlags(FlagGroup):
     """Images and classifier."""
 
     samples: str = flag("", "npz of the images: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
     classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
-    batch_size: int = flag(100, "Images computed at once.")
+    batch_size: int = flag(100, "Images computed at once.", legal=at_least(1))
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.samples:
             raise UserError("--samples is not given; expected an npz of labelled images")
-        if self.batch_size < 1:
-            raise UserError(f"--batch_size is {self.batch_size}; expected at least 1")
 
 
 GROUPS = [AccuracyFlags, ClassifierFlags]

@@ -9,7 +9,7 @@ import torch
 
 from . import dist_util, files, logger
 from .errors import UserError
-from .flags import flag
+from .flags import FlagGroup, flag
 from .script_util import (
     CHANNEL_MULTS,
     SAMPLING_METHODS,
@@ -36,7 +36,7 @@ FREE_FLAGS = {
 
 
 @dataclasses.dataclass
-class CheckpointFlags:
+class CheckpointFlags(FlagGroup):
     """The diffusion checkpoint."""
 
     model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.")
@@ -246,10 +246,28 @@ def load_super_res(parsed):
 
 
 def _process(parsed):
-    gamma = read_flags(parsed[CheckpointFlags].model_path).get("input_perturbation")
+    path = parsed[CheckpointFlags].model_path
+    gamma = read_flags(path).get("input_perturbation")
     if gamma:
-        logger.log(f"{parsed[CheckpointFlags].model_path}: trained with --input_perturbation {gamma}")
+        logger.log(f"{path}: trained with --input_perturbation {gamma}")
+    _advise(path)
     return parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
+
+
+def _advise(path):
+    """Warn of a moving average that is still mostly its start, and of raw weights beside an average."""
+    folder, name = files.split(path)
+    average = re.fullmatch(r"ema_(0?\.\d+)_(\d+)\.pt", name)
+    if average:
+        rate, step = float(average[1]), int(average[2])
+        if rate**step > 0.125:
+            logger.warn(
+                f"{name} still holds {100 * rate**step:.0f} % of the untrained weights after {step} steps: "
+                "expect noise; train longer, or with a lower --ema_rate"
+            )
+    raw = re.fullmatch(r"model(\d+)\.pt", name)
+    if raw and any(re.fullmatch(rf"ema_.*_{raw[1]}\.pt", other) for other, _ in files.entries(folder or ".")):
+        logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
 def load_classifier(parsed, path):

@@ -7,6 +7,7 @@ written as published: `--learn_sigma True`, underscores, lists with commas.
 import argparse
 import dataclasses
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import UserError
@@ -15,15 +16,49 @@ TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")
 
 
-def flag(default, help, choices=None, aliases=()):
+@dataclass(frozen=True)
+class Legal:
+    """The legal values of a flag that is a number.
+
+    :ivar text: in words.
+    :ivar holds: `value -> bool`; not called with NaN, which is never legal.
+    """
+
+    text: str
+    holds: Callable
+
+
+POSITIVE = Legal("above 0", lambda value: value > 0)
+FRACTION = Legal("0 to 1", lambda value: 0 <= value <= 1)
+COUNT_OR_UNSET = Legal("-1 or at least 1", lambda value: value == -1 or value >= 1)
+
+
+def at_least(low):
+    """Legal values from `low` up."""
+    return Legal(f"at least {low}", lambda value: value >= low)
+
+
+def flag(default, help, choices=None, aliases=(), legal=None):
     """A dataclass field that is a flag of the field's name.
 
     :param default: its type is the flag's type (bool, int, float or str).
     :param help: one sentence.
     :param choices: the legal values, or None.
     :param aliases: other published spellings, without dashes.
+    :param legal: a Legal, for numbers that may not have every value.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "aliases": tuple(aliases)})
+    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class FlagGroup:
+    """Base of the dataclasses of flags: a number that is not legal is a UserError."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            legal, value = field.metadata["legal"], getattr(self, field.name)
+            if legal is not None and not (value == value and legal.holds(value)):
+                raise UserError(f"--{field.name} is {value}; expected {legal.text}")
 
 
 def str2bool(text):
@@ -108,8 +143,12 @@ def _shown(value):
 def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
-    legal = "True or False" if kind is bool else ", ".join(map(_shown, choices)) if choices else None
-    shown = f"default: {_shown(default)}{'; one of ' + legal if legal else ''}"
+    if kind is bool:
+        choices = (True, False)
+    legal = field.metadata["legal"].text if field.metadata["legal"] else ""
+    if choices:
+        legal = f"one of {', '.join(map(_shown, choices))}"
+    shown = f"default: {_shown(default)}{'; ' + legal if legal else ''}"
     section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,

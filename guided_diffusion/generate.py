@@ -9,44 +9,36 @@ from tqdm.auto import tqdm
 
 from . import dist_util, files, logger
 from .errors import UserError
-from .flags import flag, int_list
+from .flags import FRACTION, FlagGroup, at_least, flag, int_list
 from .images import save_grid, to_uint8
 from .methods.time_shift import ShiftStatistics
 from .solvers import SOLVERS
 
 
 @dataclass
-class SampleFlags:
+class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.")
-    batch_size: int = flag(16, "Images computed at once on a rank.")
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1))
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
     clip_denoised: bool = flag(True, "Clip the predicted clean images to the pixel range at each step.")
-    seed: int = flag(0, "Seed; with its index it decides an image.")
-
-    def __post_init__(self):
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}; expected 0 or more")
+    seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
 @dataclass
-class SolverFlags:
+class SolverFlags(FlagGroup):
     """The solver."""
 
     solver: str = flag("", "How a step is taken; empty is ddpm, or ddim with --use_ddim True.", choices=("", *SOLVERS))
     use_ddim: bool = flag(False, "The published spelling of --solver ddim.")
-    eta: float = flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.")
+    eta: float = flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.", legal=FRACTION)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.use_ddim and self.solver not in ("", "ddim"):
             raise UserError(f"--use_ddim True contradicts --solver {self.solver}")
         if self.eta and self.name != "ddim":
             raise UserError(f"--eta {self.eta} is read by --solver ddim alone")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"--eta is {self.eta}; expected 0 to 1")
 
     @property
     def name(self):
@@ -55,7 +47,7 @@ class SolverFlags:
 
 
 @dataclass
-class ClassFlags:
+class ClassFlags(FlagGroup):
     """Classes of the images."""
 
     classes: str = flag("", "Classes to sample, such as 3,7, in turn over the images; empty draws them at random.")

@@ -23,14 +23,14 @@ from torch.utils.data import Dataset, default_collate
 
 from . import files
 from .errors import UserError
-from .flags import flag
+from .flags import FlagGroup, at_least, flag
 
 EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp")
 CLASS_SOURCES = ("auto", "prefix", "folder")
 
 
 @dataclass
-class DataFlags:
+class DataFlags(FlagGroup):
     """The training images."""
 
     data_dir: str = flag("", "Folder of images, searched with its sub-folders, or an .npz file.")
@@ -38,7 +38,7 @@ class DataFlags:
     random_crop: bool = flag(False, "Crop at random places and sizes, instead of the centre.")
     random_flip: bool = flag(True, "Mirror half of the images.")
     skip_bad: bool = flag(False, "Skip unreadable images and count them, instead of stopping.")
-    num_workers: int = flag(1, "Threads that read ahead.")
+    num_workers: int = flag(1, "Threads that read ahead; 0 reads when asked.", legal=at_least(0))
 
     def dataset(self, image_size, class_cond, num_classes, seed=0):
         """The ImageDataset of these flags."""

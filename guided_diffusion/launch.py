@@ -12,7 +12,7 @@ from .flags import flag
 
 
 @dataclass
-class RunFlags:
+class RunFlags(flags.FlagGroup):
     """The run."""
 
     out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.")

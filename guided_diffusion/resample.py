@@ -8,11 +8,11 @@ import torch
 
 from . import dist_util
 from .errors import UserError
-from .flags import flag
+from .flags import FlagGroup, flag
 
 
 @dataclass
-class SamplerFlags:
+class SamplerFlags(FlagGroup):
     """Which timesteps training draws."""
 
     schedule_sampler: str = flag("uniform", "How training draws timesteps.", choices=("uniform", "loss-second-moment"))

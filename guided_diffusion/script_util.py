@@ -6,7 +6,7 @@ import torch
 
 from . import gaussian_diffusion as gd
 from .errors import UserError
-from .flags import flag, int_list, str2bool
+from .flags import COUNT_OR_UNSET, FRACTION, FlagGroup, at_least, flag, int_list, str2bool
 from .methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
 from .methods.time_shift import VARIANTS, TimeShift
 from .respace import SpacedDiffusion, space_timesteps
@@ -27,11 +27,11 @@ SUPER_RES_CHANNEL_MULTS = {**CHANNEL_MULTS, 512: CHANNEL_MULTS[256]}
 
 
 @dataclass
-class DiffusionFlags:
+class DiffusionFlags(FlagGroup):
     """The diffusion process."""
 
     learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
-    diffusion_steps: int = flag(1000, "Number of training timesteps T.")
+    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1))
     noise_schedule: str = flag("linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"))
     timestep_respacing: str = flag(
         "", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all."
@@ -43,8 +43,7 @@ class DiffusionFlags:
     sigma_small: bool = flag(False, "The fixed variance is the posterior's, not beta; for networks that learn none.")
 
     def __post_init__(self):
-        if self.diffusion_steps < 1:
-            raise UserError(f"--diffusion_steps is {self.diffusion_steps}; expected at least 1")
+        super().__post_init__()
         if self.sigma_small and self.learn_sigma:
             raise UserError("--sigma_small True chooses a fixed variance, which --learn_sigma True does not use")
 
@@ -57,28 +56,26 @@ class DiffusionFlags:
 
 
 @dataclass
-class TimeShiftFlags:
+class TimeShiftFlags(FlagGroup):
     """Time Shift (Li et al. 2024)."""
 
     do_time_shift: bool = flag(False, "Move the times of sampling steps to where the images' variance fits.")
-    window: int = flag(2, "Width of the search in training timesteps, from 2 on.")
-    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.")
+    window: int = flag(2, "Width of the search in training timesteps, from 2 on.", legal=at_least(0))
+    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.", legal=at_least(0))
     time_shift_variant: str = flag(
         "adm",
         "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.",
         VARIANTS,
     )
     time_shift_data_variance: float = flag(
-        0.0, "Pixel variance of clean images, 0 to 1, that the search takes off; 0 as published."
+        0.0, "Pixel variance of clean images, 0 to 1, that the search takes off; 0 as published.", legal=FRACTION
     )
     time_shift_constant: int = flag(0, "Shift by so many timesteps instead of a search; 0 searches.")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.do_time_shift and self.window < 2 and not self.time_shift_constant:
             raise UserError(f"--window {self.window} leaves nothing to search; expected at least 2")
-        if self.do_time_shift and self.cutoff < 0:
-            raise UserError(f"--cutoff is {self.cutoff}; expected 0 or more")
-        _check_range("time_shift_data_variance", self.time_shift_data_variance, 0, 1)
         if not self.do_time_shift:
             for field in fields(self):
                 if getattr(self, field.name) != field.default:
@@ -86,7 +83,7 @@ class TimeShiftFlags:
 
 
 @dataclass
-class EpsilonScalingFlags:
+class EpsilonScalingFlags(FlagGroup):
     """Epsilon Scaling (Ning et al. 2024)."""
 
     eps_scaler: str = flag(
@@ -94,6 +91,7 @@ class EpsilonScalingFlags:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         parse_eps_scaler(self.eps_scaler)
 
 
@@ -102,43 +100,41 @@ SAMPLING_METHODS = (TimeShiftFlags, EpsilonScalingFlags)
 
 
 @dataclass
-class InputPerturbationFlags:
+class InputPerturbationFlags(FlagGroup):
     """Input Perturbation (Ning et al. 2023)."""
 
     input_perturbation: float = flag(
         0.0,
         "Strength of a second noise that training adds to the first, without predicting it; 0 is off.",
         aliases=("input_pertub",),
+        legal=at_least(0),
     )
     perturb_schedule_type: str = flag("constant", "How that strength grows over the timesteps.", SCHEDULE_TYPES)
-    perturb_cutoff: int = flag(0, "So many of the noisiest timesteps are trained without it.")
+    perturb_cutoff: int = flag(0, "So many of the noisiest timesteps are trained without it.", legal=at_least(0))
 
     def __post_init__(self):
-        if self.input_perturbation < 0:
-            raise UserError(f"--input_perturbation is {self.input_perturbation}; expected 0 or more")
-        if self.perturb_cutoff < 0:
-            raise UserError(f"--perturb_cutoff is {self.perturb_cutoff}; expected 0 or more")
+        super().__post_init__()
         if not self.input_perturbation and (self.perturb_cutoff or self.perturb_schedule_type != "constant"):
             raise UserError("--perturb_schedule_type and --perturb_cutoff do nothing without --input_perturbation")
 
 
 @dataclass
-class UNetFlags:
+class UNetFlags(FlagGroup):
     """The diffusion network."""
 
-    image_size: int = flag(64, "Height and width of the images in pixels.")
-    num_channels: int = flag(128, "Channels of the first level.")
-    num_res_blocks: int = flag(2, "Residual blocks per level.")
-    num_heads: int = flag(4, "Attention heads, where --num_head_channels is -1.")
-    num_heads_upsample: int = flag(-1, "Attention heads on the way up; -1 is --num_heads.")
-    num_head_channels: int = flag(-1, "Channels per attention head; -1 uses --num_heads.")
+    image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1))
+    num_channels: int = flag(128, "Channels of the first level.", legal=at_least(1))
+    num_res_blocks: int = flag(2, "Residual blocks per level.", legal=at_least(1))
+    num_heads: int = flag(4, "Attention heads, where --num_head_channels is -1.", legal=at_least(1))
+    num_heads_upsample: int = flag(-1, "Attention heads on the way up; -1 is --num_heads.", legal=COUNT_OR_UNSET)
+    num_head_channels: int = flag(-1, "Channels per attention head; -1 uses --num_heads.", legal=COUNT_OR_UNSET)
     attention_resolutions: str = flag("16,8", "Image sizes at which attention stands.")
     channel_mult: str = flag(
         "", "Channel multipliers of the levels, such as 1,2,3,4; empty takes those of the image size."
     )
-    dropout: float = flag(0.0, "Dropout of the residual blocks in training, 0 to 1.")
+    dropout: float = flag(0.0, "Dropout of the residual blocks in training.", legal=FRACTION)
     class_cond: bool = flag(False, "The network is given class labels.")
-    num_classes: int = flag(NUM_CLASSES, "Number of classes of a class-conditional network.")
+    num_classes: int = flag(NUM_CLASSES, "Number of classes of a class-conditional network.", legal=at_least(1))
     use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.")
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
     resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")
@@ -147,11 +143,7 @@ class UNetFlags:
     use_new_attention_order: bool = flag(False, "Order of q, k, v and heads in attention, as some checkpoints have it.")
 
     def __post_init__(self):
-        _check_range("dropout", self.dropout, 0, 1)
-        for name in ("image_size", "num_channels", "num_res_blocks", "num_classes", "num_heads"):
-            _check_positive(name, getattr(self, name))
-        for name in ("num_heads_upsample", "num_head_channels"):
-            _check_positive_or_unset(name, getattr(self, name))
+        super().__post_init__()
         if self.use_fp16 and self.use_bf16:
             raise UserError("--use_fp16 True and --use_bf16 True exclude each other; expected one of them")
 
@@ -166,15 +158,14 @@ class UNetFlags:
 
 
 @dataclass
-class SuperResFlags:
+class SuperResFlags(FlagGroup):
     """The super-resolution network's sizes."""
 
-    large_size: int = flag(256, "Height and width of the images it makes.")
-    small_size: int = flag(64, "Height and width of the images it is given.")
+    large_size: int = flag(256, "Height and width of the images it makes.", legal=at_least(1))
+    small_size: int = flag(64, "Height and width of the images it is given.", legal=at_least(1))
 
     def __post_init__(self):
-        _check_positive("large_size", self.large_size)
-        _check_positive("small_size", self.small_size)
+        super().__post_init__()
         if self.small_size > self.large_size:
             raise UserError(
                 f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that"
@@ -187,14 +178,14 @@ class SuperResFlags:
 
 
 @dataclass
-class ClassifierFlags:
+class ClassifierFlags(FlagGroup):
     """The noisy classifier."""
 
-    image_size: int = flag(64, "Height and width of the images in pixels.")
-    num_classes: int = flag(NUM_CLASSES, "Number of classes.")
+    image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1))
+    num_classes: int = flag(NUM_CLASSES, "Number of classes.", legal=at_least(1))
     classifier_use_fp16: bool = flag(False, "Compute the classifier in float16.")
-    classifier_width: int = flag(128, "Channels of the classifier's first level.")
-    classifier_depth: int = flag(2, "Residual blocks per level of the classifier.")
+    classifier_width: int = flag(128, "Channels of the classifier's first level.", legal=at_least(1))
+    classifier_depth: int = flag(2, "Residual blocks per level of the classifier.", legal=at_least(1))
     classifier_attention_resolutions: str = flag("32,16,8", "Image sizes at which the classifier has attention.")
     classifier_use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the classifier's normalisation.")
     classifier_resblock_updown: bool = flag(True, "Residual blocks of the classifier change the resolution.")
@@ -203,15 +194,10 @@ class ClassifierFlags:
         "How the classifier turns features into logits.",
         choices=("adaptive", "attention", "spatial", "spatial_v2"),
     )
-    classifier_num_head_channels: int = flag(64, "Channels per attention head of the classifier.")
+    classifier_num_head_channels: int = flag(64, "Channels per attention head of the classifier.", legal=COUNT_OR_UNSET)
     classifier_channel_mult: str = flag(
         "", "Channel multipliers of the classifier; empty takes those of the image size."
     )
-
-    def __post_init__(self):
-        for name in ("image_size", "num_classes", "classifier_width", "classifier_depth"):
-            _check_positive(name, getattr(self, name))
-        _check_positive_or_unset("classifier_num_head_channels", self.classifier_num_head_channels)
 
     @property
     def dtype(self):
@@ -225,21 +211,6 @@ class ClassifierFlags:
 
 def _without(values, *names):
     return {k: v for k, v in values.items() if k not in names}
-
-
-def _check_positive(name, value):
-    if value < 1:
-        raise UserError(f"--{name} is {value}; expected at least 1")
-
-
-def _check_positive_or_unset(name, value):
-    if value != -1 and value < 1:
-        raise UserError(f"--{name} is {value}; expected -1 or at least 1")
-
-
-def _check_range(name, value, low, high):
-    if not low <= value <= high:
-        raise UserError(f"--{name} is {value}; expected {low} to {high}")
 
 
 # -- the published surface -------------------------------------------------------------------------

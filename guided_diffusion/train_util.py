@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from . import checkpoints, dist_util, files, logger
 from .errors import UserError
-from .flags import flag
+from .flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
 from .fp16_util import MixedPrecisionTrainer
 from .image_datasets import batches, describe
 from .images import save_grid
@@ -20,36 +20,31 @@ from .resample import LossAwareSampler
 
 
 @dataclass
-class TrainFlags:
+class TrainFlags(FlagGroup):
     """Training."""
 
-    iterations: int = flag(0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",))
-    batch_size: int = flag(1, "Images per step and process.")
-    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.")
-    lr: float = flag(1e-4, "Learning rate of AdamW.")
-    weight_decay: float = flag(0.0, "Weight decay of AdamW.")
+    iterations: int = flag(
+        0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",), legal=at_least(0)
+    )
+    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1))
+    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET)
+    lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE)
+    weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0))
     lr_anneal_steps: int = flag(
-        0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it."
+        0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.", legal=at_least(0)
     )
     ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.")
-    log_interval: int = flag(10, "Steps between log lines.")
-    save_interval: int = flag(10000, "Steps between checkpoints.")
-    sample_interval: int = flag(0, "Steps between picture grids of moving-average samples; 0 draws none.")
+    log_interval: int = flag(10, "Steps between log lines.", legal=at_least(1))
+    save_interval: int = flag(10000, "Steps between checkpoints.", legal=at_least(1))
+    sample_interval: int = flag(
+        0, "Steps between picture grids of moving-average samples; 0 draws none.", legal=at_least(0)
+    )
     resume_checkpoint: str = flag("", "Path of a modelNNNNNN.pt to go on from.")
-    fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.")
-    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.")
+    fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.", legal=at_least(0))
+    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0))
 
     def __post_init__(self):
-        for name in ("batch_size", "log_interval", "save_interval"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("iterations", "lr_anneal_steps", "sample_interval"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected 0 or more")
-        if self.microbatch == 0 or self.microbatch < -1:
-            raise UserError(f"--microbatch is {self.microbatch}; expected -1 or at least 1")
-        if not self.lr > 0:
-            raise UserError(f"--lr is {self.lr}; expected a positive number")
+        super().__post_init__()
         self.ema_rates()
 
     def ema_rates(self):
@@ -94,7 +89,7 @@ def training_data(data_flags, flags, image_size, class_cond=False, num_classes=N
 def seed_everything(flags):
     """Seed this rank's generators, and say how large a step is over all ranks."""
     seed = flags.seed + dist_util.rank()
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     ranks = dist_util.world_size()
     logger.log(f"each step: {flags.batch_size} images x {ranks} ranks = {flags.batch_size * ranks}")
@@ -238,12 +233,13 @@ class TrainLoop:
             clock.images += batch.shape[0] * dist_util.world_size()
             if self.after_step is not None:
                 self.after_step(self.step)
-            if self.step % self.flags.log_interval == 0 or clock.first or self.step == last:
+            draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
+            if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
                 logger.logkv("step", self.step)
                 logger.logkv("samples", samples)
                 clock.log(self.step)
                 logger.dumpkvs()
-            if self.flags.sample_interval and self.step % self.flags.sample_interval == 0:
+            if draws:
                 self.draw_preview()
             if self.step % self.flags.save_interval == 0:
                 self.save()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from guided_diffusion import checkpoints, dist_util, launch
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag
+from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
@@ -28,15 +27,11 @@ from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, Diff
 
 
 @dataclass
-class GuidanceFlags:
+class GuidanceFlags(FlagGroup):
     """Classifier guidance."""
 
     classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
-    classifier_scale: float = flag(1.0, "Weight of the classifier's gradient; 0 is no guidance.")
-
-    def __post_init__(self):
-        if self.classifier_scale < 0:
-            raise UserError(f"--classifier_scale is {self.classifier_scale}; expected 0 or more")
+    classifier_scale: float = flag(1.0, "Weight of the classifier's gradient; 0 is no guidance.", legal=at_least(0))
 
 
 GROUPS = [

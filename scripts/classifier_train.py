@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from guided_diffusion import dist_util, launch
-from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag
+from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.resample import SamplerFlags, UniformSampler
 from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags
@@ -27,17 +26,13 @@ OVERRIDES = {"iterations": 150000, "lr": 3e-4, "batch_size": 4, "ema_rate": "", 
 
 
 @dataclass
-class ValidationFlags:
+class ValidationFlags(FlagGroup):
     """Noise and validation."""
 
     noised: bool = flag(True, "Train on noisy images, as guidance needs; False trains on clean ones.")
     anneal_lr: bool = flag(False, "Let the learning rate fall linearly to 0 over --iterations.")
     val_data_dir: str = flag("", "Folder or npz of held-out images, to log val_ losses; empty for none.")
-    eval_interval: int = flag(5, "Steps between held-out batches.")
-
-    def __post_init__(self):
-        if self.eval_interval < 1:
-            raise UserError(f"--eval_interval is {self.eval_interval}; expected at least 1")
+    eval_interval: int = flag(5, "Steps between held-out batches.", legal=at_least(1))
 
 
 GROUPS = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, DiffusionFlags]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import image_sample
 
 from guided_diffusion import launch
-from guided_diffusion.flags import flag
+from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 
 
 @dataclass
-class NameFlags:
+class NameFlags(FlagGroup):
     """The name of the file."""
 
     model_type: str = flag("adm", "First part of the file name.")

@@ -11,7 +11,7 @@ import torch
 from guided_diffusion import checkpoints, dist_util, launch
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag
+from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
@@ -27,7 +27,7 @@ from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, Super
 
 
 @dataclass
-class BaseFlags:
+class BaseFlags(FlagGroup):
     """The small images."""
 
     base_samples: str = flag("", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")

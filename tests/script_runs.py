@@ -25,14 +25,14 @@ SUPER_RES = ["--large_size", "16", "--small_size", "8", *NETWORK[2:]]
 TRAINING = "--batch_size 4 --iterations 2 --log_interval 1 --num_workers 0".split()
 
 
-def run(name, *flags):
-    """Run scripts/NAME.py with flags and return what it printed on stdout."""
-    path, printed = str(FOLDER / f"{name}.py"), io.StringIO()
+def run(name, *flags, folder=FOLDER):
+    """Run NAME.py of a folder, by default scripts, with flags and return what it printed on stdout."""
+    path, printed = str(folder / f"{name}.py"), io.StringIO()
     torch.manual_seed(0)  # a new process starts alike each time
     try:
         with (
             mock.patch.object(sys, "argv", [path, *map(str, flags)]),
-            mock.patch.object(sys, "path", [str(FOLDER), *sys.path]),
+            mock.patch.object(sys, "path", [str(folder), *sys.path]),
             contextlib.redirect_stdout(printed),
         ):
             runpy.run_path(path, run_name="__main__")

@@ -385,3 +385,15 @@ def test_a_written_file_is_a_plain_dict_for_the_bare_network(folder):
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
     saved = json.loads((folder / "saved.json").read_text())
     assert TRUTH.items() <= saved.items() and list(saved) == sorted(saved)
+
+
+def test_advice_on_young_averages_and_raw_weights(tmp_path, capsys):
+    for name in ("ema_0.999_000100.pt", "ema_0.999_009000.pt", "model009000.pt", "model000100.pt"):
+        (tmp_path / name).touch()
+    said = {}
+    for name in ("ema_0.999_000100.pt", "ema_0.999_009000.pt", "model009000.pt", "digits.pt"):
+        checkpoints._advise(str(tmp_path / name))
+        said[name] = capsys.readouterr().out
+    assert "90 % of the untrained weights after 100 steps" in said["ema_0.999_000100.pt"]
+    assert "ema_*_009000.pt beside it" in said["model009000.pt"]
+    assert said["ema_0.999_009000.pt"] == said["digits.pt"] == ""

@@ -1,0 +1,58 @@
+"""What the time-shift search costs, as a share of one network call of an embedded model.
+
+python benchmarks/time_shift_overhead.py --model_path models/digits16.pt --batch_size 64 --window 80
+
+Search and network call are timed in turn, round after round; medians over the rounds.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from guided_diffusion import checkpoints, flags
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.methods.time_shift import TimeShift
+from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+
+
+def seconds(call, device):
+    """Wall time of one call, the device's queue included."""
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--window", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    groups = [CheckpointFlags, UNetFlags, DiffusionFlags]
+    parsed, model, diffusion = checkpoints.load_diffusion(flags.parse(["--model_path", args.model_path], groups, ""))
+    unet = parsed[UNetFlags]
+    device = next(model.parameters()).device
+    x = torch.randn(args.batch_size, 3, unet.image_size, unet.image_size, device=device)
+    t = torch.full((args.batch_size,), diffusion.timestep_map[len(diffusion.timestep_map) // 2], device=device)
+    kwargs = {"y": torch.zeros_like(t)} if unet.class_cond else {}
+    shift = TimeShift(diffusion.schedule, diffusion.timestep_map, args.window, 0)
+    calls = {"network": lambda: model(x, t, **kwargs), "search": lambda: shift.find(x, t)}
+    with torch.no_grad():
+        for call in calls.values():
+            call()
+        rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
+    median = {name: statistics.median(r[name] for r in rounds) for name in calls}
+    share = statistics.median(r["search"] / r["network"] for r in rounds)
+    print(
+        f"{args.batch_size} images of {unet.image_size}x{unet.image_size} on {device}, window {args.window}: "
+        f"network call {1e3 * median['network']:.2f} ms, search {1e3 * median['search']:.3f} ms, share {100 * share:.2f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -150,7 +150,7 @@ BAD = {
     TRAIN + " --batch_size 0": ["--batch_size", "0"],
     TRAIN + " --microbatch 0": ["--microbatch", "0"],
     TRAIN + " --lr -0.01": ["--lr", "-0.01"],
-    TRAIN + " --lr 0": ["--lr", "positive"],
+    TRAIN + " --lr 0": ["--lr", "above 0"],
     TRAIN + " --lr nan": ["--lr", "nan"],
     TRAIN + " --lr fast": ["--lr", "fast"],
     TRAIN + " --ema_rate high": ["--ema_rate", "high"],

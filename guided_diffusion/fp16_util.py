@@ -46,9 +46,9 @@ class MixedPrecisionTrainer:
         :return: (stepped, the gradients' norm, the weights' norm), the norms as floats.
         """
         grads = [p.grad for p in self.params if p.grad is not None]
-        torch._foreach_mul_(grads, 2**-self.lg_loss_scale)
-        grad_norm = torch.nn.utils.get_total_norm(grads).item()
-        param_norm = torch.nn.utils.get_total_norm(self.params).item()
+        if self.scales_loss:
+            torch._foreach_mul_(grads, 2**-self.lg_loss_scale)
+        grad_norm, param_norm = _norm(grads), _norm(self.params)
         stepped = math.isfinite(grad_norm)
         if stepped:
             optimizer.step()
@@ -56,3 +56,9 @@ class MixedPrecisionTrainer:
             self.lg_loss_scale += self.fp16_scale_growth if stepped else -1
         optimizer.zero_grad(set_to_none=True)
         return stepped, grad_norm, param_norm
+
+
+def _norm(tensors):
+    """The Euclidean norm of all entries of all tensors, as a float."""
+    with torch.no_grad():
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).item()

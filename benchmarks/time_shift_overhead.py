@@ -50,7 +50,8 @@ def main():
     share = statistics.median(r["search"] / r["network"] for r in rounds)
     print(
         f"{args.batch_size} images of {unet.image_size}x{unet.image_size} on {device}, window {args.window}: "
-        f"network call {1e3 * median['network']:.2f} ms, search {1e3 * median['search']:.3f} ms, share {100 * share:.2f} %"
+        f"network call {1e3 * median['network']:.2f} ms, search {1e3 * median['search']:.3f} ms, "
+        f"share {100 * share:.2f} %"
     )
 
 

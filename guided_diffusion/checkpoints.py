@@ -1,13 +1,15 @@
-"""Checkpoint files: plain state dicts, the flags that lie beside them, and what tensor shapes reveal."""
+"""Checkpoint files: plain state dicts, the flags that lie beside them, and the networks they stand for."""
 
 import dataclasses
 import io
 import json
 import re
+from collections.abc import Callable
 
 import torch
 
 from . import dist_util, files, logger
+from .architecture import classifier_flags_of_shapes, flags_of_shapes
 from .errors import UserError
 from .flags import FlagGroup, flag
 from .script_util import (
@@ -80,7 +82,7 @@ def load_into(model, path, flag="model_path"):
 
     :raises UserError: at most ten lines, if keys or shapes differ.
     """
-    state = dist_util.load_state_dict(path)
+    state = _read(path, flag)
     expected = model.state_dict()
     missing = [k for k in expected if k not in state]
     surplus = [k for k in state if k not in expected]
@@ -96,122 +98,66 @@ def load_into(model, path, flag="model_path"):
     model.load_state_dict(state)
 
 
-# -- what the shapes reveal ------------------------------------------------------------------------
-
-
-def flags_of_shapes(state, image_size=None):
-    """Flags {name: value} of a UNetModel or SuperResModel that its state dict reveals.
-
-    :param state: {key: tensor}.
-    :param image_size: of the network; without it that of the channel multipliers, where those are published.
-    :return: num_channels, num_res_blocks, channel_mult, attention_resolutions, learn_sigma, class_cond,
-        num_classes, use_scale_shift_norm, resblock_updown, and image_size where it is known.
-    :raises KeyError: if it is no such network.
-    """
-    width = state["time_embed.0.weight"].shape[1]
-    outputs = _blocks(state, "output_blocks")
-    ups = [i for i in range(outputs) if _has(state, rf"output_blocks\.{i}\.[12]\.(conv|in_layers)\.")]
-    res_blocks = ups[0] if ups else outputs - 1
-    levels = outputs // (res_blocks + 1)
-    starts = [1 + level * (res_blocks + 1) for level in range(levels)]
-    mult = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] / width for i in starts]
-    attended = [2**level for level, i in enumerate(starts) if f"input_blocks.{i}.1.qkv.weight" in state]
-    found = {
-        "num_channels": width,
-        "num_res_blocks": res_blocks,
-        "channel_mult": _mult_text(mult),
-        "learn_sigma": state["out.2.weight"].shape[0] == 6,
-        "class_cond": "label_emb.weight" in state,
-        "use_scale_shift_norm": _scale_shift(state),
-    }
-    if levels > 1:
-        found["resblock_updown"] = f"input_blocks.{starts[1] - 1}.0.op.weight" not in state
-    if found["class_cond"]:
-        found["num_classes"] = state["label_emb.weight"].shape[0]
-    return {**found, **_sizes(mult, attended, image_size, "attention_resolutions")}
-
-
-def classifier_flags_of_shapes(state, image_size=None):
-    """Flags {name: value} of an EncoderUNetModel that its state dict reveals, as `flags_of_shapes`.
-
-    How many levels there are follows from convolutions that down-sample, else from where widths and attention
-    change; what fits several ways is read as a published network, else as one of few levels.
-    """
-    width = state["time_embed.0.weight"].shape[1]
-    blocks = _blocks(state, "input_blocks")
-    convs = [i for i in range(blocks) if f"input_blocks.{i}.0.op.weight" in state]
-    if convs:
-        depth = convs[0] - 1
-    else:
-        depth = _depth(state, width, blocks, image_size)
-    levels = blocks // (depth + 1)
-    starts = [1 + level * (depth + 1) for level in range(levels)]
-    mult = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] / width for i in starts]
-    attended = [2**level for level, i in enumerate(starts) if f"input_blocks.{i}.1.qkv.weight" in state]
-    found = {
-        "classifier_width": width,
-        "classifier_depth": depth,
-        "classifier_channel_mult": _mult_text(mult),
-        "classifier_use_scale_shift_norm": _scale_shift(state),
-        **_pool_and_classes(state),
-    }
-    if levels > 1:
-        found["classifier_resblock_updown"] = not convs
-    return {**found, **_sizes(mult, attended, image_size, "classifier_attention_resolutions")}
-
-
-def _depth(state, width, blocks, image_size):
-    """Residual blocks per level of an encoder whose down-sampling looks like any residual block."""
-    widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] / width for i in range(1, blocks)]
-    attended = [f"input_blocks.{i}.1.qkv.weight" in state for i in range(1, blocks)]
-    mults = {}
-    for depth in (d for d in range(1, blocks) if blocks % (d + 1) == 0):
-        levels = [slice(i, i + depth + 1) for i in range(0, blocks, depth + 1)]
-        # one width a level; attention after all of its blocks or none, and never after the one that down-samples
-        fits = all(len(set(widths[k])) == 1 and len(set(attended[k][:depth])) == 1 for k in levels)
-        if fits and not any(any(attended[k][depth:]) for k in levels):
-            mults[depth] = tuple(widths[k.start] for k in levels)
-    published = [CHANNEL_MULTS[image_size]] if image_size in CHANNEL_MULTS else list(CHANNEL_MULTS.values())
-    return next((depth for depth, mult in mults.items() if mult in published), max(mults))
-
-
-def _pool_and_classes(state):
-    if "out.2.positional_embedding" in state:
-        return {"classifier_pool": "attention", "num_classes": state["out.2.c_proj.weight"].shape[0]}
-    if "out.3.weight" in state:
-        pool = "adaptive" if state["out.0.weight"].ndim == 1 else "spatial_v2"
-        return {"classifier_pool": pool, "num_classes": state["out.3.weight"].shape[0]}
-    if "out.2.weight" in state:
-        return {"classifier_pool": "spatial", "num_classes": state["out.2.weight"].shape[0]}
-    return {}
-
-
-def _blocks(state, name):
-    return 1 + max((int(m[1]) for m in (re.match(rf"{name}\.(\d+)\.", k) for k in state) if m), default=-1)
-
-
-def _has(state, pattern):
-    return any(re.match(pattern, key) for key in state)
-
-
-def _scale_shift(state):
-    out_channels = state["input_blocks.1.0.out_layers.3.weight"].shape[0]
-    return state["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * out_channels
-
-
-def _mult_text(mult):
-    return ",".join(f"{m:g}" for m in mult)
-
-
-def _sizes(mult, attended, image_size, attention_flag):
-    if image_size is None:
-        image_size = next((s for s, m in CHANNEL_MULTS.items() if list(m) == list(mult)), None)
-    if image_size is None:
-        return {}
-    return {"image_size": image_size, attention_flag: ",".join(str(image_size // rate) for rate in attended)}
+def _read(path, flag):
+    try:
+        return dist_util.load_state_dict(path)
+    except UserError as error:
+        raise UserError(f"--{flag}: {error}") from error
 
 
 # -- from a checkpoint and a command line to a network ---------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of network: which flags describe it, and how its shapes are read.
+
+    :ivar what: in words.
+    :ivar mark: a flag that the flags beside such a checkpoint have.
+    :ivar names: of the flags that describe it.
+    :ivar hidden: those of them that shapes never show and that change what it does.
+    :ivar reveal: `(state dict, image size or None) -> {name: value}`.
+    :ivar size_flag: the flag of its image size.
+    :ivar mult_flag: the flag of its channel multipliers.
+    :ivar defaults: {image size: channel multipliers}.
+    """
+
+    what: str
+    mark: str
+    names: frozenset
+    hidden: tuple
+    reveal: Callable
+    size_flag: str = "image_size"
+    mult_flag: str = "channel_mult"
+    defaults: dict = dataclasses.field(default_factory=lambda: CHANNEL_MULTS)
+
+
+def _names(*groups):
+    return frozenset(field.name for group in groups for field in dataclasses.fields(group))
+
+
+_PROCESS = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
+_HEADS = ("num_heads", "num_head_channels", "use_new_attention_order", "predict_xstart")
+DIFFUSION = Kind(
+    "a diffusion network", "num_channels", _names(UNetFlags, DiffusionFlags), _PROCESS + _HEADS, flags_of_shapes
+)
+SUPER_RES = dataclasses.replace(
+    DIFFUSION,
+    what="a super-resolution network",
+    mark="large_size",
+    names=_names(UNetFlags, SuperResFlags, DiffusionFlags) - {"image_size"},
+    hidden=("small_size", *DIFFUSION.hidden),
+    size_flag="large_size",
+    defaults=SUPER_RES_CHANNEL_MULTS,
+)
+CLASSIFIER = Kind(
+    "a classifier",
+    "classifier_width",
+    _names(ClassifierFlags).union(_PROCESS),
+    ("classifier_num_head_channels",),
+    classifier_flags_of_shapes,
+    mult_flag="classifier_channel_mult",
+)
 
 
 def load_diffusion(parsed):
@@ -220,9 +166,7 @@ def load_diffusion(parsed):
     :return: (the resolved Parsed flags, the UNetModel on this rank's device in eval mode, the SpacedDiffusion).
     """
     source = parsed[CheckpointFlags]
-    parsed = resolve(
-        parsed, source.model_path, _names(UNetFlags, DiffusionFlags), flags_of_shapes, override=source.override
-    )
+    parsed = resolve(parsed, source.model_path, DIFFUSION, override=source.override)
     unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
     return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), _process(parsed)
 
@@ -230,19 +174,36 @@ def load_diffusion(parsed):
 def load_super_res(parsed):
     """The network and process of --model_path of a super-resolution run; returns as `load_diffusion`."""
     source = parsed[CheckpointFlags]
-    names = _names(UNetFlags, SuperResFlags, DiffusionFlags) - {"image_size"}
-    parsed = resolve(
-        parsed,
-        source.model_path,
-        names,
-        flags_of_shapes,
-        size_flag="large_size",
-        defaults=SUPER_RES_CHANNEL_MULTS,
-        override=source.override,
-    )
+    parsed = resolve(parsed, source.model_path, SUPER_RES, override=source.override)
     unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
     model = parsed[SuperResFlags].create(unet, process.learn_sigma)
     return parsed, _ready(model, source.model_path, unet.dtype), _process(parsed)
+
+
+def load_classifier(parsed, path):
+    """The noisy classifier of --classifier_path.
+
+    Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
+
+    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
+    """
+    fixed, override = set(), False
+    if UNetFlags in parsed.groups:
+        override = parsed[CheckpointFlags].override
+        fixed = {"image_size", *_PROCESS}
+        if parsed[UNetFlags].class_cond:
+            fixed.add("num_classes")
+    parsed = resolve(parsed, path, CLASSIFIER, override=override, flag="classifier_path", fixed=fixed)
+    classifier = parsed[ClassifierFlags]
+    return parsed, _ready(classifier.create(), path, classifier.dtype, "classifier_path")
+
+
+def _ready(model, path, dtype, flag="model_path"):
+    load_into(model, path, flag)
+    model.to(dist_util.dev())
+    if dtype is not torch.float32:
+        model.convert_to(dtype)
+    return model.eval()
 
 
 def _process(parsed):
@@ -250,7 +211,8 @@ def _process(parsed):
     gamma = read_flags(path).get("input_perturbation")
     if gamma:
         logger.log(f"{path}: trained with --input_perturbation {gamma}")
-    _advise(path)
+    if dist_util.is_main():
+        _advise(path)
     return parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
 
 
@@ -270,85 +232,31 @@ def _advise(path):
         logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
-def load_classifier(parsed, path):
-    """The noisy classifier of --classifier_path.
-
-    Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
-
-    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
-    """
-    fixed = set()
-    if UNetFlags in parsed.groups:
-        fixed = {"image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps"}
-        if parsed[UNetFlags].class_cond:
-            fixed.add("num_classes")
-    parsed = resolve(
-        parsed,
-        path,
-        _names(ClassifierFlags) | fixed,
-        classifier_flags_of_shapes,
-        override=CheckpointFlags in parsed.groups and parsed[CheckpointFlags].override,
-        flag="classifier_path",
-        fixed=fixed,
-    )
-    classifier = parsed[ClassifierFlags]
-    return parsed, _ready(classifier.create(), path, classifier.dtype, "classifier_path")
-
-
-def _names(*groups):
-    return {field.name for group in groups for field in dataclasses.fields(group)}
-
-
-def _ready(model, path, dtype, flag="model_path"):
-    load_into(model, path, flag)
-    model.to(dist_util.dev())
-    if dtype is not torch.float32:
-        model.convert_to(dtype)
-    return model.eval()
-
-
-def resolve(
-    parsed,
-    path,
-    names,
-    reveal,
-    *,
-    size_flag="image_size",
-    defaults=CHANNEL_MULTS,
-    override=False,
-    flag="model_path",
-    fixed=frozenset(),
-):
+def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset()):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
     The flags beside the checkpoint speak for it; without those, its shapes do.
 
     :param parsed: the command line.
     :param path: of the checkpoint.
-    :param names: of the flags that describe it.
-    :param reveal: `flags_of_shapes` or `classifier_flags_of_shapes`.
-    :param size_flag: the flag that states the network's image size.
-    :param defaults: {image size: channel multipliers}.
+    :param kind: the Kind of network it has to be.
     :param override: let given flags win over those beside the checkpoint.
+    :param flag: that names the checkpoint.
     :param fixed: flags that count as given though the command line left them out.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
     if not path:
         raise UserError(f"--{flag} is not given; expected the path of a checkpoint (.pt)")
     values = parsed.values()
-    given = {k: values[k] for k in (parsed.given | fixed) & names}
+    given = {k: values[k] for k in (parsed.given | fixed) & kind.names if k in values}
     beside = read_flags(path)
-    known = {k: v for k, v in beside.items() if k in names}
+    _check_kind(beside, kind, path, flag)
+    known = {k: v for k, v in beside.items() if k in kind.names}
+    _check_types(known, values, path)
     source = sidecar_path(path) if known else "its tensors"
-    widths = ["num_channels", "classifier_width"]
-    wanted, other = reversed(widths) if reveal is classifier_flags_of_shapes else widths
-    if other in beside and wanted not in beside:
-        raise UserError(
-            f"--{flag} {path} is of the other kind of network: {sidecar_path(path)} has {other}, not {wanted}"
-        )
     if not known:
-        known = _revealed(path, reveal, size_flag, given, flag, names, defaults)
-    conflicts = _conflicts(given, known, size_flag, defaults)
+        known = _revealed(path, kind, given, flag)
+    conflicts = _conflicts(given, known, kind)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) else ""
         shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
@@ -356,47 +264,69 @@ def resolve(
             "\n".join([f"--{flag} {path} is another network than the flags say (by {source}{hint}):", *shown])
         )
     logger.log(f"{path}: flags by {source}")
+    assumed = [] if beside else [k for k in kind.hidden if k in values and k not in given]
+    if assumed:
+        shown = " ".join(f"--{k} {values[k]}" for k in assumed)
+        logger.warn(f"tensors do not show everything; assumed {shown}: give what its authors state")
     return parsed.with_values({**known, **given})
 
 
-def _revealed(path, reveal, size_flag, given, flag, names, defaults):
-    state, size = dist_util.load_state_dict(path), given.get(size_flag)
+def resume(parsed, path, kind):
+    """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty."""
+    return resolve(parsed, path, kind, flag="resume_checkpoint") if path else parsed
+
+
+def _check_kind(beside, kind, path, flag):
+    """Refuse a checkpoint whose flags are those of another kind of network."""
+    found = next((k for k in (SUPER_RES, CLASSIFIER, DIFFUSION) if k.mark in beside), kind)
+    if found != kind:
+        raise UserError(f"--{flag} {path} is {found.what}, by {sidecar_path(path)}; expected {kind.what}")
+
+
+def _check_types(known, values, path):
+    for name, value in known.items():
+        wanted = type(values.get(name, value))
+        if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
+            raise UserError(f"{sidecar_path(path)} has {value!r} for {name}; expected a value such as {values[name]!r}")
+
+
+def _revealed(path, kind, given, flag):
+    state, size = _read(path, flag), given.get(kind.size_flag)
+    if all(key.startswith("module.") for key in state):
+        raise UserError(f"--{flag} {path} was saved from a DDP wrapper: its tensors' names begin with module.")
     try:
-        known = reveal(state, size)
-        if size in defaults and not any(given[k] for k in given if k.endswith("channel_mult")):
-            (mult,) = (known[k] for k in known if k.endswith("channel_mult"))
+        known = kind.reveal(state, size)
+        if size in kind.defaults and not given.get(kind.mult_flag):
             # the multipliers of another published size tell that size
-            if channel_multipliers(mult, size) != defaults[size] and "image_size" in (other := reveal(state)):
+            mult = channel_multipliers(known[kind.mult_flag], size)
+            if mult != kind.defaults[size] and "image_size" in (other := kind.reveal(state)):
                 known = other
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        raise UserError(
-            f"--{flag} {path} is not a checkpoint of such a network: its tensors have other names"
-        ) from None
+        raise UserError(f"--{flag} {path} is not {kind.what}: its tensors have other names") from None
     if "image_size" not in known:
-        raise UserError(f"--{flag} {path} does not tell its image size: give --{size_flag}")
-    known[size_flag] = known.pop("image_size")
-    return {k: v for k, v in known.items() if k in names}
+        raise UserError(f"--{flag} {path} does not tell its image size: give --{kind.size_flag}")
+    known[kind.size_flag] = known.pop("image_size")
+    return {k: v for k, v in known.items() if k in kind.names}
 
 
-def _conflicts(given, known, size_flag, defaults):
+def _conflicts(given, known, kind):
     """One line for each given flag that contradicts the known ones."""
     return [
         f"  --{k} is {given[k]!r}, the checkpoint has {known[k]!r}"
         for k in sorted(given)
-        if k in known and k not in FREE_FLAGS and not _same(k, given, known, size_flag, defaults)
+        if k in known and k not in FREE_FLAGS and not _same(k, given, known, kind)
     ]
 
 
-def _same(name, given, known, size_flag, defaults):
+def _same(name, given, known, kind):
     either = {**given, **known}
-    size = either.get(size_flag)
-    if size and name.endswith("channel_mult"):
-        return channel_multipliers(given[name], size, defaults) == channel_multipliers(known[name], size, defaults)
+    size = either.get(kind.size_flag)
+    if size and name == kind.mult_flag:
+        one, other = (channel_multipliers(flags[name], size, kind.defaults) for flags in (given, known))
+        return one == other
     if size and name.endswith("attention_resolutions"):
-        mult = next((either[k] for k in either if k.endswith("channel_mult")), "")
+        levels = len(channel_multipliers(either.get(kind.mult_flag, ""), size, kind.defaults))
+        one, other = (set(attention_rates(flags[name], size, name)) for flags in (given, known))
         # a size that no level has adds no attention
-        levels = {2**level for level in range(len(channel_multipliers(mult, size, defaults)))}
-        return levels.isdisjoint(
-            set(attention_rates(given[name], size, name)) ^ set(attention_rates(known[name], size, name))
-        )
+        return (one ^ other).isdisjoint(2**level for level in range(levels))
     return given[name] == known[name]

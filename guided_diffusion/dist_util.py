@@ -6,6 +6,7 @@ goes the same way but needs no MPI, opens no socket and never communicates; so d
 calls `setup_dist`.
 """
 
+import errno
 import os
 import pickle
 import re
@@ -230,6 +231,8 @@ def choose_device(wanted, local_rank, gpus):
     index = local_rank if device.index is None else device.index
     if index >= gpus and device.index is not None:
         raise UserError(f"--device {name}: only {gpus} GPUs are visible, expected an index below that")
+    if not gpus:
+        raise UserError(f"--device {name}: no GPU is visible, expected cpu")
     if index >= gpus:
         raise UserError(
             f"local rank {local_rank} has no GPU, for {gpus} are visible: start at most {gpus} processes on a host, "
@@ -494,6 +497,9 @@ def load_checkpoint(path, map_location="cpu"):
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except OSError as error:
+        # torch seeks before the start of a file that is too short
+        if error.errno == errno.EINVAL:
+            raise UserError(f"checkpoint {path} is truncated or damaged (it ends too soon)") from error
         raise UserError(f"checkpoint {path} can not be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(

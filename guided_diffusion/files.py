@@ -15,15 +15,21 @@ def is_remote(path):
     return "://" in str(path)
 
 
-def _blobfile():
+def _remote(call, path, *rest):
+    """blobfile's function `call`; its errors become OSErrors that name the path."""
     import blobfile
 
-    return blobfile
+    try:
+        return getattr(blobfile, call)(path, *rest)
+    except OSError:
+        raise
+    except blobfile.Error as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def join(folder, *names):
     """The path of something in a folder."""
-    return _blobfile().join(folder, *names) if is_remote(folder) else os.path.join(folder, *names)
+    return _remote("join", folder, *names) if is_remote(folder) else os.path.join(folder, *names)
 
 
 def split(path):
@@ -36,30 +42,31 @@ def split(path):
 
 def exists(path):
     """Whether there is a file or folder."""
-    return _blobfile().exists(path) if is_remote(path) else os.path.exists(path)
+    return _remote("exists", path) if is_remote(path) else os.path.exists(path)
 
 
 def is_folder(path):
     """Whether there is a folder."""
-    return _blobfile().isdir(path) if is_remote(path) else os.path.isdir(path)
+    return _remote("isdir", path) if is_remote(path) else os.path.isdir(path)
 
 
 def entries(folder):
     """(name, whether it is a folder) of all that lies in a folder; links are followed."""
-    scan = _blobfile().scandir if is_remote(folder) else os.scandir
-    for entry in scan(folder):
-        yield entry.name, entry.is_dir if is_remote(folder) else entry.is_dir()
+    if is_remote(folder):
+        yield from ((entry.name, entry.is_dir) for entry in _remote("scandir", folder))
+    else:
+        yield from ((entry.name, entry.is_dir()) for entry in os.scandir(folder))
 
 
 def remove(path):
     """Delete a file."""
-    _blobfile().remove(path) if is_remote(path) else os.remove(path)
+    _remote("remove", path) if is_remote(path) else os.remove(path)
 
 
 def make_folder(path):
     """Make a folder and those above it; one that is there stays."""
     if is_remote(path):
-        _blobfile().makedirs(path)
+        _remote("makedirs", path)
     else:
         os.makedirs(path, exist_ok=True)
 
@@ -71,13 +78,7 @@ def open_read(path):
     """
     if not is_remote(path):
         return open(path, "rb")
-    blobfile = _blobfile()
-    try:
-        return io.BytesIO(blobfile.read_bytes(path))
-    except FileNotFoundError:
-        raise
-    except blobfile.Error as error:
-        raise OSError(str(error)) from error
+    return io.BytesIO(_remote("read_bytes", path))
 
 
 def read_bytes(path):
@@ -94,7 +95,7 @@ def read_text(path):
 def write_bytes(path, data):
     """Replace the content of a file, so that a reader sees the old or the new, never a part."""
     if is_remote(path):
-        _blobfile().write_bytes(path, bytes(data))
+        _remote("write_bytes", path, bytes(data))
         return
     unfinished = f"{path}.{os.getpid()}.tmp"
     try:

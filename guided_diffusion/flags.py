@@ -7,6 +7,7 @@ written as published: `--learn_sigma True`, underscores, lists with commas.
 import argparse
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class Legal:
     """The legal values of a flag that is a number.
 
     :ivar text: in words.
-    :ivar holds: `value -> bool`; not called with NaN, which is never legal.
+    :ivar holds: `value -> bool`; not called with NaN or infinity, which are never legal.
     """
 
     text: str
@@ -57,7 +58,7 @@ class FlagGroup:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             legal, value = field.metadata["legal"], getattr(self, field.name)
-            if legal is not None and not (value == value and legal.holds(value)):
+            if legal is not None and not (math.isfinite(value) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
 
 
@@ -192,11 +193,11 @@ def _unknown(argument, parser):
 
 
 def int_list(text, name):
-    """The integers of "32,16,8"; "" is an empty list.
+    """The integers of "3,7"; "" is an empty list.
 
     :param name: of the flag, for the error.
     """
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise UserError(f"--{name} is {text!r}; expected numbers such as 32,16,8") from None
+        raise UserError(f"--{name} is {text!r}; expected whole numbers with commas between") from None

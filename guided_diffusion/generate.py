@@ -56,7 +56,7 @@ class ClassFlags(FlagGroup):
 class IndexedNoise:
     """Random numbers of the images `indices`, each from its own generator.
 
-    A generator is decided by (seed, index) and runs on the CPU, so that an image is the same on any
+    A generator is decided by (seed, index) and runs on the CPU, so that an image's draws are the same on any
     device, rank and batch. Calling it with x [N, C, ...] gives standard normal noise like x.
     """
 
@@ -149,31 +149,32 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def watch_time_shift(diffusion):
-    """Count what the time-shift searches of a process find.
+def generate_images(flags, diffusion, make_batch, name=None):
+    """Sample, save and report: the end of every sampling script.
 
-    :return: a function that logs it, summed over the ranks; every rank has to call it.
+    :param flags: SampleFlags.
+    :param diffusion: the process, whose time-shift searches are counted and logged.
+    :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, 3]}`, with labels as "arr_1"; see `as_arrays`.
+    :param name: of the npz; default `samples_NxHxWx3.npz`.
     """
-    if diffusion.time_shift is None:
-        return lambda: None
-    statistics = diffusion.time_shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps)
-
-    def report():
-        dist_util.all_reduce_sum(statistics.totals)
-        for time, count, shift, edge in statistics.rows():
-            logger.log(f"time shift round {time}: mean {shift:+.2f} of {count} searches, {100 * edge:.0f} % at an edge")
-
-    return report
+    shift = diffusion.time_shift
+    if shift is not None:
+        shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
+    arrays = generate(flags, make_batch)
+    if arrays is not None:
+        save_samples(arrays, name)
+    if shift is not None:
+        dist_util.all_reduce_sum(shift.observe.totals)
+        for time, count, mean, edge in shift.observe.rows():
+            logger.log(f"time shift round {time}: mean {mean:+.2f} of {count} searches, {100 * edge:.0f} % at an edge")
 
 
 def save_samples(arrays, name=None):
     """Write an npz and a PNG grid of up to 100 of its images to the output folder.
 
-    :param arrays: as `as_arrays`; None, on ranks other than 0, writes nothing.
+    :param arrays: as `as_arrays`.
     :param name: of the npz; default `samples_NxHxWx3.npz`.
     """
-    if arrays is None:
-        return
     shape = "x".join(map(str, arrays["arr_0"].shape))
     path = files.join(logger.get_dir(), name or f"samples_{shape}.npz")
     files.write_npz(path, arrays)

@@ -1,5 +1,7 @@
 """The body that every script shares: flags, ranks, output folder, errors."""
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -9,6 +11,16 @@ from dataclasses import dataclass
 from . import dist_util, files, flags, logger, presets
 from .errors import UserError
 from .flags import flag
+
+# seconds that other ranks leave rank 0 to say an error first
+PATIENCE = 2
+
+# flags that nothing reads unless another is True
+IDLE_WITHOUT = {
+    "fp16_scale_growth": "use_fp16",
+    "rescale_learned_sigmas": "learn_sigma",
+    "class_source": "class_cond",
+}
 
 
 @dataclass
@@ -39,18 +51,32 @@ def run(name, description, groups, body, overrides=None, argv=None):
         parsed = flags.parse(argv, [*groups, RunFlags], description, overrides, _preset)
         settings = parsed[RunFlags]
         if settings.preset == "list":
-            print(presets.table())
+            if dist_util.told_rank(os.environ) == 0:
+                print(presets.table())
             return
-        dist_util.setup_dist(settings.device or None)
-        logger.configure(settings.out_dir or os.environ.get("OPENAI_LOGDIR") or os.path.join("runs", name))
+        with _held_back():
+            dist_util.setup_dist(settings.device or None)
+            logger.configure(settings.out_dir or os.environ.get("OPENAI_LOGDIR") or os.path.join("runs", name))
         body(parsed)
         dist_util.cleanup()
-    except UserError as error:
+    except (UserError, OSError) as error:
         _complain(f"{name}: {error}", everywhere=parsed is None)
         dist_util.abort(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         dist_util.abort(130)
+
+
+@contextlib.contextmanager
+def _held_back():
+    """Holds standard error back to the end, so that the output folder is the first line a terminal shows."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(held):
+            yield
+    finally:
+        sys.stdout.flush()
+        print(held.getvalue(), end="", file=sys.stderr, flush=True)
 
 
 def _preset(given, known):
@@ -63,7 +89,7 @@ def _complain(sentence, everywhere):
     if dist_util.told_rank(os.environ) > 0:
         if everywhere:
             return
-        time.sleep(2)  # within this, rank 0 has said it too and ended the job
+        time.sleep(PATIENCE)  # within this, rank 0 has said it too and ended the job
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -73,6 +99,9 @@ def announce(parsed):
     :return: False if this is a dry run, which ends here.
     """
     values = parsed.values()
+    for name, switch in IDLE_WITHOUT.items():
+        if name in parsed.given and values.get(switch) is False:
+            logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
         files.write_text(files.join(logger.get_dir(), "flags.json"), json.dumps(values, indent=1) + "\n")

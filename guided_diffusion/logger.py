@@ -24,8 +24,8 @@ DEFAULT_FORMATS = "stdout,log,csv,json"
 
 def _prepare_folder(folder):
     """Make `folder` and try to write in it; UserError with the reason if that fails."""
-    probe = files.join(folder, f".writable-{dist_util.rank()}-{os.getpid()}")
     try:
+        probe = files.join(folder, f".writable-{dist_util.rank()}-{os.getpid()}")
         files.make_folder(folder)
         files.write_text(probe, "")
         files.remove(probe)

@@ -1,5 +1,6 @@
 """From flags to networks and diffusion processes: the published functions, on top of flag groups."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -52,6 +53,10 @@ class DiffusionFlags(FlagGroup):
         values = _without(asdict(self), "diffusion_steps")
         for method in methods:
             values.update(asdict(method))
+        if values.get("do_time_shift") and values["cutoff"] >= self.diffusion_steps - 1:
+            raise UserError(
+                f"--cutoff {values['cutoff']} leaves no step to shift; expected below {self.diffusion_steps - 1}"
+            )
         return create_gaussian_diffusion(steps=self.diffusion_steps, **values)
 
 
@@ -268,21 +273,24 @@ def _split(values, *groups):
     return [g(**{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups]
 
 
-def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS, name="channel_mult"):
+def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS, name="channel_mult", size_flag="image_size"):
     """Multipliers of the levels: those of the text "1,2,3,4", or of the image size where it is empty.
 
-    :param name: of the flag, for the error.
+    :param name, size_flag: of the flags, for the error.
     """
     if channel_mult:
         try:
-            return tuple(float(m) if "." in m else int(m) for m in channel_mult.split(","))
+            mult = tuple(float(m) if "." in m else int(m) for m in channel_mult.split(","))
         except ValueError:
-            raise UserError(f"--{name} is {channel_mult!r}; expected numbers such as 1,2,3,4") from None
+            mult = (0,)
+        if not all(0 < m < math.inf for m in mult):
+            raise UserError(f"--{name} is {channel_mult!r}; expected positive numbers such as 1,2,3,4")
+        return mult
     if image_size in defaults:
         return defaults[image_size]
     sizes = ", ".join(map(str, sorted(defaults)))
     raise UserError(
-        f"--image_size {image_size} has no default channel multipliers (sizes that have: {sizes}); "
+        f"--{size_flag} {image_size} has no default channel multipliers (sizes that have: {sizes}); "
         f"give --{name}, one number per level"
     )
 
@@ -357,7 +365,7 @@ def _unet(
     size_flag="image_size",
     **rest,
 ):
-    mult = channel_multipliers(channel_mult, image_size, defaults)
+    mult = channel_multipliers(channel_mult, image_size, defaults, size_flag=size_flag)
     check_divisible(image_size, len(mult), size_flag)
     return cls(
         image_size=image_size,
@@ -388,20 +396,25 @@ def create_classifier(
     mult = channel_multipliers(classifier_channel_mult, image_size, name="classifier_channel_mult")
     check_divisible(image_size, len(mult))
     rates = attention_rates(classifier_attention_resolutions, image_size, "classifier_attention_resolutions")
-    return EncoderUNetModel(
-        image_size=image_size,
-        in_channels=3,
-        model_channels=classifier_width,
-        out_channels=num_classes,
-        num_res_blocks=classifier_depth,
-        attention_resolutions=rates,
-        channel_mult=mult,
-        use_fp16=classifier_use_fp16,
-        num_head_channels=classifier_num_head_channels,
-        use_scale_shift_norm=classifier_use_scale_shift_norm,
-        resblock_updown=classifier_resblock_updown,
-        pool=classifier_pool,
-    )
+    try:
+        return EncoderUNetModel(
+            image_size=image_size,
+            in_channels=3,
+            model_channels=classifier_width,
+            out_channels=num_classes,
+            num_res_blocks=classifier_depth,
+            attention_resolutions=rates,
+            channel_mult=mult,
+            use_fp16=classifier_use_fp16,
+            num_head_channels=classifier_num_head_channels,
+            use_scale_shift_norm=classifier_use_scale_shift_norm,
+            resblock_updown=classifier_resblock_updown,
+            pool=classifier_pool,
+        )
+    except UserError as error:
+        # the layers name the diffusion network's flags
+        message = str(error).replace("--num_channels", "--classifier_width")
+        raise UserError(message.replace("--num_head_channels", "--classifier_num_head_channels")) from error
 
 
 def create_gaussian_diffusion(
@@ -471,7 +484,7 @@ def parse_eps_scaler(value):
         k = k[0] if k else 0.0
     except ValueError:
         raise UserError(f"--eps_scaler is {value!r}; expected B such as 1.005, or K,B such as 0.0004,1.0042") from None
-    if str(value).count(",") > 1 or not b > 0 or k < 0:
+    if str(value).count(",") > 1 or not (0 < b < math.inf and 0 <= k < math.inf):
         raise UserError(f"--eps_scaler is {value!r}; expected B above 0, or K,B with K from 0")
     return k, b
 

@@ -87,10 +87,13 @@ def training_data(data_flags, flags, image_size, class_cond=False, num_classes=N
 
 
 def seed_everything(flags):
-    """Seed this rank's generators, and say how large a step is over all ranks."""
-    seed = flags.seed + dist_util.rank()
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    """Seed this rank's generators, and say how large a step is over all ranks.
+
+    A resumed run draws numbers of its own, not those of the run's first steps again.
+    """
+    seeds = np.random.SeedSequence([flags.seed, dist_util.rank(), flags.first_step()]).generate_state(2)
+    np.random.seed(seeds[0])
+    torch.manual_seed(int(seeds[1]))
     ranks = dist_util.world_size()
     logger.log(f"each step: {flags.batch_size} images x {ranks} ranks = {flags.batch_size * ranks}")
 
@@ -223,6 +226,10 @@ class TrainLoop:
     def run_loop(self):
         """Train to the end, and save there."""
         last = self.flags.last_step()
+        if last is not None and self.step >= last > 0:
+            raise UserError(
+                f"--resume_checkpoint is at step {self.step}, and training ends at step {last}: nothing to do"
+            )
         saved = None
         clock = _Clock(self.step, last)
         while last is None or self.step < last:
@@ -267,7 +274,9 @@ class TrainLoop:
         logger.logkv_mean("param_norm", param_norm)
         if self.mp_trainer.scales_loss:
             logger.logkv("lg_loss_scale", self.mp_trainer.lg_loss_scale)
-        if stepped:
+        if not stepped:
+            logger.warn(f"step {self.step + 1}: a gradient is not finite, so the weights stay as they are")
+        else:
             for rate, params in self.ema.items():
                 update_ema(params, self.model.parameters(), rate=float(rate))
 

@@ -16,11 +16,9 @@ from guided_diffusion.generate import (
     SolverFlags,
     as_arrays,
     chosen_classes,
-    generate,
+    generate_images,
     labels_of,
     make_images,
-    save_samples,
-    watch_time_shift,
 )
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
 from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
@@ -72,9 +70,7 @@ def main(parsed):
         )
         return as_arrays(images, y)
 
-    report_time_shift = watch_time_shift(diffusion)
-    save_samples(generate(flags, make_batch))
-    report_time_shift()
+    generate_images(flags, diffusion, make_batch)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from guided_diffusion import dist_util, launch
+from guided_diffusion import checkpoints, dist_util, launch
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.resample import SamplerFlags, UniformSampler
@@ -53,6 +53,7 @@ def validator(model, data, objective):
 
 
 def main(parsed):
+    parsed = checkpoints.resume(parsed, parsed[TrainFlags].resume_checkpoint, checkpoints.CLASSIFIER)
     classifier, checks, settings = parsed[ClassifierFlags], parsed[ValidationFlags], parsed[TrainFlags]
     if checks.anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)

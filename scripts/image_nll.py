@@ -24,11 +24,14 @@ def main(parsed):
     flags, unet, data = parsed[SampleFlags], parsed[UNetFlags], replace(parsed[DataFlags], random_flip=False)
     dataset = data.dataset(unet.image_size, unet.class_cond, unet.num_classes)
     logger.log(describe(dataset))
+    if flags.num_samples > len(dataset):
+        logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
+        flags = replace(flags, num_samples=len(dataset))
     if not launch.announce(parsed):
         return
 
     def make_batch(indices):
-        images, extra = torch.utils.data.default_collate([dataset[i % len(dataset)] for i in indices])
+        images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
         kwargs = {k: v.to(dist_util.dev()) for k, v in extra.items()}
         terms = diffusion.calc_bpd_loop(
             model,

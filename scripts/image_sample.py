@@ -14,11 +14,9 @@ from guided_diffusion.generate import (
     SolverFlags,
     as_arrays,
     chosen_classes,
-    generate,
+    generate_images,
     labels_of,
     make_images,
-    save_samples,
-    watch_time_shift,
 )
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 
@@ -45,9 +43,7 @@ def main(parsed, name=None):
         images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
-    report_time_shift = watch_time_shift(diffusion)
-    save_samples(generate(flags, make_batch), name and name(parsed))
-    report_time_shift()
+    generate_images(flags, diffusion, make_batch, name and name(parsed))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion import checkpoints, dist_util, launch, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
@@ -17,10 +17,8 @@ from guided_diffusion.generate import (
     SampleFlags,
     SolverFlags,
     as_arrays,
-    generate,
+    generate_images,
     make_images,
-    save_samples,
-    watch_time_shift,
 )
 from guided_diffusion.image_datasets import read_npz
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, SuperResFlags, UNetFlags
@@ -69,6 +67,8 @@ def main(parsed):
     parsed, model, diffusion = checkpoints.load_super_res(parsed)
     flags, sizes, unet = parsed[SampleFlags], parsed[SuperResFlags], parsed[UNetFlags]
     base, labels = open_base(parsed[BaseFlags].base_samples, sizes.small_size, unet.class_cond and unet.num_classes)
+    if flags.num_samples > len(base):
+        logger.log(f"--base_samples holds {len(base)} images: they are taken in turn")
     if not launch.announce(parsed):
         return
 
@@ -82,9 +82,7 @@ def main(parsed):
         images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
-    report_time_shift = watch_time_shift(diffusion)
-    save_samples(generate(flags, make_batch))
-    report_time_shift()
+    generate_images(flags, diffusion, make_batch)
 
 
 if __name__ == "__main__":

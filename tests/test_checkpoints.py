@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
+import launched
 import pytest
 import torch
 
@@ -351,9 +353,9 @@ def test_files_that_are_no_such_network(folder, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "missing.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="--model_path .*a.pt is not a checkpoint of such a network"):
+    with pytest.raises(UserError, match="--model_path .*a.pt is not a diffusion network"):
         load(tmp_path / "a.pt")
-    with pytest.raises(UserError, match="--model_path .*bare_classifier.pt is not a checkpoint of such a network"):
+    with pytest.raises(UserError, match="--model_path .*bare_classifier.pt is not a diffusion network"):
         load(folder / "bare_classifier.pt")
 
 
@@ -397,3 +399,49 @@ def test_advice_on_young_averages_and_raw_weights(tmp_path, capsys):
     assert "90 % of the untrained weights after 100 steps" in said["ema_0.999_000100.pt"]
     assert "ema_*_009000.pt beside it" in said["model009000.pt"]
     assert said["ema_0.999_009000.pt"] == said["digits.pt"] == ""
+
+
+def bare(folder, tmp_path):
+    """The path of a copy of bare.pt."""
+    return shutil.copy(folder / "bare.pt", str(tmp_path / "x.pt"))
+
+
+def test_what_shapes_do_not_show_is_said(folder, tmp_path, capsys):
+    """The warning names the assumed values, and only of flags that were not given."""
+    script = launched.read("image_sample")
+    path = bare(folder, tmp_path)
+    flags_given = ["--model_path", path, "--image_size", str(TRUTH["image_size"]), "--noise_schedule", "cosine"]
+    parsed = flags.parse(flags_given, script.groups, "", script.overrides)
+    checkpoints.resolve(parsed, path, checkpoints.DIFFUSION)
+    said = capsys.readouterr().out
+    assert "--num_heads 4" in said and "--diffusion_steps 1000" in said and "--noise_schedule" not in said
+
+
+def test_flags_beside_of_a_wrong_type_are_refused(folder, tmp_path):
+    path = bare(folder, tmp_path)
+    Path(checkpoints.sidecar_path(path)).write_text('{"num_channels": "abc", "image_size": 16}')
+    script = launched.read("image_sample")
+    parsed = flags.parse(["--model_path", path], script.groups, "", script.overrides)
+    with pytest.raises(UserError, match="has 'abc' for num_channels; expected a value such as 128"):
+        checkpoints.resolve(parsed, path, checkpoints.DIFFUSION)
+
+
+def test_a_wrapped_checkpoint_is_named_as_such(folder, tmp_path):
+    path = bare(folder, tmp_path)
+    torch.save({f"module.{k}": v for k, v in torch.load(path, weights_only=True).items()}, path)
+    script = launched.read("image_sample")
+    parsed = flags.parse(["--model_path", path], script.groups, "", script.overrides)
+    with pytest.raises(UserError, match="DDP wrapper"):
+        checkpoints.resolve(parsed, path, checkpoints.DIFFUSION)
+
+
+def test_a_resumed_run_takes_the_flags_of_its_checkpoint(folder, tmp_path):
+    script = launched.read("image_train")
+    path = bare(folder, tmp_path)
+    Path(checkpoints.sidecar_path(path)).write_text(
+        '{"num_channels": 32, "noise_schedule": "cosine", "image_size": 16}'
+    )
+    parsed = flags.parse(["--data_dir", "x"], script.groups, "", script.overrides)
+    values = checkpoints.resume(parsed, path, checkpoints.DIFFUSION).values()
+    assert (values["num_channels"], values["noise_schedule"], values["data_dir"]) == (32, "cosine", "x")
+    assert checkpoints.resume(parsed, "", checkpoints.DIFFUSION) is parsed

@@ -219,7 +219,7 @@ def test_choose_device(wanted, local_rank, gpus, device):
 def test_device_that_is_not_there():
     one_sentence(lambda: dist_util.choose_device(None, 4, 2), "local rank 4", "2 are visible", "--device cpu")
     one_sentence(lambda: dist_util.choose_device("cuda:2", 0, 2), "--device cuda:2", "2 GPUs")
-    one_sentence(lambda: dist_util.choose_device("cuda", 0, 0), "0 are visible")
+    one_sentence(lambda: dist_util.choose_device("cuda", 0, 0), "no GPU is visible")
     one_sentence(lambda: dist_util.choose_device("gpu", 0, 2), "--device gpu", "cuda:N")
     if not torch.backends.mps.is_available():
         one_sentence(lambda: dist_util.choose_device("mps", 0, 0), "--device mps")
@@ -319,7 +319,7 @@ def test_a_failing_rank_ends_the_job(failure, status, message):
 
 def test_a_dead_peer_is_noticed():
     done = srun(2, "failing.py", "bug")
-    assert done.returncodes == [1, 1]
+    assert done.returncodes[0] == 1 and done.returncodes[1] != 0
     assert "rank one is broken" in done.stderr and "Connection" in done.stderr
 
 

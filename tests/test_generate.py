@@ -136,7 +136,6 @@ def test_saved_samples_come_back(tmp_path):
     with logger.scoped_configure(str(tmp_path)):
         save_samples(arrays)
         save_samples(arrays, "mine.npz")
-        save_samples(None)
     for name in ("samples_103x4x4x3", "mine"):
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as saved:
             assert saved["arr_0"].dtype == np.uint8 and saved["arr_1"].dtype == np.int64

@@ -22,6 +22,7 @@ LAYERS = [
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
+    ["architecture"],
     ["checkpoints"],
     ["generate", "train_util", "launch"],
     ["scripts"],

@@ -97,13 +97,13 @@ class ShiftStatistics:
     """What the searches of a run found, summed on the device: a TimeShift's `observe`.
 
     :param num_timesteps: T.
+    :param device: of the searches.
     """
 
-    def __init__(self, num_timesteps):
-        self.totals = torch.zeros(3, num_timesteps + 1)
+    def __init__(self, num_timesteps, device="cpu"):
+        self.totals = torch.zeros(3, num_timesteps + 1, device=device)
 
     def __call__(self, centre, found, at_edge):
-        self.totals = self.totals.to(centre.device)
         seen = torch.stack([torch.ones_like(centre), found - centre, at_edge.long()]).to(self.totals)
         self.totals.index_add_(1, centre + 1, seen)
 

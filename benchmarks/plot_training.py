@@ -1,5 +1,7 @@
 """Draw the loss curves of training runs from their progress.csv.
 
+Needs matplotlib.
+
 python benchmarks/plot_training.py models/digits16_progress.csv models/photo32_progress.csv --out models/training.png
 """
 

@@ -7,6 +7,7 @@ calls `setup_dist`.
 """
 
 import errno
+import gc
 import os
 import pickle
 import re
@@ -367,6 +368,8 @@ def cleanup():
     global _launch, _device
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        # DDP is a reference cycle that keeps gloo's threads alive; ended after Python is, they abort the process
+        gc.collect()
     _launch, _device = Launch("python"), None
 
 
@@ -377,6 +380,8 @@ def abort(status):
     if _comm is not None:
         time.sleep(0.5)  # mpirun drops what it has not yet passed on
         _comm.Abort(status)
+    if world_size() > 1:
+        os._exit(status)  # Python's teardown would race with gloo's threads, and lose the status
     sys.exit(status)
 
 
@@ -433,11 +438,6 @@ def gather_object(obj):
     return parts
 
 
-def all_gather_object(obj):
-    """Return the list of every rank's picklable `obj`, in rank order, on all ranks."""
-    return broadcast_object(gather_object(obj))
-
-
 def all_gather(tensor):
     """Return every rank's `tensor` [N, ...], all of one shape, joined in rank order along the first axis."""
     if world_size() == 1:
@@ -485,7 +485,7 @@ def sync_params(params):
 def load_checkpoint(path, map_location="cpu"):
     """Read what `torch.save` wrote to `path`, a local file or any address that blobfile reads.
 
-    Only tensors and plain Python values are accepted: a file can not run code. Every rank reads for itself,
+    Only tensors and plain Python values are accepted: a file cannot run code. Every rank reads for itself,
     so this may be called on one rank alone. UserError, naming the path, if it is missing, damaged or refused.
     """
     try:
@@ -500,7 +500,7 @@ def load_checkpoint(path, map_location="cpu"):
         # torch seeks before the start of a file that is too short
         if error.errno == errno.EINVAL:
             raise UserError(f"checkpoint {path} is truncated or damaged (it ends too soon)") from error
-        raise UserError(f"checkpoint {path} can not be read: {error.strerror or error}") from error
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values"

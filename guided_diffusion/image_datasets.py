@@ -108,7 +108,7 @@ def load_superres_data(*, large_size, small_size, **kwargs):
     """
     _at_least("--small_size", small_size, 1)
     if small_size > large_size:
-        raise UserError(f"--small_size is {small_size}, expected at most --large_size, which is {large_size}.")
+        raise UserError(f"--small_size is {small_size}, expected at most --large_size, which is {large_size}")
     return with_low_res(load_data(image_size=large_size, **kwargs), small_size)
 
 
@@ -202,7 +202,7 @@ class ImageDataset(Dataset):
         _at_least("--image_size", image_size, 1)
         _at_least("--seed", seed, 0)
         if not data_dir:
-            raise UserError("--data_dir is not given; it expects a folder of images or an .npz file.")
+            raise UserError("--data_dir is not given; it expects a folder of images or an .npz file")
         self.data_dir, self.image_size, self.seed = str(data_dir), image_size, seed
         self.random_crop, self.random_flip, self.skip_bad = random_crop, random_flip, skip_bad
         self.labels = self.class_names = self.class_source = None
@@ -256,7 +256,7 @@ class ImageDataset(Dataset):
             except UserError as error:
                 self._bad[candidate] = True
                 self.on_skip(error)
-        raise UserError(f"--data_dir {self.data_dir}: none of its {len(self)} images can be read.")
+        raise UserError(f"--data_dir {self.data_dir}: none of its {len(self)} images can be read")
 
     def _picture(self, index):
         source = self.images[index]
@@ -271,7 +271,7 @@ class ImageDataset(Dataset):
             )
             raise UserError(
                 f"--num_classes is {num_classes}, but --data_dir {self.data_dir} has {found}; "
-                f"expected labels in 0..{num_classes - 1}."
+                f"expected labels in 0..{num_classes - 1}"
             )
 
 
@@ -303,11 +303,11 @@ def list_image_files(data_dir):
     Raises UserError if the folder is missing or holds none.
     """
     if not files.is_folder(data_dir):
-        raise UserError(f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file.")
+        raise UserError(f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file")
     paths = sorted(_walk_images(data_dir))
     if not paths:
         raise UserError(
-            f"--data_dir {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}."
+            f"--data_dir {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
         )
     return paths
 
@@ -325,7 +325,7 @@ def _walk_images(folder):
 def _names_of_classes(data_dir, paths, class_source):
     """(the rule that was used, the class name of each path)."""
     if class_source not in CLASS_SOURCES:
-        raise UserError(f"--class_source is {class_source}, expected one of {', '.join(CLASS_SOURCES)}.")
+        raise UserError(f"--class_source is {class_source}, expected one of {', '.join(CLASS_SOURCES)}")
     root = data_dir.rstrip("/" + os.sep)
     parts = [path[len(root) :].replace(os.sep, "/").strip("/").split("/") for path in paths]
     if class_source == "auto":
@@ -340,7 +340,7 @@ def _names_of_classes(data_dir, paths, class_source):
 def _all_or_refuse(paths, fine, expected):
     for path, ok in zip(paths, fine):
         if not ok:
-            raise UserError(f"--class_cond is True, but {path} names no class; expected it {expected}.")
+            raise UserError(f"--class_cond is True, but {path} names no class; expected it {expected}")
 
 
 def read_npz(path, source="data_dir"):
@@ -352,14 +352,14 @@ def read_npz(path, source="data_dir"):
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         # what numpy says of foreign bytes is advice to unpickle them
         reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else error
-        raise UserError(f"--{source} {path} is not a readable .npz file ({reason}).") from error
+        raise UserError(f"--{source} {path} is not a readable .npz file ({reason})") from error
     if "arr_0" not in arrays:
-        raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0.")
+        raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0")
     images = arrays["arr_0"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
         raise UserError(
             f"--{source} {path}: arr_0 is {images.dtype} {list(images.shape)}, "
-            "expected at least one image as uint8 [N, H, W, 3]."
+            "expected at least one image as uint8 [N, H, W, 3]"
         )
     return images, arrays.get("arr_1")
 
@@ -367,15 +367,12 @@ def read_npz(path, source="data_dir"):
 def _npz_classes(path, labels, count):
     """(int64 labels [N], class names) from arr_1."""
     if labels is None:
-        raise UserError(f"--class_cond is True, but --data_dir {path} has no arr_1 with the labels.")
+        raise UserError(f"--class_cond is True, but --data_dir {path} has no arr_1 with the labels")
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise UserError(
-            f"--data_dir {path}: arr_1 is {labels.dtype} {list(labels.shape)}, expected integers [{count}]."
-        )
+        raise UserError(f"--data_dir {path}: arr_1 is {labels.dtype} {list(labels.shape)}, expected integers [{count}]")
     if labels.min() < 0:
         raise UserError(
-            f"--data_dir {path}: arr_1 has the label {labels.min()}, "
-            "expected labels in 0..n-1 where n is --num_classes."
+            f"--data_dir {path}: arr_1 has the label {labels.min()}, expected labels in 0..n-1 where n is --num_classes"
         )
     return labels.astype(np.int64), [str(n) for n in range(int(labels.max()) + 1)]
 
@@ -389,7 +386,7 @@ def _open_rgb(path):
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise almost any type on a damaged file.
         raise UserError(
-            f"{path} cannot be read as an image ({error}); mend or remove it, or pass --skip_bad True."
+            f"{path} cannot be read as an image ({error}); mend or remove it, or pass --skip_bad True"
         ) from error
 
 
@@ -430,4 +427,4 @@ def _scale_smaller_side(pil_image, target):
 
 def _at_least(flag, value, least):
     if value < least:
-        raise UserError(f"{flag} is {value}, expected at least {least}.")
+        raise UserError(f"{flag} is {value}, expected at least {least}")

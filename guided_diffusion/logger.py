@@ -31,7 +31,7 @@ def _prepare_folder(folder):
         files.remove(probe)
     except Exception as error:  # every cloud has exceptions of its own
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--out_dir (or OPENAI_LOGDIR) {folder} can not be written: {reason}") from error
+        raise UserError(f"--out_dir (or OPENAI_LOGDIR) {folder} cannot be written: {reason}") from error
 
 
 def _text_so_far(path):
@@ -217,7 +217,7 @@ def configure(dir=None, format_strs=None, log_suffix="", rank=None):
     the script. `format_strs` are some of stdout, log, csv, json, tensorboard; by default OPENAI_LOG_FORMAT,
     else "stdout,log,csv,json". Ranks other than 0 write only "log", to a file of their own. `log_suffix`
     goes into the file names; `rank` is this process's own unless given. Existing files are continued.
-    UserError if the folder can not be written or a format is unknown.
+    UserError if the folder cannot be written or a format is unknown.
     """
     global _current
     rank = dist_util.rank() if rank is None else rank

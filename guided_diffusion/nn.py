@@ -30,14 +30,14 @@ def normalization(channels):
     if channels % GROUPS:
         raise UserError(
             f"--num_channels (times the channel multiplier) gives a layer of {channels} channels, "
-            f"which must be a multiple of {GROUPS}."
+            f"which must be a multiple of {GROUPS}"
         )
     return GroupNorm32(GROUPS, channels)
 
 
 def _layer(kind, dims):
     if dims not in (1, 2, 3):
-        raise UserError(f"dims must be 1, 2 or 3, not {dims}.")
+        raise UserError(f"dims must be 1, 2 or 3, not {dims}")
     return getattr(nn, f"{kind}{dims}d")
 
 

@@ -102,11 +102,3 @@ class LossSecondMomentResampler(LossAwareSampler):
         for t, loss in zip(ts, losses):
             self._losses[t, self._seen[t] % self.history_per_term] = loss
             self._seen[t] += 1
-
-    def state_dict(self):
-        """The history, as tensors."""
-        return {"losses": torch.from_numpy(self._losses.copy()), "seen": torch.from_numpy(self._seen.copy())}
-
-    def load_state_dict(self, state):
-        self._losses[:] = state["losses"].numpy()
-        self._seen[:] = state["seen"].numpy()

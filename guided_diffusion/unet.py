@@ -202,11 +202,11 @@ def _tokens(x):
 def _head_count(channels, num_heads, num_head_channels):
     if num_head_channels == -1:
         if channels % num_heads:
-            raise UserError(f"--num_heads {num_heads} does not divide the {channels} channels of an attention layer.")
+            raise UserError(f"--num_heads {num_heads} does not divide the {channels} channels of an attention layer")
         return num_heads
     if channels % num_head_channels:
         raise UserError(
-            f"--num_head_channels {num_head_channels} does not divide the {channels} channels of an attention layer."
+            f"--num_head_channels {num_head_channels} does not divide the {channels} channels of an attention layer"
         )
     return channels // num_head_channels
 
@@ -259,7 +259,7 @@ class AttentionPool2d(nn.Module):
         if x.shape[2:].numel() != expected:
             raise UserError(
                 f"Attention pooling was built for {expected} positions and got {x.shape[2:].numel()}: "
-                "give images of --image_size."
+                "give images of --image_size"
             )
         tokens = _tokens(x)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding.T
@@ -418,7 +418,7 @@ class _Torso(nn.Module):
                 nearest = f"{below} and {below + factor}" if below else str(factor)
                 raise UserError(
                     f"The input {'x'.join(map(str, x.shape[2:]))} does not fit {levels} levels, which need sides "
-                    f"divisible by {factor}: instead of {side} the nearest that fit are {nearest}."
+                    f"divisible by {factor}: instead of {side} the nearest that fit are {nearest}"
                 )
 
 
@@ -477,12 +477,12 @@ class UNetModel(_Torso):
 
     def _check_labels(self, x, y):
         if self.num_classes is None and y is not None:
-            raise UserError("Class labels y were given to a network without classes (--class_cond False).")
+            raise UserError("Class labels y were given to a network without classes (--class_cond False)")
         if self.num_classes is not None:
             if y is None:
-                raise UserError("A class-conditional network (--class_cond True) needs class labels y.")
+                raise UserError("A class-conditional network (--class_cond True) needs class labels y")
             if y.shape != x.shape[:1]:
-                raise UserError(f"There must be one class label y per image: {list(x.shape[:1])}, not {list(y.shape)}.")
+                raise UserError(f"There must be one class label y per image: {list(x.shape[:1])}, not {list(y.shape)}")
 
 
 class SuperResModel(UNetModel):
@@ -497,7 +497,7 @@ class SuperResModel(UNetModel):
     def forward(self, x, timesteps, low_res=None, **kwargs):
         """As UNetModel.forward, with low_res [N, in_channels, h, w] of any size, enlarged bilinearly to x's."""
         if low_res is None:
-            raise UserError("A super-resolution network needs low_res, the images to enlarge.")
+            raise UserError("A super-resolution network needs low_res, the images to enlarge")
         enlarged = F.interpolate(low_res, size=x.shape[2:], mode="bilinear")
         return super().forward(torch.cat([x, enlarged], dim=1), timesteps, **kwargs)
 
@@ -563,7 +563,7 @@ class EncoderUNetModel(_Torso):
             layers = [normalization(ch), SiLU(), adaptive_avg_pool_nd(self.dims, 1), last, nn.Flatten()]
         elif self.pool == "attention":
             if self.num_head_channels == -1:
-                raise UserError("--classifier_pool attention needs --classifier_num_head_channels.")
+                raise UserError("--classifier_pool attention needs --classifier_num_head_channels")
             side = self.image_size // 2 ** (len(self.channel_mult) - 1)
             layers = [normalization(ch), SiLU(), AttentionPool2d(side, ch, self.num_head_channels, self.out_channels)]
         elif self.pool == "spatial":
@@ -571,7 +571,7 @@ class EncoderUNetModel(_Torso):
         elif self.pool == "spatial_v2":
             layers = [linear(features, 2048), normalization(2048), SiLU(), linear(2048, self.out_channels)]
         else:
-            raise UserError(f"--classifier_pool must be adaptive, attention, spatial or spatial_v2, not {self.pool}.")
+            raise UserError(f"--classifier_pool must be adaptive, attention, spatial or spatial_v2, not {self.pool}")
         self.out = nn.Sequential(*layers)
 
     def forward(self, x, timesteps):

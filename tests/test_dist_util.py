@@ -242,7 +242,7 @@ def test_everything_works_before_setup():
     assert (dist_util.rank(), dist_util.local_rank(), dist_util.world_size()) == (0, 0, 1)
     assert dist_util.is_main() and dist_util.dev().type in ("cpu", "cuda")
     assert dist_util.all_reduce_sum(param) is param
-    assert dist_util.gather_object(1) == dist_util.all_gather_object(1) == [1]
+    assert dist_util.gather_object(1) == [1]
     assert dist_util.broadcast_object("x") == "x"
 
 
@@ -268,7 +268,6 @@ def check_two_ranks(done, folder, launcher, threads):
     assert [s["total"] for s in seen] == [[3.0, 20.0]] * 2
     assert [s["leaf_total"] for s in seen] == [[2.0]] * 2
     assert [s["gathered"] for s in seen] == [[{"rank": 0}, {"rank": 1}], None]
-    assert [s["all_gathered"] for s in seen] == [[0, 1]] * 2
     assert [s["joined"] for s in seen] == [[[0.0], [1.0]]] * 2
     assert [s["told"] for s in seen] == ["from 1"] * 2
     assert first["before"] == first["after"] == second["after"] != second["before"]

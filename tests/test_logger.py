@@ -182,7 +182,7 @@ def test_a_remote_folder(monkeypatch):
 @pytest.mark.parametrize("place", ["file/below", "/proc/nowhere"])
 def test_folder_that_can_not_be_written(tmp_path, place):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out_dir .*/(below|nowhere) can not be written: \w+") as caught:
+    with pytest.raises(UserError, match=r"--out_dir .*/(below|nowhere) cannot be written: \w+") as caught:
         logger.configure(tmp_path / place)
     assert "\n" not in str(caught.value)
     assert logger.get_dir() is None

@@ -50,16 +50,6 @@ def test_weights_keep_the_loss_unbiased(make):
     assert (p * weight_of * losses).sum() == pytest.approx(losses.mean(), rel=1e-6)
 
 
-def test_state_survives_a_round_trip():
-    sampler, other = taught(), LossSecondMomentResampler(DIFFUSION, history_per_term=2)
-    state = sampler.state_dict()
-    other.load_state_dict(state)
-    for s in (sampler, other):
-        s.update_with_all_losses([1, 2], [8.0, 3.0])
-    assert np.array_equal(other.weights(), sampler.weights())
-    assert state["losses"][1].tolist() == [1.0, 1.0]
-
-
 def test_local_losses_are_noted():
     sampler = taught()
     sampler.update_with_local_losses(torch.tensor([3, 3]), torch.tensor([20.0, 20.0]))

@@ -42,7 +42,6 @@ def main(folder, gradient=""):
         total=dist_util.all_reduce_sum(torch.tensor([1.0 + rank, 10.0])).tolist(),
         leaf_total=dist_util.all_reduce_sum(torch.nn.Parameter(torch.ones(1))).tolist(),
         gathered=dist_util.gather_object({"rank": rank}),
-        all_gathered=dist_util.all_gather_object(rank),
         joined=dist_util.all_gather(torch.full((1, 1), float(rank))).tolist(),
         gradient=averaged_gradient(rank) if gradient else None,
         told=dist_util.broadcast_object(f"from {rank}", src=dist_util.world_size() - 1),

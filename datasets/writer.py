@@ -31,7 +31,9 @@ def write_images(out_dir, images, labels=None):
 
 def parser(description, out_dir, image_size, splits):
     """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and --split."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
     p.add_argument("--image_size", type=int, default=image_size, help="height and width in pixels")
     p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")

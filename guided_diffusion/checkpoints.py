@@ -18,6 +18,7 @@ from .script_util import (
     SUPER_RES_CHANNEL_MULTS,
     ClassifierFlags,
     DiffusionFlags,
+    InputPerturbationFlags,
     SuperResFlags,
     UNetFlags,
     attention_rates,
@@ -34,6 +35,9 @@ FREE_FLAGS = {
     "timestep_respacing",
     "use_kl",
     "rescale_learned_sigmas",
+    "input_perturbation",
+    "perturb_schedule_type",
+    "perturb_cutoff",
 }
 
 
@@ -137,9 +141,9 @@ def _names(*groups):
 
 
 _PROCESS = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
-_HEADS = ("num_heads", "num_head_channels", "use_new_attention_order", "predict_xstart")
+_UNSEEN = ("num_heads", "num_head_channels", "use_new_attention_order", "predict_xstart")
 DIFFUSION = Kind(
-    "a diffusion network", "num_channels", _names(UNetFlags, DiffusionFlags), _PROCESS + _HEADS, flags_of_shapes
+    "a diffusion network", "num_channels", _names(UNetFlags, DiffusionFlags), _PROCESS + _UNSEEN, flags_of_shapes
 )
 SUPER_RES = dataclasses.replace(
     DIFFUSION,
@@ -272,14 +276,18 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
 
 
 def resume(parsed, path, kind):
-    """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty."""
+    """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty.
+
+    An input perturbation goes on too, unless the command line gives another.
+    """
+    kind = dataclasses.replace(kind, names=kind.names | _names(InputPerturbationFlags))
     return resolve(parsed, path, kind, flag="resume_checkpoint") if path else parsed
 
 
 def _check_kind(beside, kind, path, flag):
     """Refuse a checkpoint whose flags are those of another kind of network."""
     found = next((k for k in (SUPER_RES, CLASSIFIER, DIFFUSION) if k.mark in beside), kind)
-    if found != kind:
+    if found.what != kind.what:
         raise UserError(f"--{flag} {path} is {found.what}, by {sidecar_path(path)}; expected {kind.what}")
 
 

@@ -36,7 +36,8 @@ class RunFlags(flags.FlagGroup):
 def run(name, description, groups, body, overrides=None, argv=None):
     """Parse the command line, join the ranks, open the output folder, and call `body(parsed)`.
 
-    A UserError is printed as it is, and the process exits with status 2.
+    A UserError, or an OSError such as a full disk, is printed without a traceback, and the process exits with
+    status 2.
 
     :param name: of the script, and of its folder below ./runs.
     :param description: shown by --help.

@@ -445,3 +445,13 @@ def test_a_resumed_run_takes_the_flags_of_its_checkpoint(folder, tmp_path):
     values = checkpoints.resume(parsed, path, checkpoints.DIFFUSION).values()
     assert (values["num_channels"], values["noise_schedule"], values["data_dir"]) == (32, "cosine", "x")
     assert checkpoints.resume(parsed, "", checkpoints.DIFFUSION) is parsed
+
+
+@pytest.mark.parametrize("given, expected", [([], 0.15), (["--input_perturbation", "0.1"], 0.1)])
+def test_a_resumed_run_keeps_its_input_perturbation(folder, tmp_path, given, expected):
+    script = launched.read("image_train")
+    path = bare(folder, tmp_path)
+    beside = {"num_channels": 32, "image_size": 16, "input_perturbation": 0.15}
+    Path(checkpoints.sidecar_path(path)).write_text(json.dumps(beside))
+    parsed = flags.parse(given, script.groups, "", script.overrides)
+    assert checkpoints.resume(parsed, path, checkpoints.DIFFUSION).values()["input_perturbation"] == expected

@@ -6,7 +6,7 @@ setup(
     description="ADM diffusion models in which exposure-bias methods, solvers and launchers compose",
     license="MIT",
     python_requires=">=3.10",
-    packages=["guided_diffusion", "guided_diffusion.methods", "guided_diffusion.solvers"],
+    packages=["evaluations", "guided_diffusion", "guided_diffusion.methods", "guided_diffusion.solvers"],
     install_requires=[
         "torch>=2.4",
         "numpy>=1.26",

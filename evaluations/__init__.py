@@ -1,0 +1,1 @@
+"""Scores of sampled images against real ones."""

@@ -1,10 +1,12 @@
-"""Random patches of scikit-learn's two photographs (a temple and a flower, 427x640), without classes.
+"""Random patches of scikit-learn's two photographs (a temple and a flower, 427x640).
 
     python datasets/photo_patches.py --out_dir data/photo_patches --image_size 32 --num_images 20000
 
 Every patch is cut at one of two scales, with equal chance: as it is, or twice as large and then
 averaged over 2x2 pixels. The right-most fifth of each photograph is held out: a patch lies wholly to
 the left of that border (train) or wholly to the right of it (heldout), so the splits share no pixel.
+
+With --labels the patches have four classes: 0 temple, 1 temple at half the scale, 2 flower, 3 flower at half.
 """
 
 import numpy as np
@@ -17,7 +19,7 @@ FACTORS = (1, 2)
 
 
 def make(args):
-    """(uint8 [num_images, image_size, image_size, 3], None) of the split."""
+    """(uint8 [num_images, image_size, image_size, 3], labels [num_images] or None) of the split."""
     left, right = COLUMNS[args.split]
     largest = min(HEIGHT, right - left) // max(FACTORS)
     if not 1 <= args.image_size <= largest:
@@ -28,7 +30,9 @@ def make(args):
         raise ValueError(f"--seed is {args.seed}, expected at least 0")
     photos = load_sample_images().images
     places = draw_places(args.num_images, args.image_size, args.split, args.seed)
-    return np.stack([cut(photos[photo], *place, args.image_size) for photo, *place in places]), None
+    images = np.stack([cut(photos[photo], *place, args.image_size) for photo, *place in places])
+    labels = [len(FACTORS) * photo + FACTORS.index(factor) for photo, _, _, factor in places]
+    return images, labels if args.labels else None
 
 
 def draw_places(count, size, split, seed):
@@ -60,6 +64,7 @@ def main(argv=None):
     )
     parser.add_argument("--num_images", type=int, default=20000, help="number of patches")
     parser.add_argument("--seed", type=int, default=0, help="decides where the patches lie; 0 or more")
+    parser.add_argument("--labels", action="store_true", help="four classes: photograph and scale")
     writer.run(make, parser.parse_args(argv))
 
 

@@ -142,6 +142,15 @@ def test_each_patch_lies_wholly_in_its_own_region(patches):
     assert scales == {False, True} and sources == {0, 1}
 
 
+def test_labels_say_photograph_and_scale(tmp_path):
+    images, labels = written("photo_patches", tmp_path / "p", "--num_images", 100, "--image_size", 24, "--labels")
+    textured = [i for i, patch in enumerate(images) if patch.std() > 20][:24]
+    for i in textured:
+        hits = [(n, s > 0) for n, photo in enumerate(PHOTOS) for s in found_in(photo[:, SPLITS["train"]], images[i])]
+        assert hits == [(labels[i] // 2, labels[i] % 2 == 1)]
+    assert len({labels[i] for i in textured}) == 4
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_drawn_places_stay_inside_and_fill_their_region(split, monkeypatch):
     monkeypatch.syspath_prepend(os.path.join(ROOT, "datasets"))

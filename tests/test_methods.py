@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from recipe import tensor
+from sklearn.datasets import load_digits, load_sample_image
 from test_golden_diffusion import closed_form, cond_fn
 
 from guided_diffusion.errors import UserError
@@ -116,6 +117,31 @@ def test_the_rules_for_images_follow_their_bias_law(schedule, t):
     without = TimeShift(SCHEDULES[schedule], **options).find(x, torch.tensor([t])).item()
     predicted = np.argmin(np.abs(levels - (1 - v0) * levels[t]))
     assert predicted > t and abs(without - predicted) <= error
+
+
+def real_images():
+    """Digits [3, 1, 16, 16] and photo patches [3, 3, 32, 32] in [-1, 1], by name."""
+    digits = load_digits().images[:3].repeat(2, axis=1).repeat(2, axis=2)[:, None] / 8 - 1
+    photos = np.stack([load_sample_image("china.jpg")[y : y + 32, 200:232] for y in (100, 200, 300)])
+    return {"digits": digits, "photo patches": photos.transpose(0, 3, 1, 2) / 127.5 - 1}
+
+
+@pytest.mark.parametrize("kind", ["digits", "photo patches"])
+@pytest.mark.parametrize("t", [300, 600])
+def test_the_bias_law_on_real_images(kind, t):
+    """As above, the mean of 100 noisy states of an image, within 4 standard errors and a timestep."""
+    levels, count = np.cumprod(1 - get_named_beta_schedule("cosine", 1000)), 100
+    options = {"grid": [0, t, 999], "window": 1998, "cutoff": 0, "variant": "paper"}
+    for index, image in enumerate(real_images()[kind]):
+        v0 = image.var(ddof=1)
+        noise = np.random.default_rng(index).standard_normal((count, *image.shape))
+        x = torch.from_numpy(np.sqrt(levels[t]) * image + np.sqrt(1 - levels[t]) * noise).float()
+        predicted = np.argmin(np.abs(levels - (1 - v0) * levels[t]))
+        for rule, expected in ((v0, t), (0.0, predicted)):
+            found = TimeShift(SCHEDULES["cosine"], data_variance=rule, **options).find(x, torch.full((count,), t))
+            found = found.double()
+            assert abs(found.mean().item() - expected) <= 4 * found.std().item() / np.sqrt(count) + 1
+        assert predicted > t + 4
 
 
 def test_pixel_variance_is_the_unbiased_one():

@@ -1,0 +1,302 @@
+"""Compare samplers on the same noise: one picture, and one table of Frechet distances.
+
+mpirun -n 2 python scripts/compare_samplers.py --model_path models/digits16.pt --steps 5,10 \\
+    --settings benchmarks/samplers_quick.txt --reference data/digits.npz \\
+    --features classifier:models/digits16_classifier.pt
+
+Each line of the settings file is `NAME: flags of image_sample`, on top of those of the command line; lines that begin
+with # are remarks. In the flags, {N} stands for the number of steps (--timestep_respacing is {N} unless given),
+{5:80 10:40} for 80 at 5 steps and 40 at 10, and {shift NAME} for the mean shift that the time-shift searches of an
+earlier line chose at that number of steps, as the control of a search needs it.
+"""
+
+import io
+import re
+import shlex
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import image_sample
+import numpy as np
+import torch
+
+from evaluations.features import ClassifierFeatures
+from evaluations.fid import Moments, frechet_distance, moments_of
+from evaluations.sampler_table import Row, csv_text, markdown, mean_and_spread, picture
+from guided_diffusion import checkpoints, dist_util, files, flags, launch, logger
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import FlagGroup, at_least, flag, int_list
+from guided_diffusion.generate import (
+    ClassFlags,
+    IndexedNoise,
+    SampleFlags,
+    SolverFlags,
+    chosen_classes,
+    labels_of,
+    make_images,
+)
+from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.images import to_uint8
+from guided_diffusion.methods.time_shift import ShiftStatistics
+from guided_diffusion.script_util import ClassifierFlags, TimeShiftFlags, UNetFlags
+
+
+@dataclass
+class CompareFlags(FlagGroup):
+    """The comparison."""
+
+    settings: str = flag("", "Text file with a line NAME: FLAGS for each sampler.")
+    steps: str = flag("10,20", "Numbers of steps, such as 5,10,20.")
+    repeats: int = flag(
+        3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2)
+    )
+    reference: str = flag("", "npz of real images, arr_0 uint8 [N, H, W, 3].")
+    features: str = flag("", "classifier:PATH, a noisy classifier whose features at timestep 0 are compared.")
+    columns: int = flag(8, "Images of each sampler in the picture, at each number of steps.", legal=at_least(1))
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("settings", "reference", "features"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is not given")
+
+
+GROUPS = [*image_sample.GROUPS, CompareFlags]
+OVERRIDES = {"num_samples": 500, "batch_size": 50}
+
+# what every sampler of a comparison has in common, and no line may set
+COMMON = ("num_samples", "batch_size", "seed")
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+def read_settings(path):
+    """{name: flags as one text} of a settings file; empty lines and lines that begin with # do not count."""
+    try:
+        lines = files.read_text(path).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--settings {path} cannot be read: {error}") from error
+    settings = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, colon, text = (part.strip() for part in line.partition(":"))
+        if not (name and colon):
+            raise UserError(f"--settings {path}, line {number} is {line.strip()!r}; expected NAME: FLAGS")
+        if name in settings:
+            raise UserError(f"--settings {path}, line {number} has the name {name!r} a second time")
+        settings[name] = text
+    if not settings:
+        raise UserError(f"--settings {path} has no line NAME: FLAGS")
+    return settings
+
+
+def fill_in(text, steps, shifts):
+    """The flags of a setting with its placeholders replaced.
+
+    :param shifts: {name: mean shift, or None} of the settings before it, at this number of steps.
+    """
+
+    def value(match):
+        word, _, other = match[1].strip().partition(" ")
+        if match[1] == "N":
+            return str(steps)
+        if word == "shift" and shifts.get(other.strip()) is not None:
+            return str(round(shifts[other.strip()]))
+        by_steps = dict(part.split(":", 1) for part in match[1].split() if ":" in part)
+        if str(steps) in by_steps:
+            return by_steps[str(steps)]
+        raise UserError(
+            f"{match[0]} says nothing at {steps} steps; expected {{N}}, {{5:80 10:40}} with all of --steps, "
+            "or {shift NAME} of a time-shift line above"
+        )
+
+    return PLACEHOLDER.sub(value, text)
+
+
+def parse_setting(name, text, steps, shifts, shared):
+    """The Parsed flags of one sampler.
+
+    :param shared: the Parsed command line.
+    :raises UserError: names the setting.
+    """
+    common = {k: v for k, v in shared.values().items() if k in shared.given or k in COMMON}
+
+    def fill(given, known):
+        for taken in COMMON:
+            if taken in given:
+                raise UserError(f"--{taken} is for the command line, since all samplers share it")
+        return {"timestep_respacing": str(steps)} | {k: v for k, v in common.items() if k in known}
+
+    try:
+        parsed = flags.parse(shlex.split(fill_in(text, steps, shifts)), image_sample.GROUPS, name, fill=fill)
+    except ValueError as error:  # a UserError, or an open quotation mark
+        raise UserError(f"setting {name!r}: {error}") from error
+    if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
+        # the control of a search that moved nothing; the flag's 0 would search
+        return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
+    return parsed
+
+
+def dealt(items, work):
+    """[work(item) for each item] on rank 0, the items dealt to the ranks in turn; None on other ranks."""
+    rank, size = dist_util.rank(), dist_util.world_size()
+    parts = dist_util.gather_object([work(item) for item in items[rank::size]])
+    return parts and [parts[i % size][i // size] for i in range(len(items))]
+
+
+class CountedCalls:
+    """A network that counts the images it is called with."""
+
+    def __init__(self, model):
+        self.model = model
+        self.images = 0
+
+    def __call__(self, x, t, **kwargs):
+        self.images += len(x)
+        return self.model(x, t, **kwargs)
+
+
+class Target(NamedTuple):
+    """What samples are compared with.
+
+    :ivar size: height and width of the real images.
+    :ivar features: `uint8 [n, H, W, 3] -> [n, D]`.
+    :ivar moments: of the real images' features; None on ranks other than 0.
+    """
+
+    size: int
+    features: ClassifierFeatures
+    moments: Moments | None
+
+
+def read_target(compare, batch_size):
+    """The Target of --reference and --features."""
+    images, _ = read_npz(compare.reference, "reference")
+    kind, _, path = compare.features.partition(":")
+    if kind != "classifier" or not path:
+        raise UserError(
+            f"--features is {compare.features!r}; expected classifier:PATH, a noisy classifier's checkpoint"
+        )
+    parsed = flags.Parsed({ClassifierFlags: ClassifierFlags()}, frozenset())
+    parsed, classifier = checkpoints.load_classifier(parsed, path, flag="features")
+    size = parsed[ClassifierFlags].image_size
+    if images.shape[1:3] != (size, size):
+        raise UserError(
+            f"--reference {compare.reference} has images of {images.shape[1]}x{images.shape[2]}; "
+            f"--features {compare.features} takes {size}x{size}"
+        )
+    if len(images) < 2:
+        raise UserError(f"--reference {compare.reference} has one image; a Frechet distance needs at least 2")
+    features = ClassifierFeatures(classifier, dist_util.dev())
+    parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    real = dealt(parts, lambda part: features(part).cpu())
+    return Target(size, features, real and moments_of(torch.cat(real)))
+
+
+def sample_setting(name, steps, parsed, target, compare):
+    """The Row of one sampler; None on ranks other than 0."""
+    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    sampling, unet, size = parsed[SampleFlags], parsed[UNetFlags], parsed[UNetFlags].image_size
+    if size != target.size:
+        raise UserError(
+            f"setting {name!r}: --model_path makes images of {size}x{size}; --reference has {target.size}x{target.size}"
+        )
+    classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
+    model, seconds = CountedCalls(model), 0.0
+    shift = diffusion.time_shift
+    if shift is not None:
+        shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
+    starts = range(0, sampling.num_samples, sampling.batch_size)
+    batches = [range(i, min(i + sampling.batch_size, sampling.num_samples)) for i in starts]
+
+    def make(work):
+        nonlocal seconds
+        repeat, indices = work
+        noise, kwargs = IndexedNoise(sampling.seed + repeat, indices), {}
+        if unet.class_cond:
+            kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
+        begin = time.perf_counter()
+        solver, shape = parsed[SolverFlags], (3, size, size)
+        images = to_uint8(make_images(diffusion, model, solver, noise, shape, sampling.clip_denoised, kwargs))
+        seconds += time.perf_counter() - begin
+        shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
+        return target.features(images).cpu(), images[:shown]
+
+    made = dealt([(repeat, batch) for repeat in range(compare.repeats) for batch in batches], make)
+    spent = dist_util.gather_object((model.images, seconds))
+    if shift is not None:
+        dist_util.all_reduce_sum(shift.observe.totals)
+    if made is None:
+        return None
+    repeats = [made[i : i + len(batches)] for i in range(0, len(made), len(batches))]
+    sets = [torch.cat([part for part, _ in repeat]) for repeat in repeats]
+    calls, seconds = (sum(values) / (compare.repeats * sampling.num_samples) for values in zip(*spent, strict=True))
+    searches, moved, at_edge = shift.observe.totals.sum(dim=1).tolist() if shift is not None else (0, 0, 0)
+    return Row(
+        name,
+        steps,
+        distances=[frechet_distance(moments_of(each), target.moments) for each in sets],
+        calls=calls,
+        seconds=seconds,
+        shift=moved / searches if searches else None,
+        edge=at_edge / searches if searches and not shift.constant else None,
+        images=np.concatenate([images for _, images in repeats[0]]),
+    )
+
+
+def step_counts(text):
+    """The numbers of "5,10", in the order given."""
+    steps = int_list(text, "steps")
+    if not steps or min(steps) < 1 or len(set(steps)) < len(steps):
+        raise UserError(f"--steps is {text!r}; expected different numbers of steps from 1 on, such as 5,10,20")
+    return steps
+
+
+def check(settings, steps, shared):
+    """Parse every setting, so that a mistake in the last does not wait for the others' images.
+
+    A shift that is not measured yet is taken for 1.
+    """
+    for n in steps:
+        shifts = {}
+        for name, text in settings.items():
+            parsed = parse_setting(name, text, n, shifts, shared)
+            shifts[name] = 1 if parsed[TimeShiftFlags].do_time_shift else None
+
+
+def main(parsed):
+    compare, folder = parsed[CompareFlags], logger.get_dir()
+    settings, steps = read_settings(compare.settings), step_counts(compare.steps)
+    if parsed[SampleFlags].num_samples < 2:
+        raise UserError("--num_samples is 1; a Frechet distance needs at least 2")
+    check(settings, steps, parsed)
+    if not launch.announce(parsed):
+        return
+    target = read_target(compare, parsed[SampleFlags].batch_size)
+    rows = []
+    for n in steps:
+        shifts = {}
+        for name, text in settings.items():
+            setting = parse_setting(name, text, n, shifts, parsed)
+            row = dist_util.broadcast_object(sample_setting(name, n, setting, target, compare))
+            shifts[name] = row.shift
+            rows.append(row)
+            mean, spread = mean_and_spread(row.distances)
+            logger.log(f"{name}, {n} steps: distance {mean:.2f} +- {spread:.2f}, {row.calls:g} calls per image")
+            if dist_util.is_main():
+                save(rows, folder)
+    logger.log("\n" + markdown(rows) + f"saved comparison.png, comparison.md and comparison.csv in {folder}")
+
+
+def save(rows, folder):
+    """Write comparison.csv, comparison.md and comparison.png of the rows so far."""
+    files.write_text(files.join(folder, "comparison.csv"), csv_text(rows))
+    files.write_text(files.join(folder, "comparison.md"), markdown(rows))
+    data = io.BytesIO()
+    picture(rows).save(data, format="PNG")
+    files.write_bytes(files.join(folder, "comparison.png"), data.getbuffer())
+
+
+if __name__ == "__main__":
+    launch.run("compare_samplers", __doc__, GROUPS, main, OVERRIDES)

@@ -1,0 +1,211 @@
+"""compare_samplers: distances by a second computation, controls, the table, the picture, ranks, refusals."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import script_runs
+import torch
+from PIL import Image
+from scipy.linalg import sqrtm
+from test_dist_util import MPIRUN, needs_mpirun
+
+from evaluations.sampler_table import Row, csv_text, markdown, picture
+from guided_diffusion import checkpoints, flags
+from guided_diffusion.script_util import ClassifierFlags
+
+SHIFT = "--use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10"
+SETTINGS = f"""# the first line is what the others are compared with
+DDIM: --use_ddim True
+
+TS: {SHIFT} --window {{3:30 5:20}}
+control: {SHIFT} --time_shift_constant {{shift TS}}
+same: --use_ddim True --eps_scaler 1.0
+ancestral: --timestep_respacing {{N}}
+"""
+SMALL = "--steps 3,5 --num_samples 12 --batch_size 5 --repeats 2 --columns 4 --seed 7".split()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    data = script_runs.draw_images(folder / "data", count=24)
+    real = np.stack([np.asarray(Image.open(path)) for path in sorted(data.glob("*.png"))])
+    np.savez(folder / "real.npz", real)
+    script_runs.train_class_conditional(data, folder / "diffusion")
+    script_runs.train_classifier(data, folder / "classifier")
+    (folder / "settings.txt").write_text(SETTINGS)
+    return folder
+
+
+def command(models, out_dir):
+    return [
+        *("--model_path", models / "diffusion" / "model000002.pt", "--settings", models / "settings.txt"),
+        *("--features", f"classifier:{models / 'classifier' / 'model000002.pt'}", "--reference", models / "real.npz"),
+        *("--out_dir", out_dir, *SMALL),
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(models, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("compared")
+    script_runs.run("compare_samplers", *command(models, out_dir))
+    return out_dir
+
+
+def rows_of(folder):
+    with open(folder / "comparison.csv", newline="") as file:
+        return {(row["sampler"], row["steps"]): row for row in csv.DictReader(file)}
+
+
+def features(models, images):
+    """What the classifier's last projection reads: its output is that projection of it, so it can be solved for."""
+    parsed = flags.Parsed({ClassifierFlags: ClassifierFlags()}, frozenset())
+    _, classifier = checkpoints.load_classifier(parsed, str(models / "classifier" / "model000002.pt"))
+    pool = classifier.out[-1]
+    seen = {}
+    project, pool.c_proj.forward = pool.c_proj.forward, lambda tokens: seen.setdefault("read", tokens)[:, :3]
+    with torch.no_grad():
+        x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        classifier(x, torch.zeros(len(x), dtype=torch.long))
+    pool.c_proj.forward = project
+    return seen["read"].double().numpy()
+
+
+def textbook_distance(a, b):
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    cross = sqrtm(covariances[0] @ covariances[1])
+    gap = a.mean(axis=0) - b.mean(axis=0)
+    return gap @ gap + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(cross).real
+
+
+@pytest.mark.parametrize("name, given", [("DDIM", ["--use_ddim", True]), ("ancestral", [])])
+def test_distances_are_those_of_image_sample(compared, models, tmp_path, name, given):
+    real = features(models, np.load(models / "real.npz")["arr_0"])
+    for repeat in range(2):
+        out_dir = tmp_path / str(repeat)
+        shared = ["--num_samples", 12, "--batch_size", 5, "--seed", 7 + repeat, "--timestep_respacing", 5]
+        model = models / "diffusion" / "model000002.pt"
+        script_runs.run("image_sample", "--model_path", model, *shared, *given, "--out_dir", out_dir)
+        (path,) = out_dir.glob("samples_*.npz")
+        expected = textbook_distance(features(models, np.load(path)["arr_0"]), real)
+        found = float(rows_of(compared)[name, "5"][f"distance_{repeat}"])
+        # scipy's root of a singular product is what limits the agreement
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_all_samplers_start_from_the_same_noise(compared):
+    rows = rows_of(compared)
+    for steps in ("3", "5"):
+        assert float(rows["same", steps]["difference"]) == 0
+        assert rows["same", steps]["distance_0"] == rows["DDIM", steps]["distance_0"]
+        assert rows["ancestral", steps]["distance_0"] != rows["DDIM", steps]["distance_0"]
+        assert rows["DDIM", steps]["difference"] == ""
+
+
+def test_calls_shifts_and_edges(compared):
+    for (name, steps), row in rows_of(compared).items():
+        assert float(row["calls_per_image"]) == int(steps)
+        assert float(row["seconds_per_image"]) > 0
+        assert bool(row["mean_shift"]) == (name in ("TS", "control"))
+        assert bool(row["edge"]) == (name == "TS")
+    for steps in ("3", "5"):
+        chosen, held = (float(rows_of(compared)[name, steps]["mean_shift"]) for name in ("TS", "control"))
+        # near the ends of the range the constant shift is clamped, as a search is
+        assert chosen != 0 and abs(held) <= abs(round(chosen)) and held * chosen >= 0
+
+
+@needs_mpirun
+def test_two_ranks_give_the_same_table(compared, models, tmp_path):
+    script = script_runs.FOLDER / "compare_samplers.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [str(part) for part in (MPIRUN, "-n", 2, sys.executable, script, *command(models, tmp_path))]
+    subprocess.run(arguments, check=True, env=environment, timeout=300)
+    one, two = rows_of(compared), rows_of(tmp_path)
+    assert list(one) == list(two)
+    for key in one:
+        for column in set(one[key]) - {"sampler", "seconds_per_image"}:
+            if one[key][column]:
+                assert float(two[key][column]) == pytest.approx(float(one[key][column]), rel=1e-6), (key, column)
+    assert (compared / "comparison.png").read_bytes() == (tmp_path / "comparison.png").read_bytes()
+
+
+# -- the table and the picture ---------------------------------------------------------------------
+
+
+def made_rows():
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(4, 2, 16, 16, 3), dtype=np.uint8)
+    return [
+        Row("base", 5, [10.0, 14.0], 5, 0.5, None, None, images[0]),
+        Row("moved", 5, [9.0, 12.0], 5, 0.5, 2.5, 0.25, images[1]),
+        Row("base", 10, [8.0, 8.0], 10, 1.0, None, None, images[2]),
+        Row("moved", 10, [8.5, 9.5], 10, 1.0, -2.0, None, images[3]),
+    ]
+
+
+def test_means_spreads_and_paired_differences():
+    lines = markdown(made_rows()).splitlines()
+    assert lines[0] == "| sampler | 5 steps | 10 steps |"
+    # by hand: spreads 4 / sqrt 2 and 3 / sqrt 2; the differences -1, -2 and 0.5, 1.5
+    assert lines[2] == "| base | 12.0 ± 2.8 | 8.0 ± 0.0 |"
+    assert lines[3] == "| moved | 10.5 ± 2.1 (-1.5 ± 0.7) | 9.0 ± 0.7 (+1.0 ± 0.7) |"
+    assert "| moved | 5 | 5 | 0.5000 | +2.5 | 25% |" in lines
+    table = list(csv.DictReader(csv_text(made_rows()).splitlines()))
+    assert float(table[3]["difference"]) == 1.0 and table[0]["difference"] == "" and table[3]["edge"] == ""
+
+
+def test_the_picture_holds_every_image():
+    rows = made_rows()
+    canvas = np.asarray(picture(rows, side=32))
+    for row in rows:
+        for image in row.images:
+            enlarged = image.repeat(2, axis=0).repeat(2, axis=1)
+            windows = np.lib.stride_tricks.sliding_window_view(canvas[..., 0], enlarged.shape[:2])
+            places = np.argwhere((windows[:, :, 0, :] == enlarged[0, :, 0]).all(axis=-1))
+            assert any(np.array_equal(canvas[y : y + 32, x : x + 32], enlarged) for y, x in places)
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings, flag, sentence",
+    [
+        ("DDIM --use_ddim True", [], "expected NAME: FLAGS"),
+        ("a: \na: ", [], "a second time"),
+        ("# nothing", [], "has no line NAME: FLAGS"),
+        ("a: --use_dim True", [], "setting 'a': --use_dim is not a flag of this script; did you mean --use_ddim?"),
+        ("a: --eps_scaler 'x", [], "setting 'a': No closing quotation"),
+        ("a: --seed 3", [], "setting 'a': --seed is for the command line"),
+        ("a: --use_ddim True --eta {3:0.5}", [], "setting 'a': {3:0.5} says nothing at 5 steps"),
+        (f"a: {SHIFT} --time_shift_constant {{shift b}}", [], "{shift b} says nothing"),
+        ("a: ", ["--steps", "5,5"], "--steps is '5,5'"),
+        ("a: ", ["--steps", "0"], "--steps is '0'"),
+        ("a: ", ["--num_samples", "1"], "--num_samples is 1"),
+        ("a: ", ["--repeats", "1"], "--repeats is 1"),
+        ("a: ", ["--features", "inception"], "expected classifier:PATH"),
+        ("a: ", ["--features", "classifier:nowhere.pt"], "nowhere.pt"),
+        ("a: ", ["--reference", "nowhere.npz"], "--reference nowhere.npz"),
+        ("a: ", ["--settings", "nowhere.txt"], "--settings nowhere.txt cannot be read"),
+        ("a: ", ["--settings", ""], "--settings is not given"),
+    ],
+)
+def test_mistakes_get_one_sentence(models, tmp_path, capsys, settings, flag, sentence):
+    path = tmp_path / "settings.txt"
+    path.write_text(settings + "\n")
+    arguments = [*command(models, tmp_path / "out"), "--settings", path, *flag]
+    with pytest.raises(SystemExit) as stop:
+        script_runs.run("compare_samplers", *arguments)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and sentence in said[-1]
+
+
+def test_another_image_size_is_refused(models, tmp_path, capsys):
+    np.savez(tmp_path / "real.npz", np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(SystemExit):
+        script_runs.run("compare_samplers", *command(models, tmp_path), "--reference", tmp_path / "real.npz")
+    assert "has images of 8x8" in capsys.readouterr().err

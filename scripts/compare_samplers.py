@@ -55,12 +55,6 @@ class CompareFlags(FlagGroup):
     features: str = flag("", "classifier:PATH, a noisy classifier whose features at timestep 0 are compared.")
     columns: int = flag(8, "Images of each sampler in the picture, at each number of steps.", legal=at_least(1))
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("settings", "reference", "features"):
-            if not getattr(self, name):
-                raise UserError(f"--{name} is not given")
-
 
 GROUPS = [*image_sample.GROUPS, CompareFlags]
 OVERRIDES = {"num_samples": 500, "batch_size": 50}
@@ -267,6 +261,9 @@ def check(settings, steps, shared):
 
 def main(parsed):
     compare, folder = parsed[CompareFlags], logger.get_dir()
+    for name in ("settings", "reference", "features"):
+        if not getattr(compare, name):
+            raise UserError(f"--{name} is not given")
     settings, steps = read_settings(compare.settings), step_counts(compare.steps)
     if parsed[SampleFlags].num_samples < 2:
         raise UserError("--num_samples is 1; a Frechet distance needs at least 2")

@@ -113,9 +113,9 @@ def _names_and_steps(rows):
 
 
 def _cell(row, rows):
-    text = "{:.1f} ± {:.1f}".format(*mean_and_spread(row.distances))
+    text = "{:.2f} ± {:.2f}".format(*mean_and_spread(row.distances))
     apart = difference(row, rows)
-    return text if apart is None else text + " ({:+.1f} ± {:.1f})".format(*apart)
+    return text if apart is None else text + " ({:+.2f} ± {:.2f})".format(*apart)
 
 
 def _shown(value, form):

@@ -151,8 +151,8 @@ def test_means_spreads_and_paired_differences():
     lines = markdown(made_rows()).splitlines()
     assert lines[0] == "| sampler | 5 steps | 10 steps |"
     # by hand: spreads 4 / sqrt 2 and 3 / sqrt 2; the differences -1, -2 and 0.5, 1.5
-    assert lines[2] == "| base | 12.0 ± 2.8 | 8.0 ± 0.0 |"
-    assert lines[3] == "| moved | 10.5 ± 2.1 (-1.5 ± 0.7) | 9.0 ± 0.7 (+1.0 ± 0.7) |"
+    assert lines[2] == "| base | 12.00 ± 2.83 | 8.00 ± 0.00 |"
+    assert lines[3] == "| moved | 10.50 ± 2.12 (-1.50 ± 0.71) | 9.00 ± 0.71 (+1.00 ± 0.71) |"
     assert "| moved | 5 | 5 | 0.5000 | +2.5 | 25% |" in lines
     table = list(csv.DictReader(csv_text(made_rows()).splitlines()))
     assert float(table[3]["difference"]) == 1.0 and table[0]["difference"] == "" and table[3]["edge"] == ""

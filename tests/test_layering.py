@@ -13,7 +13,7 @@ LAYERS = [
     ["errors"],
     ["flags", "files", "schedule", "losses", "nn"],
     ["dist_util", "presets"],
-    ["logger"],
+    ["logger", "interruption"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],

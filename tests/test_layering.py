@@ -13,7 +13,7 @@ LAYERS = [
     ["errors"],
     ["flags", "files", "schedule", "losses", "nn"],
     ["dist_util", "presets"],
-    ["logger", "interruption"],
+    ["logger", "interruption", "folder_lock"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],

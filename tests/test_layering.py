@@ -14,7 +14,9 @@ LAYERS = [
     ["flags", "files", "schedule", "losses", "nn"],
     ["dist_util", "presets"],
     ["logger", "interruption", "folder_lock"],
+    ["progress"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
+    ["sample_store"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
@@ -24,7 +26,8 @@ LAYERS = [
     ["script_util"],
     ["architecture"],
     ["checkpoints"],
-    ["generate", "train_util", "launch"],
+    ["train_util", "launch"],
+    ["generate"],
     ["scripts"],
 ]
 WORDS = ("schedule", "denoiser", "sampling", "losses", "solvers", "methods")

@@ -3,15 +3,16 @@
 A run is cut into chunks of consecutive images. `OUT_DIR/STEM.chunks/` holds
 
     settings.json                      what decides the images, as the run was begun
-    images_00000016_00000031.npz       a finished chunk: images 16 to 31, `arr_0`, and their labels `arr_1`
+    images_00000016_00000031.chunk     images 16 to 31, finished: the SHA-256 of an npz, and the npz, with the images
+                                       as `arr_0` and their labels, if any, as `arr_1`
     finished_100.json                  the npz that 100 images became, and its size
 
 A chunk is complete or not there. Once all chunks have become the npz they are deleted; the other two files stay.
 """
 
+import hashlib
 import io
 import json
-import zipfile
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from . import dist_util, files, logger
 from .errors import UserError
 from .images import save_grid
 
+DIGEST = hashlib.sha256().digest_size
 PICTURED = 100  # images of the picture beside the npz
 
 
@@ -87,23 +89,21 @@ class SampleStore:
 
     def save(self, chunk, arrays):
         """Keep the {name: array [n, ...]} of a chunk, on disk when this returns."""
-        files.write_npz(files.join(self.folder, _name(chunk)), arrays)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        digest = hashlib.sha256(content.getbuffer()).digest()
+        files.write_bytes(files.join(self.folder, _name(chunk)), digest + content.getbuffer())
 
     def _read(self, chunk):
         """The {name: array} of a chunk, or None where the file is damaged."""
         path = files.join(self.folder, _name(chunk))
-        data = files.read_bytes(path)
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                whole = archive.testzip() is None
-            with np.load(io.BytesIO(data), allow_pickle=False) as npz:
-                arrays = {name: npz[name] for name in npz.files} if whole else {}
-        except Exception:  # a damaged archive fails in many ways
-            arrays = {}
-        if "arr_0" in arrays and all(len(array) == len(chunk) for array in arrays.values()):
-            return arrays
-        logger.warn(f"{path} is damaged")
-        return None
+        content = files.read_bytes(path)
+        digest, content = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            logger.warn(f"{path} is damaged")
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as npz:
+            return {name: npz[name] for name in npz.files}
 
     def assemble(self, chunks, name=None):
         """Join all chunks of a run, one at a time, and delete them: an npz and a PNG of its first images.
@@ -170,7 +170,7 @@ class SampleStore:
 
 
 def _name(chunk):
-    return f"images_{chunk.start:08d}_{chunk.stop - 1:08d}.npz"
+    return f"images_{chunk.start:08d}_{chunk.stop - 1:08d}.chunk"
 
 
 def _shown(name, settings):

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.stats import kstest
 from torch import nn
 
 from guided_diffusion import generate as module
-from guided_diffusion import logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
+    ShardFlags,
     SolverFlags,
     as_arrays,
     chosen_classes,
@@ -20,9 +19,7 @@ from guided_diffusion.generate import (
     labels_of,
     make_images,
     preview_sampler,
-    save_samples,
 )
-from guided_diffusion.images import grid
 from guided_diffusion.script_util import DiffusionFlags
 
 SHAPE = (3, 4, 4)
@@ -130,23 +127,6 @@ def test_exactly_the_images_asked_for_in_order(count, batch_size, ranks, monkeyp
     assert made["arr_1"].tolist() == [-i for i in range(count)]
 
 
-def test_saved_samples_come_back(tmp_path):
-    images = torch.rand(103, 3, 4, 4) * 2 - 1
-    arrays = as_arrays(images, torch.arange(103))
-    with logger.scoped_configure(str(tmp_path)):
-        save_samples(arrays)
-        save_samples(arrays, "mine.npz")
-    for name in ("samples_103x4x4x3", "mine"):
-        with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as saved:
-            assert saved["arr_0"].dtype == np.uint8 and saved["arr_1"].dtype == np.int64
-            assert np.array_equal(saved["arr_0"], ((images + 1) * 127.5).byte().permute(0, 2, 3, 1))
-            assert saved["arr_1"].tolist() == list(range(103))
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            small = np.asarray(picture)[::16, ::16]
-        assert np.array_equal(small, grid(arrays["arr_0"][:100]))
-    assert {p.suffix for p in tmp_path.iterdir() if p.stem in ("mine", "samples_103x4x4x3")} == {".npz", ".png"}
-
-
 class Toy(nn.Module):
     def forward(self, x, t, y):
         return network(x, t, y)
@@ -173,6 +153,7 @@ def test_previews_repeat_and_are_ddim_in_at_most_25_steps(steps):
         (lambda: SampleFlags(num_samples=0), "num_samples"),
         (lambda: SampleFlags(batch_size=0), "batch_size"),
         (lambda: SampleFlags(seed=-1), "seed"),
+        *((lambda text=text: ShardFlags(text), "shard") for text in ("3", "0/8", "9/8", "1/0", "-1/8", "a/b", "1/2/3")),
         (lambda: SolverFlags(solver="ddpm", use_ddim=True), "use_ddim"),
         (lambda: SolverFlags(eta=0.5), "eta"),
         (lambda: SolverFlags(use_ddim=True, eta=1.5), "eta"),
@@ -189,3 +170,7 @@ def test_the_published_spelling_chooses_ddim():
         "ddim",
         "ddim",
     ]
+
+
+def test_a_shard_is_its_place_and_their_number():
+    assert [ShardFlags(text).place for text in ("", "1/1", "3/8", "8/8")] == [(1, 1), (1, 1), (3, 8), (8, 8)]

@@ -271,8 +271,9 @@ def test_upsampling_follows_each_small_image(upsampler, tmp_path):
     for images in (small, changed):
         np.savez(tmp_path / "small.npz", arr_0=images, arr_1=[2, 0, 1, 1])
         flags = ["--model_path", upsampler, "--base_samples", tmp_path / "small.npz", *FEW, "--num_samples", 7]
-        run("super_res_sample", *flags, "--out_dir", tmp_path)
-        made.append(arrays(tmp_path / "samples_7x16x16x3.npz"))
+        out = tmp_path / str(len(made))
+        run("super_res_sample", *flags, "--out_dir", out)
+        made.append(arrays(out / "samples_7x16x16x3.npz"))
     assert made[0]["arr_1"].tolist() == [2, 0, 1, 1, 2, 0, 1]
     differs = [not np.array_equal(a, b) for a, b in zip(made[0]["arr_0"], made[1]["arr_0"])]
     assert differs == [False, False, True, False, False, False, True]

@@ -13,16 +13,15 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    ShardFlags,
     SolverFlags,
     as_arrays,
     chosen_classes,
-    generate_images,
     labels_of,
     make_images,
     with_classes_counted,
 )
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
+from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
 
 

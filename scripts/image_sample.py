@@ -11,15 +11,14 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    ShardFlags,
     SolverFlags,
     as_arrays,
     chosen_classes,
-    generate_images,
     labels_of,
     make_images,
     with_classes_counted,
 )
+from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 
 GROUPS = [

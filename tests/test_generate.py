@@ -11,7 +11,6 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
-    ShardFlags,
     SolverFlags,
     as_arrays,
     chosen_classes,
@@ -153,7 +152,6 @@ def test_previews_repeat_and_are_ddim_in_at_most_25_steps(steps):
         (lambda: SampleFlags(num_samples=0), "num_samples"),
         (lambda: SampleFlags(batch_size=0), "batch_size"),
         (lambda: SampleFlags(seed=-1), "seed"),
-        *((lambda text=text: ShardFlags(text), "shard") for text in ("3", "0/8", "9/8", "1/0", "-1/8", "a/b", "1/2/3")),
         (lambda: SolverFlags(solver="ddpm", use_ddim=True), "use_ddim"),
         (lambda: SolverFlags(eta=0.5), "eta"),
         (lambda: SolverFlags(use_ddim=True, eta=1.5), "eta"),
@@ -170,7 +168,3 @@ def test_the_published_spelling_chooses_ddim():
         "ddim",
         "ddim",
     ]
-
-
-def test_a_shard_is_its_place_and_their_number():
-    assert [ShardFlags(text).place for text in ("", "1/1", "3/8", "8/8")] == [(1, 1), (1, 1), (3, 8), (8, 8)]

@@ -26,8 +26,8 @@ LAYERS = [
     ["script_util"],
     ["architecture"],
     ["checkpoints"],
-    ["train_util", "launch"],
-    ["generate"],
+    ["generate", "train_util", "launch"],
+    ["sampling_job"],
     ["scripts"],
 ]
 WORDS = ("schedule", "denoiser", "sampling", "losses", "solvers", "methods")

@@ -18,7 +18,9 @@ from test_dist_util import MPIRUN, WORKERS, clean_env, needs_mpirun
 from test_dist_util import run as start
 
 from guided_diffusion import checkpoints
+from guided_diffusion.errors import UserError
 from guided_diffusion.folder_lock import locked
+from guided_diffusion.sampling_job import ShardFlags
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +203,16 @@ def test_shards_in_any_order_make_the_same_file_and_the_last_writes_it(tmp_path,
         assert ("images of other shards are missing" in printed) == (shard != "2/3")
     assert (tmp_path / NPZ).read_bytes() == whole
     assert "is complete: nothing to do" in run("image_sample", *sample, "--shard", "1/3", "--out_dir", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["3", "0/8", "9/8", "1/0", "-1/8", "a/b", "1/2/3"])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(UserError, match="--shard"):
+        ShardFlags(text)
+
+
+def test_a_shard_is_its_place_and_their_number():
+    assert [ShardFlags(text).place for text in ("", "1/1", "3/8", "8/8")] == [(1, 1), (1, 1), (3, 8), (8, 8)]
 
 
 def test_more_shards_than_batches(tmp_path, sample):

@@ -4,8 +4,13 @@ blobfile is imported only for an address such as gs://bucket/name, because the i
 socket (urllib3 tries IPv6).
 """
 
+import contextlib
+import hashlib
 import io
 import os
+import re
+import tempfile
+import zipfile
 
 import numpy as np
 
@@ -63,6 +68,14 @@ def remove(path):
     _remote("remove", path) if is_remote(path) else os.remove(path)
 
 
+def size(path):
+    """The length of a file in bytes.
+
+    :raises OSError: if it cannot be told; FileNotFoundError if there is no file.
+    """
+    return _remote("stat", path).size if is_remote(path) else os.path.getsize(path)
+
+
 def make_folder(path):
     """Make a folder and those above it; one that is there stays."""
     if is_remote(path):
@@ -93,19 +106,61 @@ def read_text(path):
 
 
 def write_bytes(path, data):
-    """Replace the content of a file, so that a reader sees the old or the new, never a part."""
+    """Replace the content of a file; as `replacing`, which raises too."""
     if is_remote(path):
         _remote("write_bytes", path, bytes(data))
+        return
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a binary file to write; after the block it is the file at `path`, which never shows a part of it.
+
+    That holds even after a power cut. A remote file is collected in a local temporary one first.
+
+    :raises OSError: naming the path; the unfinished file is gone then.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = os.path.join(folder, "unfinished")
+            with open(unfinished, "wb") as file:
+                yield file
+            _remote("copy", unfinished, path, True)
         return
     unfinished = f"{path}.{os.getpid()}.tmp"
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+        _sync_folder(os.path.dirname(path) or ".")
+    except BaseException as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = path  # a full disk is told by write, which knows no name
         raise
+
+
+def _sync_folder(folder):
+    """Have the names in a folder on disk."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_unfinished(folder):
+    """Delete what `write_bytes` left unfinished in a folder when its process was killed."""
+    if not is_remote(folder):
+        for name in os.listdir(folder):
+            if re.fullmatch(r".+\.\d+\.tmp", name):
+                os.remove(os.path.join(folder, name))
 
 
 def write_text(path, text):
@@ -119,8 +174,12 @@ def append_text(path, text):
         # an object store cannot append
         write_text(path, (read_text(path) if exists(path) else "") + text)
         return
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 def write_npz(path, arrays):
@@ -128,3 +187,26 @@ def write_npz(path, arrays):
     data = io.BytesIO()
     np.savez(data, **arrays)
     write_bytes(path, data.getbuffer())
+
+
+def stream_npz(path, members):
+    """Write the npz that `numpy.savez` would write, byte for byte, without having any array whole.
+
+    :param members: {name: (dtype, shape, parts)}, where `parts` yields the array in pieces along its first axis.
+    """
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, (dtype, shape, parts) in members.items():
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for part in parts:
+                    member.write(part.tobytes())
+
+
+def sha256(path):
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_read(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import dist_util, files, logger
+from . import dist_util
 from .errors import UserError
 from .flags import FRACTION, FlagGroup, at_least, flag, int_list
-from .images import save_grid, to_uint8
-from .methods.time_shift import ShiftStatistics
+from .images import to_uint8
 from .solvers import SOLVERS
 
 
@@ -51,6 +50,9 @@ class ClassFlags(FlagGroup):
     """Classes of the images."""
 
     classes: str = flag("", "Classes to sample, such as 3,7, in turn over the images; empty draws them at random.")
+    per_class: int = flag(
+        0, "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.", legal=at_least(0)
+    )
 
 
 class IndexedNoise:
@@ -90,6 +92,20 @@ def chosen_classes(text, num_classes):
     if wrong:
         raise UserError(f"--classes has {wrong[0]}; expected 0 to {num_classes - 1}")
     return classes
+
+
+def with_classes_counted(parsed, num_classes):
+    """The Parsed flags of a run with --per_class spelt out as --classes and --num_samples."""
+    flags, count = parsed[ClassFlags], parsed[ClassFlags].per_class
+    if not count:
+        return parsed
+    classes = chosen_classes(flags.classes, num_classes) or range(num_classes)
+    total, told = count * len(classes), parsed[SampleFlags].num_samples
+    if "num_samples" in parsed.given and told != total:
+        raise UserError(
+            f"--num_samples {told} contradicts --per_class {count}, which makes {total}; leave one of them out"
+        )
+    return parsed.with_values({"num_samples": total, "classes": ",".join(map(str, classes))})
 
 
 def labels_of(noise, indices, classes, num_classes):
@@ -147,41 +163,6 @@ def as_arrays(images, labels=None):
     """A batch as it is saved: arr_0 uint8 [N, H, W, 3] and, with labels [N], arr_1 int64."""
     arrays = {"arr_0": to_uint8(images)}
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
-
-
-def generate_images(flags, diffusion, make_batch, name=None):
-    """Sample, save and report: the end of every sampling script.
-
-    :param flags: SampleFlags.
-    :param diffusion: the process, whose time-shift searches are counted and logged.
-    :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, 3]}`, with labels as "arr_1"; see `as_arrays`.
-    :param name: of the npz; default `samples_NxHxWx3.npz`.
-    """
-    shift = diffusion.time_shift
-    if shift is not None:
-        shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
-    arrays = generate(flags, make_batch)
-    if arrays is not None:
-        save_samples(arrays, name)
-    if shift is not None:
-        dist_util.all_reduce_sum(shift.observe.totals)
-        for time, count, mean, edge in shift.observe.rows():
-            logger.log(f"time shift round {time}: mean {mean:+.2f} of {count} searches, {100 * edge:.0f} % at an edge")
-
-
-def save_samples(arrays, name=None):
-    """Write an npz and a PNG grid of up to 100 of its images to the output folder.
-
-    :param arrays: as `as_arrays`.
-    :param name: of the npz; default `samples_NxHxWx3.npz`.
-    """
-    shape = "x".join(map(str, arrays["arr_0"].shape))
-    path = files.join(logger.get_dir(), name or f"samples_{shape}.npz")
-    files.write_npz(path, arrays)
-    picture = path[: -len(".npz")] + ".png"
-    save_grid(picture, arrays["arr_0"][:100])
-    logger.log(f"saved {path}")
-    logger.log(f"saved {picture}")
 
 
 def preview_sampler(process, shape, model_kwargs, steps=25):

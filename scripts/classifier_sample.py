@@ -16,11 +16,12 @@ from guided_diffusion.generate import (
     SolverFlags,
     as_arrays,
     chosen_classes,
-    generate_images,
     labels_of,
     make_images,
+    with_classes_counted,
 )
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
+from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
 
 
@@ -36,6 +37,7 @@ GROUPS = [
     CheckpointFlags,
     GuidanceFlags,
     SampleFlags,
+    ShardFlags,
     SolverFlags,
     ClassFlags,
     UNetFlags,
@@ -49,10 +51,9 @@ def main(parsed):
     guidance = parsed[GuidanceFlags]
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
     parsed, classifier = checkpoints.load_classifier(parsed, guidance.classifier_path)
-    flags, unet, num_classes = parsed[SampleFlags], parsed[UNetFlags], parsed[ClassifierFlags].num_classes
-    classes = chosen_classes(parsed[ClassFlags].classes, num_classes)
-    if not launch.announce(parsed):
-        return
+    unet, num_classes = parsed[UNetFlags], parsed[ClassifierFlags].num_classes
+    parsed = with_classes_counted(parsed, num_classes)
+    flags, classes = parsed[SampleFlags], chosen_classes(parsed[ClassFlags].classes, num_classes)
     gradient = ClassifierGradient(classifier, guidance.classifier_scale)
 
     def make_batch(indices):
@@ -70,7 +71,7 @@ def main(parsed):
         )
         return as_arrays(images, y)
 
-    generate_images(flags, diffusion, make_batch)
+    generate_images(parsed, diffusion, make_batch)
 
 
 if __name__ == "__main__":

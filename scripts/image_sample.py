@@ -1,7 +1,7 @@
 """Sample images from a diffusion network.
 
 mpirun -n 2 python scripts/image_sample.py --model_path models/digits16.pt --num_samples 100 --timestep_respacing 50
-python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --solver ddim --timestep_respacing ddim25
+python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --per_class 50 --timestep_respacing 25
 """
 
 from guided_diffusion import checkpoints, dist_util, launch
@@ -14,26 +14,36 @@ from guided_diffusion.generate import (
     SolverFlags,
     as_arrays,
     chosen_classes,
-    generate_images,
     labels_of,
     make_images,
+    with_classes_counted,
 )
+from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 
-GROUPS = [CheckpointFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, DiffusionFlags, *SAMPLING_METHODS]
+GROUPS = [
+    CheckpointFlags,
+    SampleFlags,
+    ShardFlags,
+    SolverFlags,
+    ClassFlags,
+    UNetFlags,
+    DiffusionFlags,
+    *SAMPLING_METHODS,
+]
 
 
 def main(parsed, name=None):
     """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWx3.npz."""
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
-    flags, unet = parsed[SampleFlags], parsed[UNetFlags]
-    if parsed[ClassFlags].classes and not unet.class_cond:
+    unet, wanted = parsed[UNetFlags], parsed[ClassFlags]
+    if (wanted.classes or wanted.per_class) and not unet.class_cond:
         raise UserError(
-            f"--classes has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
+            f"--{'classes' if wanted.classes else 'per_class'} has no meaning for --model_path "
+            f"{parsed[CheckpointFlags].model_path}, which has no classes"
         )
-    classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
-    if not launch.announce(parsed):
-        return
+    parsed = with_classes_counted(parsed, unet.num_classes)
+    flags, classes = parsed[SampleFlags], chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
 
     def make_batch(indices):
         noise, kwargs = IndexedNoise(flags.seed, indices), {}
@@ -43,7 +53,7 @@ def main(parsed, name=None):
         images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
-    generate_images(flags, diffusion, make_batch, name and name(parsed))
+    generate_images(parsed, diffusion, make_batch, name and name(parsed))
 
 
 if __name__ == "__main__":

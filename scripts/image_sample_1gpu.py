@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import image_sample
 
 from guided_diffusion import launch
+from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 
@@ -19,6 +20,12 @@ class NameFlags(FlagGroup):
 
     model_type: str = flag("adm", "First part of the file name.")
     data_type: str = flag("cifar10", "Second part of the file name.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("model_type", "data_type"):
+            if {"/", "\\"} & set(getattr(self, name)):
+                raise UserError(f"--{name} is {getattr(self, name)!r}; expected a part of a file name, without slashes")
 
 
 GROUPS = [*image_sample.GROUPS, NameFlags]

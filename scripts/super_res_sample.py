@@ -17,10 +17,10 @@ from guided_diffusion.generate import (
     SampleFlags,
     SolverFlags,
     as_arrays,
-    generate_images,
     make_images,
 )
 from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, SuperResFlags, UNetFlags
 
 
@@ -35,6 +35,7 @@ GROUPS = [
     CheckpointFlags,
     BaseFlags,
     SampleFlags,
+    ShardFlags,
     SolverFlags,
     SuperResFlags,
     UNetFlags,
@@ -69,8 +70,6 @@ def main(parsed):
     base, labels = open_base(parsed[BaseFlags].base_samples, sizes.small_size, unet.class_cond and unet.num_classes)
     if flags.num_samples > len(base):
         logger.log(f"--base_samples holds {len(base)} images: they are taken in turn")
-    if not launch.announce(parsed):
-        return
 
     def make_batch(indices):
         chosen = torch.tensor(indices) % len(base)
@@ -82,7 +81,7 @@ def main(parsed):
         images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
-    generate_images(flags, diffusion, make_batch)
+    generate_images(parsed, diffusion, make_batch)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.stats import kstest
 from torch import nn
 
 from guided_diffusion import generate as module
-from guided_diffusion import logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
     IndexedNoise,
@@ -20,9 +18,7 @@ from guided_diffusion.generate import (
     labels_of,
     make_images,
     preview_sampler,
-    save_samples,
 )
-from guided_diffusion.images import grid
 from guided_diffusion.script_util import DiffusionFlags
 
 SHAPE = (3, 4, 4)
@@ -128,23 +124,6 @@ def test_exactly_the_images_asked_for_in_order(count, batch_size, ranks, monkeyp
     made = generate(SampleFlags(num_samples=count, batch_size=batch_size), make_batch)
     assert made["arr_0"].tolist() == [i**2 for i in range(count)]
     assert made["arr_1"].tolist() == [-i for i in range(count)]
-
-
-def test_saved_samples_come_back(tmp_path):
-    images = torch.rand(103, 3, 4, 4) * 2 - 1
-    arrays = as_arrays(images, torch.arange(103))
-    with logger.scoped_configure(str(tmp_path)):
-        save_samples(arrays)
-        save_samples(arrays, "mine.npz")
-    for name in ("samples_103x4x4x3", "mine"):
-        with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as saved:
-            assert saved["arr_0"].dtype == np.uint8 and saved["arr_1"].dtype == np.int64
-            assert np.array_equal(saved["arr_0"], ((images + 1) * 127.5).byte().permute(0, 2, 3, 1))
-            assert saved["arr_1"].tolist() == list(range(103))
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            small = np.asarray(picture)[::16, ::16]
-        assert np.array_equal(small, grid(arrays["arr_0"][:100]))
-    assert {p.suffix for p in tmp_path.iterdir() if p.stem in ("mine", "samples_103x4x4x3")} == {".npz", ".png"}
 
 
 class Toy(nn.Module):

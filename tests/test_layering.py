@@ -13,8 +13,10 @@ LAYERS = [
     ["errors"],
     ["flags", "files", "schedule", "losses", "nn"],
     ["dist_util", "presets"],
-    ["logger"],
+    ["logger", "interruption", "folder_lock"],
+    ["progress"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
+    ["sample_store"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
@@ -25,6 +27,7 @@ LAYERS = [
     ["architecture"],
     ["checkpoints"],
     ["generate", "train_util", "launch"],
+    ["sampling_job"],
     ["scripts"],
 ]
 WORDS = ("schedule", "denoiser", "sampling", "losses", "solvers", "methods")

@@ -262,7 +262,7 @@ def test_an_unconditional_network_is_guided_to_the_labels_of_the_classifier(
     assert strong["arr_1"].tolist() == [1, 2, 1, 2, 1]
 
 
-def test_upsampling_follows_each_small_image(upsampler, tmp_path):
+def test_upsampling_follows_each_small_image(upsampler, tmp_path, capsys):
     rng = np.random.default_rng(0)
     small = rng.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     changed = small.copy()
@@ -271,11 +271,15 @@ def test_upsampling_follows_each_small_image(upsampler, tmp_path):
     for images in (small, changed):
         np.savez(tmp_path / "small.npz", arr_0=images, arr_1=[2, 0, 1, 1])
         flags = ["--model_path", upsampler, "--base_samples", tmp_path / "small.npz", *FEW, "--num_samples", 7]
-        run("super_res_sample", *flags, "--out_dir", tmp_path)
-        made.append(arrays(tmp_path / "samples_7x16x16x3.npz"))
+        out = tmp_path / str(len(made))
+        run("super_res_sample", *flags, "--out_dir", out)
+        made.append(arrays(out / "samples_7x16x16x3.npz"))
     assert made[0]["arr_1"].tolist() == [2, 0, 1, 1, 2, 0, 1]
     differs = [not np.array_equal(a, b) for a, b in zip(made[0]["arr_0"], made[1]["arr_0"])]
     assert differs == [False, False, True, False, False, False, True]
+    with pytest.raises(SystemExit):
+        run("super_res_sample", *flags, "--out_dir", tmp_path / "0")
+    assert "--base_samples is a file of" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- likelihood

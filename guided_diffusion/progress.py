@@ -1,0 +1,39 @@
+"""How far a long job is: a bar on a terminal, lines in the log elsewhere."""
+
+import contextlib
+import sys
+import time
+from datetime import timedelta
+
+from tqdm.auto import tqdm
+
+from . import dist_util, logger
+
+LINE_EVERY = 30  # seconds
+
+
+@contextlib.contextmanager
+def shown(total, done, unit):
+    """Yield `add(count)`, which says that so many more are made; rank 0 shows their rate and the time left.
+
+    :param total: how many there are in all.
+    :param done: how many of them were there before.
+    :param unit: what they are, such as "image".
+    """
+    began = time.monotonic()
+    count, last = done, 0.0
+    terminal = sys.stderr.isatty()
+
+    def add(more):
+        nonlocal count, last
+        count += more
+        bar.update(more)
+        passed = time.monotonic() - began
+        if not terminal and dist_util.is_main() and (passed - last >= LINE_EVERY or not last or count == total):
+            last = passed
+            rate = (count - done) / passed
+            left = timedelta(seconds=round((total - count) / rate))
+            logger.log(f"{count} of {total} {unit}s, {rate:.3g} {unit}s/s, {left} left")
+
+    with tqdm(total=total, initial=done, unit=unit, disable=not (terminal and dist_util.is_main())) as bar:
+        yield add

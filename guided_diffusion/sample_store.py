@@ -1,0 +1,177 @@
+"""The images of a run on disk, from the first finished ones to the npz.
+
+A run is cut into chunks of consecutive images. `OUT_DIR/STEM.chunks/` holds
+
+    settings.json                      what decides the images, as the run was begun
+    images_00000016_00000031.chunk     images 16 to 31, finished: the SHA-256 of an npz, and the npz, with the images
+                                       as `arr_0` and their labels, if any, as `arr_1`
+    finished_100.json                  the npz that 100 images became, and its size
+
+A chunk is complete or not there. Once all chunks have become the npz they are deleted; the other two files stay.
+"""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+
+from . import dist_util, files, logger
+from .errors import UserError
+from .images import save_grid
+
+DIGEST = hashlib.sha256().digest_size
+PICTURED = 100  # images of the picture beside the npz
+
+
+class SampleStore:
+    """The chunks in a folder of output, and what becomes of them.
+
+    :param out_dir: local, or any address blobfile writes.
+    :param stem: tells apart the runs that may share that folder.
+    """
+
+    def __init__(self, out_dir, stem):
+        self.out_dir = out_dir
+        self.folder = files.join(out_dir, f"{stem}.chunks")
+
+    def begin(self, settings, alone):
+        """Begin a run, or go on with one of the same settings; every rank has to call it.
+
+        :param settings: {name: value}, values as JSON has them. Those under "decisive", a dict of flags, have to be
+            the same in all runs of the folder; the others are only kept.
+        :param alone: no other job can be at work in the folder; settings that made no image yet are then replaced.
+        :return: the settings the folder was begun with.
+        :raises UserError: on every rank, naming the decisive settings that differ.
+        """
+        answer = self._begin(settings, alone) if dist_util.is_main() else None
+        saved, refusal = dist_util.broadcast_object(answer)
+        if refusal:
+            raise UserError(refusal)
+        return saved
+
+    def _begin(self, settings, alone):
+        files.make_folder(self.folder)
+        path = files.join(self.folder, "settings.json")
+        if not files.exists(path) or (alone and not self._names(("images_", "finished_"))):
+            files.write_text(path, json.dumps(settings, indent=1) + "\n")
+            return settings, None
+        try:
+            saved = json.loads(files.read_text(path))
+            before, now = saved["decisive"], settings["decisive"]
+        except (ValueError, KeyError, TypeError):
+            return None, f"{path} is damaged; give another --out_dir, or delete {self.folder}"
+        differing = [
+            f"--{name} is {_shown(name, now)}, there it is {_shown(name, before)}"
+            for name in sorted(before.keys() | now.keys())
+            if name not in before or name not in now or before[name] != now[name]
+        ]
+        if not differing:
+            return saved, None
+        return None, (
+            f"{self.out_dir} was begun with other settings ({'; '.join(differing)}): give another --out_dir, or delete "
+            f"{self.folder} to begin anew"
+        )
+
+    def missing(self, chunks):
+        """Those of `chunks` (ranges of indices) that are not there whole; every rank calls it and reads its share."""
+        there = self._names(("images_",))
+        share = chunks[dist_util.rank() :: dist_util.world_size()]
+        mine = [c.start for c in share if _name(c) not in there or self._read(c) is None]
+        everywhere = dist_util.gather_object(mine)
+        starts = dist_util.broadcast_object(everywhere and {start for part in everywhere for start in part})
+        return [c for c in chunks if c.start in starts]
+
+    def absent(self, chunks):
+        """Those of `chunks` that are not there, without a look inside."""
+        there = self._names(("images_",))
+        return [c for c in chunks if _name(c) not in there]
+
+    def save(self, chunk, arrays):
+        """Keep the {name: array [n, ...]} of a chunk, on disk when this returns."""
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        digest = hashlib.sha256(content.getbuffer()).digest()
+        files.write_bytes(files.join(self.folder, _name(chunk)), digest + content.getbuffer())
+
+    def _read(self, chunk):
+        """The {name: array} of a chunk, or None where the file is damaged."""
+        path = files.join(self.folder, _name(chunk))
+        content = files.read_bytes(path)
+        digest, content = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            logger.warn(f"{path} is damaged")
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as npz:
+            return {name: npz[name] for name in npz.files}
+
+    def assemble(self, chunks, name=None):
+        """Join all chunks of a run, one at a time, and delete them: an npz and a PNG of its first images.
+
+        :param name: of the npz; default `samples_NxHxWx3.npz`.
+        :return: the paths of both.
+        :raises UserError: if a chunk turns out to be damaged; it is deleted.
+        :raises FileNotFoundError: if a chunk is not there.
+        """
+        first, count = self._whole(chunks[0]), chunks[-1].stop
+        shape = (count, *first["arr_0"].shape[1:])
+        name = name or f"samples_{'x'.join(map(str, shape))}.npz"
+        path = files.join(self.out_dir, name)
+        members = {
+            key: (array.dtype, (count, *array.shape[1:]), self._parts(chunks, key)) for key, array in first.items()
+        }
+        files.stream_npz(path, members)
+        pictured = [self._whole(chunk)["arr_0"] for chunk in chunks if chunk.start < PICTURED]
+        picture = path.removesuffix(".npz") + ".png"
+        save_grid(picture, np.concatenate(pictured)[:PICTURED])
+        record = {"file": name, "size": files.size(path)}
+        files.write_text(self._record(count), json.dumps(record) + "\n")
+        self._clean(name)
+        return path, picture
+
+    def _parts(self, chunks, key):
+        return (self._whole(chunk)[key] for chunk in chunks)
+
+    def _whole(self, chunk):
+        arrays = self._read(chunk)
+        if arrays is None:
+            path = files.join(self.folder, _name(chunk))
+            files.remove(path)
+            raise UserError(f"{path} is damaged and was deleted; the same command makes its images again")
+        return arrays
+
+    def finished(self, count):
+        """The path of the npz of `count` images if it is there as it was assembled, else None."""
+        try:
+            record = json.loads(files.read_text(self._record(count)))
+            path = files.join(self.out_dir, files.split(record["file"])[1])
+            if files.size(path) != record["size"]:
+                return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        self._clean(record["file"])
+        return path
+
+    def _record(self, count):
+        return files.join(self.folder, f"finished_{count}.json")
+
+    def _clean(self, name):
+        """Delete chunks, and what killed processes left unfinished of them and of the npz `name`."""
+        unfinished = [n for n, _ in files.entries(self.out_dir) if n.startswith(f"{name}.") and n.endswith(".tmp")]
+        doomed = [(self.folder, n) for n in self._names(("images_",))] + [(self.out_dir, n) for n in unfinished]
+        for folder, name in doomed:
+            try:
+                files.remove(files.join(folder, name))
+            except FileNotFoundError:  # another shard is cleaning as well
+                pass
+
+    def _names(self, starts):
+        return {name for name, _ in files.entries(self.folder) if name.startswith(starts)}
+
+
+def _name(chunk):
+    return f"images_{chunk.start:08d}_{chunk.stop - 1:08d}.chunk"
+
+
+def _shown(name, settings):
+    return repr(settings[name]) if name in settings else "absent"

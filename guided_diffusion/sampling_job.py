@@ -1,0 +1,150 @@
+"""A sampling job: it may be killed, stopped, shared among ranks and machines, and ends with the same file."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from . import dist_util, files, folder_lock, interruption, launch, logger, progress
+from .errors import UserError
+from .flags import FlagGroup, flag
+from .generate import SampleFlags
+from .methods.time_shift import ShiftStatistics
+from .sample_store import SampleStore
+
+# Flags that name a file of which the content decides the images, not the name.
+FILES = ("model_path", "classifier_path", "base_samples")
+
+# Flags that change no image.
+IDLE = {
+    *("out_dir", "device", "preset", "dry_run", "override", "model_type", "data_type"),
+    *("num_samples", "per_class", "shard", "use_checkpoint", "dropout", "use_kl", "rescale_learned_sigmas"),
+}
+
+
+@dataclass
+class ShardFlags(FlagGroup):
+    """The work of independent jobs."""
+
+    shard: str = flag("", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.place[0] <= self.place[1]:
+            raise UserError(f"--shard is {self.shard!r}; expected i/n with i from 1 to n, such as 3/8")
+
+    @property
+    def place(self):
+        """(i, n); (1, 1) for a job that makes all, (0, 0) for no such text."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard or "1/1", re.ASCII)
+        return tuple(map(int, found.groups())) if found else (0, 0)
+
+
+def generate_images(parsed, diffusion, make_batch, name=None):
+    """Announce the flags, sample what is not there yet, save and report: the end of every sampling script.
+
+    Each batch is a chunk of a SampleStore, saved before the next begins. The ranks take the missing ones in turn.
+
+    :param parsed: the resolved Parsed flags.
+    :param diffusion: the process, whose time-shift searches are counted and logged.
+    :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, 3]}`, with labels as "arr_1"; see `as_arrays`.
+    :param name: of the npz; default `samples_NxHxWx3.npz`.
+    :raises UserError: if another job is at work in the output folder, or it was begun with other settings.
+    :raises SystemExit: on SIGTERM or Ctrl-C, after the batches in hand.
+    """
+    if parsed[launch.RunFlags].dry_run:
+        launch.announce(parsed)
+        return
+    out_dir, (part, parts) = logger.get_dir(), parsed[ShardFlags].place
+    store = SampleStore(out_dir, name.removesuffix(".npz") if name else "samples")
+    try:
+        with folder_lock.locked(out_dir, f"{part}-of-{parts}" if parts > 1 else ""):
+            settings = _settings(parsed)
+            _follow(store.begin(settings, alone=parts == 1), settings)
+            launch.announce(parsed)
+            _make(store, parsed, diffusion, make_batch, name)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out_dir}: {error.strerror or error}; what is finished is kept, and the same command "
+            "continues"
+        ) from error
+
+
+def _settings(parsed):
+    """What decides the images of a run, and what may round them."""
+    decisive = {k: v for k, v in parsed.values().items() if k not in IDLE}
+    if dist_util.is_main():
+        decisive |= {k: f"a file of SHA-256 {files.sha256(decisive[k])}" for k in FILES if k in decisive}
+    device = dist_util.dev()
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    rounding = {"device": kind, "torch": torch.__version__}
+    return {"decisive": decisive, "threads": torch.get_num_threads(), "rounding": rounding}
+
+
+def _follow(begun, settings):
+    """Compute as the first run of the folder did, in as many threads; where that is not enough for its bytes, warn."""
+    if dist_util.dev().type == "cpu" and begun["threads"] != torch.get_num_threads():
+        torch.set_num_threads(begun["threads"])
+        logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+    for name, value in settings["rounding"].items():
+        if begun["rounding"][name] != value:
+            logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
+
+
+def _make(store, parsed, diffusion, make_batch, name):
+    flags, (part, parts) = parsed[SampleFlags], parsed[ShardFlags].place
+    starts = range(0, flags.num_samples, flags.batch_size)
+    chunks = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
+    path = dist_util.broadcast_object(store.finished(flags.num_samples) if dist_util.is_main() else None)
+    if path:
+        logger.log(f"{path} is complete: nothing to do")
+        return
+    mine = chunks[part - 1 :: parts]
+    missing = store.missing(mine)
+    shift = diffusion.time_shift
+    if shift is not None:
+        shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
+    _fill(store, missing, sum(map(len, mine)), make_batch)
+    if shift is not None:
+        dist_util.all_reduce_sum(shift.observe.totals)
+        if len(missing) < len(chunks):
+            logger.log(f"time shift of the {sum(map(len, missing))} images that this run made:")
+        for time, count, mean, edge in shift.observe.rows():
+            logger.log(f"time shift round {time}: mean {mean:+.2f} of {count} searches, {100 * edge:.0f} % at an edge")
+    if dist_util.is_main():
+        _finish(store, chunks, name)
+
+
+def _fill(store, missing, total, make_batch):
+    """Sample and save the missing chunks, the ranks in step; `total` counts the images of this job, old and new."""
+    rank, size = dist_util.rank(), dist_util.world_size()
+    done = total - sum(map(len, missing))
+    if done:
+        logger.log(f"{done} of {total} images are there already")
+    with interruption.awaited() as asked, progress.shown(total, done, "image") as add:
+        for first in range(0, len(missing), size):
+            turn = missing[first : first + size]
+            for chunk in turn[rank : rank + 1]:
+                store.save(chunk, make_batch(chunk))
+            number = asked()
+            add(sum(map(len, turn)))
+            if number:
+                kept = done + sum(map(len, missing[: first + size]))
+                interruption.stop(number, f"{kept} of {total} images are kept, and the same command continues")
+
+
+def _finish(store, chunks, name):
+    """Write the npz, unless other shards still have to add to it or were faster."""
+    absent = store.absent(chunks)
+    if not absent:
+        try:
+            for path in store.assemble(chunks, name):
+                logger.log(f"saved {path}")
+            return
+        except FileNotFoundError:  # another shard has done it and deleted the chunks
+            absent = chunks
+    path = store.finished(chunks[-1].stop)
+    if path:
+        logger.log(f"saved {path}, by another shard")
+    else:
+        logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")

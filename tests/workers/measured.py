@@ -1,0 +1,11 @@
+"""measured.py SCRIPT FLAGS...: run a script and say how much memory its process took at most."""
+
+import os
+import resource
+import runpy
+import sys
+
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(f"rank {os.environ['PMI_RANK']} peaked at {peak} kB", flush=True)

@@ -6,6 +6,7 @@ socket (urllib3 tries IPv6).
 
 import io
 import os
+import re
 
 import numpy as np
 
@@ -93,7 +94,10 @@ def read_text(path):
 
 
 def write_bytes(path, data):
-    """Replace the content of a file, so that a reader sees the old or the new, never a part."""
+    """Replace the content of a file, so that a reader sees the old or the new, never a part, even after a power cut.
+
+    :raises OSError: naming the path; the unfinished file is gone then.
+    """
     if is_remote(path):
         _remote("write_bytes", path, bytes(data))
         return
@@ -101,11 +105,34 @@ def write_bytes(path, data):
     try:
         with open(unfinished, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+        _sync_folder(os.path.dirname(path) or ".")
+    except BaseException as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = path  # a full disk is told by write, which knows no name
         raise
+
+
+def _sync_folder(folder):
+    """Have the names in a folder on disk."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_unfinished(folder):
+    """Delete what `write_bytes` left unfinished in a folder when its process was killed."""
+    if not is_remote(folder):
+        for name in os.listdir(folder):
+            if re.fullmatch(r".+\.\d+\.tmp", name):
+                os.remove(os.path.join(folder, name))
 
 
 def write_text(path, text):
@@ -119,8 +146,12 @@ def append_text(path, text):
         # an object store cannot append
         write_text(path, (read_text(path) if exists(path) else "") + text)
         return
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 def write_npz(path, arrays):

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "guided_diffusion"
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    ["flags", "files", "schedule", "losses", "nn"],
-    ["dist_util", "presets"],
+    ["flags", "files", "schedule", "losses", "nn", "random_state"],
+    ["dist_util", "presets", "manifest"],
     ["logger"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["solvers.step"],
@@ -24,6 +24,7 @@ LAYERS = [
     ["script_util"],
     ["architecture"],
     ["checkpoints"],
+    ["resume"],
     ["generate", "train_util", "launch"],
     ["scripts"],
 ]

@@ -1,0 +1,72 @@
+"""SIGTERM and Ctrl-C as a question: a loop asks between two units of work whether it should stop.
+
+with interruption.awaited() as asked:
+    for unit in work:
+        do(unit)
+        if number := asked():
+            interruption.stop(number, "the same command continues")
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from . import dist_util
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# A terminal and a launcher may both pass on one Ctrl-C: what comes within so many seconds is the same request.
+SAME_REQUEST = 1.0
+
+
+@contextlib.contextmanager
+def awaited():
+    """Yield `asked() -> int`: the number of the signal that some rank has got in this with-block, 0 for none.
+
+    Every rank has to call `asked` at the same places, for the answer is the same on all of them: a signal that
+    reaches one rank stops all. Meanwhile signals do not end the process; but a second one, `SAME_REQUEST` seconds or
+    more after the first, does what it did before the block, which is to end at once. The handlers of before come
+    back after the block. Only the main thread may use it.
+    """
+    counts = dict.fromkeys(SIGNALS, 0)
+    first = None
+
+    def note(number, frame):
+        nonlocal first
+        if first is not None and time.monotonic() - first >= SAME_REQUEST:
+            restore()
+            os.kill(os.getpid(), number)
+            return
+        first = first or time.monotonic()
+        counts[number] += 1
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def asked():
+        everywhere = dist_util.all_reduce_sum(torch.tensor([float(counts[number]) for number in SIGNALS]))
+        return next((int(number) for number, count in zip(SIGNALS, everywhere) if count), 0)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def stop(number, advice):
+    """End the run in order, on every rank, with exit status 128 + `number`: 130 for Ctrl-C, 143 for SIGTERM.
+
+    :param number: of the signal, as `asked` returned it.
+    :param advice: how to continue; rank 0 prints it to standard error.
+    :raises SystemExit: always.
+    """
+    if dist_util.is_main():
+        print(f"stopped by {signal.Signals(number).name}: {advice}", file=sys.stderr, flush=True)
+    dist_util.cleanup()
+    sys.exit(128 + number)

@@ -11,8 +11,9 @@ PACKAGE = ROOT / "guided_diffusion"
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
+    ["flags", "files", "schedule", "losses", "nn", "random_state"],
     ["dist_util", "presets", "manifest"],
-    ["logger", "interruption"],
+    ["logger", "interruption", "folder_lock"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],

@@ -1,0 +1,70 @@
+"""Two jobs in one folder: the second is refused, and a killed one blocks nothing."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from test_dist_util import WORKERS, clean_env, mpirun, needs_mpirun, run
+
+from guided_diffusion.errors import UserError
+from guided_diffusion.folder_lock import locked
+
+WAITING = [sys.executable, WORKERS / "waiting.py"]
+
+
+@contextlib.contextmanager
+def holding(folder, part=""):
+    """A process that holds `folder`."""
+    process = subprocess.Popen([*WAITING, folder, part, "60"], env=clean_env(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_second_job_is_refused_by_name(tmp_path):
+    with holding(tmp_path) as holder:
+        with pytest.raises(UserError) as caught, locked(tmp_path):
+            pass
+        for word in (str(tmp_path), f"process {holder.pid} ", socket.gethostname(), "--out_dir"):
+            assert word in str(caught.value)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError), locked(tmp_path, "1-of-2"):
+            pass
+
+
+def test_a_killed_job_blocks_nothing_though_its_forked_child_lives(tmp_path):
+    with holding(tmp_path) as holder:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with locked(tmp_path):
+            pass
+
+
+def test_parts_share_a_folder_but_no_part_twice(tmp_path):
+    with holding(tmp_path, "1-of-2") as holder:
+        with locked(tmp_path, "2-of-2"):
+            pass
+        for part in ("1-of-2", ""):
+            with pytest.raises(UserError, match=f"process {holder.pid} "), locked(tmp_path, part):
+                pass
+
+
+def test_it_is_let_go_after_the_block_and_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path):
+            assert run(*WAITING, tmp_path, "", 0).returncode == 2
+            raise ZeroDivisionError
+        assert run(*WAITING, tmp_path, "", 0).stdout == "held\n"
+
+
+@needs_mpirun
+def test_every_rank_is_refused(tmp_path):
+    with locked(tmp_path):
+        done = mpirun(2, "waiting.py", tmp_path, "", 0)
+    assert done.returncode == 2 and done.stdout.count(f"process {os.getpid()} ") == 1
+    assert mpirun(2, "waiting.py", tmp_path, "", 0).stdout == "held\n"

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from . import dist_util, files, flags, logger, presets
+from . import dist_util, files, flags, folder_lock, logger, presets
 from .errors import UserError
 from .flags import flag
 
@@ -66,6 +66,16 @@ def run(name, description, groups, body, overrides=None, argv=None):
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         dist_util.abort(130)
+
+
+def alone(body):
+    """The body of a script, for `run`, that refuses to start while another job writes to the output folder."""
+
+    def locked(parsed):
+        with folder_lock.locked(logger.get_dir()):
+            body(parsed)
+
+    return locked
 
 
 @contextlib.contextmanager

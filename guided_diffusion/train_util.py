@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import checkpoints, dist_util, files, logger, manifest, random_state, resume
+from . import checkpoints, dist_util, files, interruption, logger, manifest, random_state, resume
 from .errors import UserError
 from .flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
 from .fp16_util import MixedPrecisionTrainer
@@ -302,7 +302,7 @@ class TrainLoop:
         }
 
     def run_loop(self):
-        """Train to the end, and save there."""
+        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run."""
         last = self.flags.last_step()
         if last is not None and self.step >= last > 0:
             raise UserError(
@@ -310,30 +310,35 @@ class TrainLoop:
             )
         if dist_util.is_main():
             files.remove_unfinished(logger.get_dir())
-        saved = self.step if self.flags.resume_checkpoint else None
         clock = _Clock(self.step, last)
-        while last is None or self.step < last:
-            batch, cond = next(self.data)
-            self.run_step(batch, cond)
-            self.step += 1
-            images = batch.shape[0] * dist_util.world_size()
-            self.samples += images
-            clock.images += images
-            if self.after_step is not None:
-                self.after_step(self.step)
-            draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
-            if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
-                logger.logkv("step", self.step)
-                logger.logkv("samples", self.samples)
-                clock.log(self.step)
-                logger.dumpkvs()
-            if draws:
-                self.draw_preview()
-            if self.step % self.flags.save_interval == 0:
-                self.save()
-                saved = self.step
-        if saved != self.step:
-            self.save()
+        with interruption.awaited() as asked:
+            signal = 0
+            while not signal and (last is None or self.step < last):
+                self._next_step(clock, last)
+                signal = asked()
+                if self.step % self.flags.save_interval == 0 or signal or self.step == last:
+                    self.save()
+        if signal and self.step != last:
+            interruption.stop(signal, f"saved at step {self.step}; --resume_checkpoint auto goes on from there")
+
+    def _next_step(self, clock, last):
+        """One step with all that it logs and draws."""
+        batch, cond = next(self.data)
+        self.run_step(batch, cond)
+        self.step += 1
+        images = batch.shape[0] * dist_util.world_size()
+        self.samples += images
+        clock.images += images
+        if self.after_step is not None:
+            self.after_step(self.step)
+        draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
+        if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
+            logger.logkv("step", self.step)
+            logger.logkv("samples", self.samples)
+            clock.log(self.step)
+            logger.dumpkvs()
+        if draws:
+            self.draw_preview()
 
     def run_step(self, batch, cond):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""

@@ -81,4 +81,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("classifier_train", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("classifier_train", __doc__, GROUPS, launch.alone(main), OVERRIDES)

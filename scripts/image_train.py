@@ -39,4 +39,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("image_train", __doc__, GROUPS, main)
+    launch.run("image_train", __doc__, GROUPS, launch.alone(main))

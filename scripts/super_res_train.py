@@ -40,4 +40,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("super_res_train", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("super_res_train", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -1,6 +1,7 @@
 """The training loop: any objective, any number of ranks."""
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import checkpoints, dist_util, files, interruption, logger, manifest, random_state, resume
+from . import checkpoints, dist_util, files, interruption, logger, manifest, random_state, resume, slow_steps
 from .errors import UserError
 from .flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
 from .fp16_util import MixedPrecisionTrainer
@@ -311,22 +312,25 @@ class TrainLoop:
         if dist_util.is_main():
             files.remove_unfinished(logger.get_dir())
         clock = _Clock(self.step, last)
-        with interruption.awaited() as asked:
+        with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
             signal = 0
             while not signal and (last is None or self.step < last):
-                self._next_step(clock, last)
+                doing("the next batch", step=self.step + 1)
+                batch, cond = next(self.data)
+                doing("its loss and gradient, and for those of the other ranks")
+                self.run_step(batch, cond)
+                doing("its log row, and for those of the other ranks")
+                self._report(len(batch) * dist_util.world_size(), clock, last)
                 signal = asked()
                 if self.step % self.flags.save_interval == 0 or signal or self.step == last:
+                    doing("its checkpoint, which rank 0 writes")
                     self.save()
         if signal and self.step != last:
             interruption.stop(signal, f"saved at step {self.step}; --resume_checkpoint auto goes on from there")
 
-    def _next_step(self, clock, last):
-        """One step with all that it logs and draws."""
-        batch, cond = next(self.data)
-        self.run_step(batch, cond)
+    def _report(self, images, clock, last):
+        """Count a step of so many images, log it and draw it."""
         self.step += 1
-        images = batch.shape[0] * dist_util.world_size()
         self.samples += images
         clock.images += images
         if self.after_step is not None:
@@ -450,6 +454,12 @@ class TrainLoop:
             yield from checkpoints.parts(f"ema_{rate}_{step}.pt", {**state, **dict(zip(names, params))}, flags)
         yield from checkpoints.parts(f"opt{step}.pt", self.opt.state_dict())
         yield from checkpoints.parts(f"state{step}.pt", self._state(random))
+
+
+def _say_slow(sentence):
+    logger.warn(f"{dist_util.place()}: {sentence}")
+    if not dist_util.is_main():  # whose warnings reach a file alone
+        print(f"{dist_util.place()}: {sentence}", file=sys.stderr, flush=True)
 
 
 def _copy(source, target):

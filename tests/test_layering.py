@@ -11,7 +11,7 @@ PACKAGE = ROOT / "guided_diffusion"
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    ["flags", "files", "schedule", "losses", "nn", "random_state"],
+    ["flags", "files", "schedule", "losses", "nn", "random_state", "peers", "slow_steps"],
     ["dist_util", "presets", "manifest"],
     ["logger", "interruption", "folder_lock"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],

@@ -377,7 +377,9 @@ def _end_with(sentence):
     if sentence:
         sys.__stderr__.write(f"{sentence}\n")
         sys.__stderr__.flush()
-    time.sleep(0.5)  # the launcher drops what it has not yet passed on
+        time.sleep(0.5)  # the launcher drops what it has not yet passed on
+    else:
+        time.sleep(1.5 if _comm is None else 30)  # mpirun ends all with the status of the rank that says why
     os._exit(1)
 
 

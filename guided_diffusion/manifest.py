@@ -6,6 +6,7 @@ The set of step 10000 is complete once `manifest010000.json` lies in its folder.
 import contextlib
 import hashlib
 import json
+import math
 import re
 import time
 
@@ -47,8 +48,8 @@ def steps(folder):
 def _age(folder, step):
     try:
         return read(folder, step)["saved"], step
-    except UserError:
-        return 0.0, step
+    except UserError:  # first, so that whoever looks for a whole one meets it and says so
+        return math.inf, step
 
 
 def read(folder, step):
@@ -97,11 +98,13 @@ def forget(folder, step):
 
 def prune(folder, keep):
     """Delete all complete sets but the `keep` newest; files that no manifest lists stay."""
-    for step in steps(folder)[keep:]:
-        with contextlib.suppress(UserError):  # one that is damaged is not complete
-            listed = read(folder, step)["files"]
-            forget(folder, step)
-            _remove(folder, listed)
+    listed = {}
+    for step in steps(folder):
+        with contextlib.suppress(UserError):  # a damaged manifest makes no complete set
+            listed[step] = read(folder, step)["files"]
+    for step in list(listed)[keep:]:
+        forget(folder, step)
+        _remove(folder, listed[step])
 
 
 def _remove(folder, names):

@@ -40,7 +40,7 @@ def watch(rank, names, host, broadcast, lost):
                 _send(connection, word)
 
     def serve():
-        with selectors.DefaultSelector() as ready:
+        with server, selectors.DefaultSelector() as ready:
             ready.register(server, selectors.EVENT_READ)
             while not left.is_set():
                 for key, _ in ready.select(timeout=1):

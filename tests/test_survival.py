@@ -5,7 +5,7 @@ Real processes under mpirun. A run is killed again and again and started with th
 
 import contextlib
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -40,93 +40,71 @@ def command(ranks, images, folder, precision="fp32", sampler="uniform", steps=ST
     return list(map(str, words))
 
 
-def start(words):
-    return subprocess.Popen(
-        words,
-        env=clean_env(OMP_NUM_THREADS="1"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+class Job:
+    """A running command; `said` is what it has printed so far."""
+
+    def __init__(self, words, place):
+        self.path = place / f"said{len(list(place.glob('said*')))}.txt"
+        with open(self.path, "w") as out:
+            self.process = subprocess.Popen(
+                words,
+                env=clean_env(OMP_NUM_THREADS="1"),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self):
+        return self.path.read_text()
+
+    def trains(self):
+        """Wait until it has logged a step, or has ended."""
+        while self.process.poll() is None and "grad_norm" not in self.said:
+            time.sleep(0.01)
+
+    def ranks(self):
+        """The process id of each rank."""
+        return list(map(int, re.findall(r"rank \d \(process (\d+) on", self.said))) or [self.process.pid]
+
+    def ended(self):
+        """Its exit status, once it has ended."""
+        return self.process.wait(timeout=240)
 
 
-def finish(words):
-    process = start(words)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    return said
-
-
-def ranks_of(process):
-    """{rank: process id} of a job, {0: ...} of a single process."""
-    found = {}
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with contextlib.suppress(OSError):
-            if os.getsid(pid) == process.pid or os.getppid() == pid:
-                pass
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                marks = dict(entry.split(b"=", 1) for entry in file.read().split(b"\0") if b"=" in entry)
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                python = b"image_train.py" in file.read() and b"PMI_RANK" in marks
-            if python and _descends(pid, process.pid):
-                found[int(marks[b"PMI_RANK"])] = pid
-    return found or {0: process.pid}
-
-
-def _descends(pid, ancestor):
-    while pid > 1 and pid != ancestor:
-        with open(f"/proc/{pid}/stat") as file:
-            pid = int(file.read().rpartition(")")[2].split()[1])
-    return pid == ancestor
-
-
-def kill_at(process, folder, rng, whole_job):
-    """Kill one rank, or all, at a moment after it trains again: within a step, or while it saves. Returns what was said."""
-    log = folder / "progress.csv"
-    before = log.stat().st_size if log.exists() else 0
-    while process.poll() is None and not (log.exists() and log.stat().st_size > before):
-        time.sleep(0.002)
+def kill_at_random(job, folder, rng, whole_job):
+    """Kill all ranks, or one, at a moment after it trains: half of the times while it saves."""
+    job.trains()
     if rng.random() < 0.5:
-        while process.poll() is None and not list(folder.glob("*.tmp")):
+        while job.process.poll() is None and not list(folder.glob("*.tmp")):
             time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.1))
-    ranks = ranks_of(process)
-    victims = list(ranks.values()) if whole_job else [ranks[int(rng.integers(len(ranks)))]]
-    for pid in victims:
+    ranks = job.ranks()
+    for pid in ranks if whole_job else [ranks[int(rng.integers(len(ranks)))]]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
-    return said, process.returncode
-
-
-def different(a, b, step=STEPS):
-    """(number of files compared, names of those whose bytes differ) of the last step."""
-    names = sorted(path.name for path in a.glob(f"*{step:06d}.pt"))
-    return len(names), [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()]
+    return job.ended()
 
 
 def survive(images, tmp_path, ranks, precision, sampler, kills, seed):
     """Kill a run so many times and compare its end with that of an uninterrupted one."""
-    finish(command(ranks, images, tmp_path / "whole", precision, sampler))
-    rng, folder, done = np.random.default_rng(seed), tmp_path / "killed", 0
+    whole = Job(command(ranks, images, tmp_path / "whole", precision, sampler), tmp_path)
+    assert whole.ended() == 0, whole.said
+    rng, folder, moments = np.random.default_rng(seed), tmp_path / "killed", []
     words = command(ranks, images, folder, precision, sampler)
     for number in range(kills):
-        said, status = kill_at(start(words), folder, rng, whole_job=number % 2 == 0)
-        if status == 0:  # it was through before its end came
-            shutil.rmtree(folder)
-            continue
-        done += 1
-        if ranks > 1 and number % 2:
-            assert "has died without a word" in said or "BAD TERMINATION" in said
+        job = Job(words, tmp_path)
+        if kill_at_random(job, folder, rng, whole_job=number % 2 == 0) != 0:
+            moments.append((job.said.count("grad_norm"), sorted(path.name for path in folder.glob("*.tmp"))))
+            if ranks > 1 and number % 2:
+                assert "has died without a word" in job.said or "BAD TERMINATION" in job.said
     if not (folder / f"manifest{STEPS:06d}.json").exists():
-        finish(words)
-    compared, differ = different(tmp_path / "whole", folder)
-    print(
-        f"{ranks} ranks, {precision}, {sampler}: killed at {done} moments, {compared} files compared, differ: {differ}"
-    )
-    assert compared == 5 and not differ and done > 0
+        job = Job(words, tmp_path)
+        assert job.ended() == 0, job.said
+    names = sorted(path.name for path in (tmp_path / "whole").glob(f"*{STEPS:06d}.pt"))
+    differ = [n for n in names if (tmp_path / "whole" / n).read_bytes() != (folder / n).read_bytes()]
+    print(f"{ranks} ranks {precision} {sampler}: killed after (steps, unfinished files) {moments}; {len(names)} files")
+    assert len(names) == 5 and not differ and moments
     assert not list(folder.glob("*.tmp"))
 
 
@@ -149,27 +127,23 @@ def test_killed_at_random_moments(images, tmp_path, ranks, precision, sampler):
 
 @needs_mpirun
 def test_sigterm_to_mpirun_saves_on_all_ranks_and_the_run_goes_on(images, tmp_path):
-    words = command(2, images, tmp_path / "stopped", steps=10**6)
-    process = start(words)
-    for line in process.stdout:
-        if "grad_norm" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    said = process.stdout.read()
-    assert process.wait(timeout=60) == 143
-    assert "stopped by SIGTERM: saved at step" in said and "Traceback" not in said
+    job = Job(command(2, images, tmp_path / "stopped", steps=10**6), tmp_path)
+    job.trains()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.ended() == 143 and "Traceback" not in job.said
+    step = int(re.search(r"stopped by SIGTERM: saved at step (\d+)", job.said)[1])
+    again = Job(command(2, images, tmp_path / "stopped", steps=step + 1), tmp_path)
+    assert again.ended() == 0 and f"{step + 1}/{step + 1}" in again.said, again.said
 
 
 def test_a_second_job_in_the_folder_is_refused(images, tmp_path):
-    first = start(command(1, images, tmp_path, steps=10**6))
-    for line in first.stdout:
-        if "grad_norm" in line:
-            break
-    second = start(command(1, images, tmp_path))
-    said, _ = second.communicate(timeout=120)
-    assert second.returncode == 2 and f"is in use by process {first.pid}" in said and "Traceback" not in said
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
+    first = Job(command(1, images, tmp_path / "run", steps=10**6), tmp_path)
+    first.trains()
+    second = Job(command(1, images, tmp_path / "run"), tmp_path)
+    assert second.ended() == 2 and "Traceback" not in second.said
+    assert f"is in use by process {first.process.pid}" in second.said
+    first.process.kill()
+    first.ended()
 
 
 @pytest.fixture
@@ -183,17 +157,15 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_ends_in_a_sentence(images, small_disk):
-    process = start(command(1, images, small_disk))
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 2 and "Traceback" not in said
-    assert "No space left on device" in said and "make room and go on with --resume_checkpoint auto" in said
+def test_a_full_disk_ends_in_a_sentence(images, small_disk, tmp_path):
+    job = Job(command(1, images, small_disk), tmp_path)
+    assert job.ended() == 2 and "Traceback" not in job.said
+    assert "No space left on device" in job.said and "make room and go on with --resume_checkpoint auto" in job.said
     assert not list(small_disk.glob("*.tmp"))
 
 
-def test_a_read_only_disk_is_said_at_once(images, small_disk):
+def test_a_read_only_disk_is_said_at_once(images, small_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    process = start(command(1, images, small_disk))
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 2 and "Traceback" not in said
-    assert f"{small_disk} cannot be written: Read-only file system" in said
+    job = Job(command(1, images, small_disk), tmp_path)
+    assert job.ended() == 2 and "Traceback" not in job.said
+    assert f"{small_disk} cannot be written: Read-only file system" in job.said

@@ -16,6 +16,8 @@ import pytest
 from script_runs import FOLDER
 from test_dist_util import MPIRUN, clean_env, needs_mpirun
 
+from guided_diffusion import manifest
+
 NETWORK = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1 --attention_resolutions= --class_cond True "
     "--num_classes 3 --learn_sigma True --diffusion_steps 6 --noise_schedule cosine --dropout 0.3"
@@ -148,10 +150,10 @@ def test_a_second_job_in_the_folder_is_refused(images, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1 MB."""
+    """A disk of 6 MB, which holds one checkpoint of 4 MB and not two."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
@@ -161,7 +163,9 @@ def test_a_full_disk_ends_in_a_sentence(images, small_disk, tmp_path):
     job = Job(command(1, images, small_disk), tmp_path)
     assert job.ended() == 2 and "Traceback" not in job.said
     assert "No space left on device" in job.said and "make room and go on with --resume_checkpoint auto" in job.said
+    assert "the checkpoint of step 4 is whole" in job.said and not list(small_disk.glob("*0008*"))
     assert not list(small_disk.glob("*.tmp"))
+    manifest.check(small_disk, 4)
 
 
 def test_a_read_only_disk_is_said_at_once(images, small_disk, tmp_path):

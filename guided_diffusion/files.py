@@ -4,9 +4,13 @@ blobfile is imported only for an address such as gs://bucket/name, because the i
 socket (urllib3 tries IPv6).
 """
 
+import contextlib
+import hashlib
 import io
 import os
 import re
+import tempfile
+import zipfile
 
 import numpy as np
 
@@ -64,6 +68,14 @@ def remove(path):
     _remote("remove", path) if is_remote(path) else os.remove(path)
 
 
+def size(path):
+    """The length of a file in bytes.
+
+    :raises OSError: if it cannot be told; FileNotFoundError if there is no file.
+    """
+    return _remote("stat", path).size if is_remote(path) else os.path.getsize(path)
+
+
 def make_folder(path):
     """Make a folder and those above it; one that is there stays."""
     if is_remote(path):
@@ -94,17 +106,33 @@ def read_text(path):
 
 
 def write_bytes(path, data):
-    """Replace the content of a file, so that a reader sees the old or the new, never a part, even after a power cut.
+    """Replace the content of a file; as `replacing`, which raises too."""
+    if is_remote(path):
+        _remote("write_bytes", path, bytes(data))
+        return
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a binary file to write; after the block it is the file at `path`, which never shows a part of it.
+
+    That holds even after a power cut. A remote file is collected in a local temporary one first.
 
     :raises OSError: naming the path; the unfinished file is gone then.
     """
     if is_remote(path):
-        _remote("write_bytes", path, bytes(data))
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = os.path.join(folder, "unfinished")
+            with open(unfinished, "wb") as file:
+                yield file
+            _remote("copy", unfinished, path, True)
         return
     unfinished = f"{path}.{os.getpid()}.tmp"
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -159,3 +187,26 @@ def write_npz(path, arrays):
     data = io.BytesIO()
     np.savez(data, **arrays)
     write_bytes(path, data.getbuffer())
+
+
+def stream_npz(path, members):
+    """Write the npz that `numpy.savez` would write, byte for byte, without having any array whole.
+
+    :param members: {name: (dtype, shape, parts)}, where `parts` yields the array in pieces along its first axis.
+    """
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, (dtype, shape, parts) in members.items():
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for part in parts:
+                    member.write(part.tobytes())
+
+
+def sha256(path):
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_read(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -13,8 +13,6 @@ import time
 from . import files
 from .errors import UserError
 
-CHUNK = 1 << 24
-
 
 def path_of(folder, step):
     """Where the manifest of a step lies."""
@@ -77,16 +75,15 @@ def check(folder, step):
     :raises UserError: naming the first file that is missing, truncated or altered.
     """
     for name, entry in read(folder, step)["files"].items():
-        path = files.join(folder, name)
+        path, listed = files.join(folder, name), entry["size"]
         try:
-            size, digest = _measure(path)
+            size = files.size(path)
+            if size != listed:
+                raise UserError(f"{path} has {size} bytes and its manifest says {listed}: it is truncated or altered")
+            altered = files.sha256(path) != entry["sha256"]
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}); its manifest lists it") from error
-        if size != entry["size"]:
-            raise UserError(
-                f"{path} has {size} bytes; its manifest says {entry['size']}, so it is truncated or altered"
-            )
-        if digest != entry["sha256"]:
+        if altered:
             raise UserError(f"{path} is damaged: its checksum is not that of its manifest")
 
 
@@ -111,13 +108,3 @@ def _remove(folder, names):
     for name in names:
         with contextlib.suppress(OSError):
             files.remove(files.join(folder, name))
-
-
-def _measure(path):
-    """(size, sha256) of a file."""
-    digest, size = hashlib.sha256(), 0
-    with files.open_read(path) as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()

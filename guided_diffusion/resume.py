@@ -7,6 +7,9 @@ from .errors import UserError
 
 AUTO = "auto"
 
+# What TrainLoop saves as stateNNNNNN.pt.
+STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "bad_steps", "sampler", "random"}
+
 
 def starting_point(parsed, kind):
     """The Parsed flags of a training run, with the path of its checkpoint in place of `auto` or of a path.
@@ -69,7 +72,9 @@ def _newest(folder):
             "another --out_dir to start afresh"
         )
     if any(re.fullmatch(r"model\d+\.pt", name) for name, _ in files.entries(folder)):
-        logger.warn(f"the checkpoints in {folder} have no manifest, so none is known to be complete")
+        logger.warn(
+            f"the checkpoints in {folder} have no manifest, so none is known to be complete; go on from one by its path"
+        )
     logger.log(f"no checkpoint to go on from in {folder}: training starts at step 0")
     return ""
 
@@ -108,11 +113,11 @@ def beside(path, name):
 
 
 def read_state(path):
-    """What TrainLoop saved as stateNNNNNN.pt beside a model, or None where there is none, as with published ones."""
+    """The values named by STATE, saved beside a model; None where there are none, as with published ones."""
     state = beside(path, "state")
     if not files.exists(state):
         return None
     content = dist_util.load_checkpoint(state)
-    if not isinstance(content, dict) or "samples" not in content:
+    if not isinstance(content, dict) or not STATE <= content.keys():
         raise UserError(f"{state} is not the state of a training run")
     return content

@@ -188,7 +188,8 @@ class TrainLoop:
     With several ranks each computes its own batch, and gradients are averaged over the ranks.
 
     :param model: the network, on its device.
-    :param objective: `(model, batch, cond) -> (loss [N], {name: [N]} to log, t [N])` with `num_timesteps`.
+    :param objective: `(model, batch, cond) -> (loss [N], {name: [N]} to log, t [N])` with `num_timesteps`; what its
+        `sampler`, if it has one, has learnt is saved with the checkpoints.
     :param data: endless iterator of (batch [N, C, ...], cond: dict of tensors or arrays [N, ...]).
     :param flags: TrainFlags.
     :param resolved: {flag: value} to lie beside each checkpoint.
@@ -241,13 +242,16 @@ class TrainLoop:
             path = resume.beside(self.flags.resume_checkpoint, f"ema_{rate}_")
             if files.exists(path):
                 state = dist_util.load_state_dict(path)
-                for name, param in zip(names, params):
-                    param.copy_(state[name])
+                with _fitting(path):
+                    for name, param in zip(names, params):
+                        param.copy_(state[name])
             else:
                 logger.warn(f"no {path}: the moving average {rate} starts from the resumed weights")
         path = resume.beside(self.flags.resume_checkpoint, "opt")
         if files.exists(path):
-            self.opt.load_state_dict(dist_util.load_checkpoint(path, map_location=self.device))
+            state = dist_util.load_checkpoint(path, map_location=self.device)
+            with _fitting(path):
+                self.opt.load_state_dict(state)
             for group in self.opt.param_groups:  # the file has those of the run it is from
                 group.update(lr=self.flags.lr, weight_decay=self.flags.weight_decay)
         else:
@@ -454,6 +458,15 @@ class TrainLoop:
             yield from checkpoints.parts(f"ema_{rate}_{step}.pt", {**state, **dict(zip(names, params))}, flags)
         yield from checkpoints.parts(f"opt{step}.pt", self.opt.state_dict())
         yield from checkpoints.parts(f"state{step}.pt", self._state(random))
+
+
+@contextlib.contextmanager
+def _fitting(path):
+    """Errors within it mean that the file at `path` is that of another network."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit the network of --resume_checkpoint ({error})") from error
 
 
 def _say_slow(sentence):

@@ -130,6 +130,14 @@ def test_a_state_that_runs_code_is_refused(tmp_path):
         resume.read_state(str(tmp_path / "model000002.pt"))
 
 
+@pytest.mark.parametrize("name", ["ema_0.9999_000001.pt", "opt000001.pt"])
+def test_a_file_of_another_network_is_named(tmp_path, name):
+    tiny(tmp_path, plain_sum, iterations=1)[0].run_loop()
+    torch.save({}, tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} does not fit the network"):
+        tiny(tmp_path, plain_sum, iterations=2, resume_checkpoint=str(tmp_path / "model000001.pt"))
+
+
 def test_old_checkpoints_go_as_new_ones_come(tmp_path):
     tiny(tmp_path, plain_sum, iterations=7, save_interval=2, keep_checkpoints=2)[0].run_loop()
     assert sorted(path.name for path in tmp_path.glob("m*")) == sorted(

@@ -17,7 +17,7 @@ class MixedPrecisionTrainer:
 
     :param model: the network.
     :param dtype: torch.float32, torch.float16 or torch.bfloat16.
-    :param grad_clip: the largest norm of all gradients together; a larger one is scaled down to it. 0 never does.
+    :param grad_clip: the largest norm of all gradients together, to which a larger one is scaled down; 0 never does.
     :ivar bad_steps: how many steps in a row, up to the last one, were not finite.
     """
 

@@ -43,14 +43,14 @@ class TrainFlags(FlagGroup):
         0, "Steps between picture grids of moving-average samples; 0 draws none.", legal=at_least(0)
     )
     keep_checkpoints: int = flag(
-        0, "Number of complete checkpoints to keep; older ones are deleted. 0 keeps all.", legal=at_least(0)
+        0, "Number of complete checkpoints to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
     )
     resume_checkpoint: str = flag(
         "", "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder."
     )
     init_from: str = flag("", "Checkpoint to take the weights from, and nothing else; its classes may differ.")
     grad_clip: float = flag(
-        0.0, "Largest norm of the gradient; a larger one is scaled down to it. 0 never does.", legal=at_least(0)
+        0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)
     )
     fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.", legal=at_least(0))
     seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0))

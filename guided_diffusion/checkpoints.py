@@ -18,7 +18,6 @@ from .script_util import (
     SUPER_RES_CHANNEL_MULTS,
     ClassifierFlags,
     DiffusionFlags,
-    InputPerturbationFlags,
     SuperResFlags,
     UNetFlags,
     attention_rates,
@@ -35,10 +34,34 @@ FREE_FLAGS = {
     "timestep_respacing",
     "use_kl",
     "rescale_learned_sigmas",
+}
+
+# Flags of training that decide what its next steps compute.
+LASTING_FLAGS = {
     "input_perturbation",
     "perturb_schedule_type",
     "perturb_cutoff",
+    "schedule_sampler",
+    "batch_size",
+    "microbatch",
+    "lr",
+    "lr_anneal_steps",
+    "anneal_lr",
+    "weight_decay",
+    "grad_clip",
+    "ema_rate",
+    "fp16_scale_growth",
+    "seed",
+    "class_source",
+    "random_crop",
+    "random_flip",
+    "noised",
 }
+
+# Flags that say which classes a network knows, and the tensors whose shapes depend on them: those of the class
+# embedding, and of a classifier's last layers.
+CLASS_FLAGS = {"class_cond", "num_classes"}
+HEAD = re.compile(r"(label_emb|out)\.")
 
 
 @dataclasses.dataclass
@@ -59,11 +82,18 @@ def write(path, state, flags=None):
 
     :param path: local, or any address blobfile writes.
     """
+    folder, name = files.split(path)
+    for part, data in parts(name, state, flags):
+        files.write_bytes(files.join(folder, part), data)
+
+
+def parts(name, state, flags=None):
+    """(file name, content as bytes) of a state dict, and of the flags {name: value} beside it as JSON."""
     data = io.BytesIO()
     torch.save(state, data)
-    files.write_bytes(path, data.getbuffer())
+    yield name, data.getbuffer()
     if flags is not None:
-        files.write_text(sidecar_path(path), json.dumps(flags, indent=1, sort_keys=True) + "\n")
+        yield sidecar_path(name), (json.dumps(flags, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_flags(path):
@@ -81,13 +111,17 @@ def read_flags(path):
     return values
 
 
-def load_into(model, path, flag="model_path"):
+def load_into(model, path, flag="model_path", free_head=False):
     """Load the weights at `path` into a network.
 
+    :param free_head: whether tensors whose shape depends on the classes may differ; they stay as they are then.
+    :return: the names of those that did.
     :raises UserError: at most ten lines, if keys or shapes differ.
     """
     state = _read(path, flag)
     expected = model.state_dict()
+    left = [k for k in sorted({*state, *expected}) if free_head and HEAD.match(k) and not _alike(k, state, expected)]
+    state = {k: v for k, v in state.items() if k not in left} | {k: expected[k] for k in left if k in expected}
     missing = [k for k in expected if k not in state]
     surplus = [k for k in state if k not in expected]
     other = [k for k in expected if k in state and state[k].shape != expected[k].shape]
@@ -100,6 +134,11 @@ def load_into(model, path, flag="model_path"):
             lines.append(f"  {key} is {tuple(state[key].shape)}, the flags make it {tuple(expected[key].shape)}")
         raise UserError("\n".join(lines))
     model.load_state_dict(state)
+    return left
+
+
+def _alike(key, state, expected):
+    return key in state and key in expected and state[key].shape == expected[key].shape
 
 
 def _read(path, flag):
@@ -236,7 +275,7 @@ def _advise(path):
         logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
-def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset()):
+def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=FREE_FLAGS):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
     The flags beside the checkpoint speak for it; without those, its shapes do.
@@ -247,6 +286,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     :param override: let given flags win over those beside the checkpoint.
     :param flag: that names the checkpoint.
     :param fixed: flags that count as given though the command line left them out.
+    :param free: flags that may contradict the checkpoint.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
     if not path:
@@ -260,9 +300,9 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     source = sidecar_path(path) if known else "its tensors"
     if not known:
         known = _revealed(path, kind, given, flag)
-    conflicts = _conflicts(given, known, kind)
+    conflicts = _conflicts(given, known, kind, free)
     if conflicts and not (override and source == sidecar_path(path)):
-        hint = "; --override True insists" if source == sidecar_path(path) else ""
+        hint = "; --override True insists" if source == sidecar_path(path) and "override" in values else ""
         shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
         raise UserError(
             "\n".join([f"--{flag} {path} is another network than the flags say (by {source}{hint}):", *shown])
@@ -278,10 +318,18 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
 def resume(parsed, path, kind):
     """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty.
 
-    An input perturbation goes on too, unless the command line gives another.
+    LASTING_FLAGS go on too, unless the command line gives others.
     """
-    kind = dataclasses.replace(kind, names=kind.names | _names(InputPerturbationFlags))
-    return resolve(parsed, path, kind, flag="resume_checkpoint") if path else parsed
+    kind = dataclasses.replace(kind, names=kind.names | LASTING_FLAGS)
+    return resolve(parsed, path, kind, flag="resume_checkpoint", free=FREE_FLAGS | LASTING_FLAGS) if path else parsed
+
+
+def initialise(parsed, path, kind):
+    """The Parsed flags of a training run that takes its first weights from `path`, or as they are where that is empty.
+
+    It may have other classes than the checkpoint.
+    """
+    return resolve(parsed, path, kind, flag="init_from", free=FREE_FLAGS | CLASS_FLAGS) if path else parsed
 
 
 def _check_kind(beside, kind, path, flag):
@@ -317,12 +365,12 @@ def _revealed(path, kind, given, flag):
     return {k: v for k, v in known.items() if k in kind.names}
 
 
-def _conflicts(given, known, kind):
+def _conflicts(given, known, kind, free):
     """One line for each given flag that contradicts the known ones."""
     return [
         f"  --{k} is {given[k]!r}, the checkpoint has {known[k]!r}"
         for k in sorted(given)
-        if k in known and k not in FREE_FLAGS and not _same(k, given, known, kind)
+        if k in known and k not in free and not _same(k, given, known, kind)
     ]
 
 

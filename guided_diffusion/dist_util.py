@@ -6,6 +6,7 @@ goes the same way but needs no MPI, opens no socket and never communicates; so d
 calls `setup_dist`.
 """
 
+import atexit
 import errno
 import gc
 import os
@@ -20,7 +21,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from . import files
+from . import files, peers
 from .errors import UserError
 
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.
@@ -53,6 +54,7 @@ class Launch:
 _launch = Launch("python")
 _device = None
 _comm = None
+_leave = None
 
 
 # ------------------------------------------------------------------- who started this process
@@ -265,7 +267,7 @@ def setup_dist(device=None, timeout=120):
     the ranks may take to meet. One line on stderr of rank 0 tells what was found. UserError if the
     launcher's variables make no sense, the device does not exist, or the ranks do not meet.
     """
-    global _launch, _device
+    global _launch, _device, _leave
     if _device is not None:
         return
     launch = _find_launch(os.environ)
@@ -282,8 +284,15 @@ def setup_dist(device=None, timeout=120):
 
     hosts = _meet(launch, chosen, timeout) if launch.size > 1 else 1
     _launch, _device = launch, chosen
+    if launch.size > 1:
+        names = [None] * launch.size
+        dist.all_gather_object(names, place())
+        _leave = peers.watch(launch.rank, names, launch.host, broadcast_object, _end_with)
+        atexit.register(_leave)
     if launch.rank == 0:
         print(_summary(launch, chosen, hosts), file=sys.stderr, flush=True)
+        if launch.size > 1:
+            print(", ".join(names), file=sys.stderr, flush=True)
         if launch.size == 1 and device in (None, "cuda") and torch.cuda.device_count() > 1:
             gpus = torch.cuda.device_count()
             command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
@@ -363,9 +372,24 @@ def _summary(launch, device, hosts):
     )
 
 
+def _end_with(sentence):
+    """End this process because another rank has died; called outside the main thread, which may wait for that one."""
+    if sentence:
+        sys.__stderr__.write(f"{sentence}\n")
+        sys.__stderr__.flush()
+        time.sleep(0.5)  # the launcher drops what it has not yet passed on
+    else:
+        time.sleep(1.5 if _comm is None else 30)  # mpirun ends all with the status of the rank that says why
+    os._exit(1)
+
+
 def cleanup():
     """Leave the job. Afterwards this is one process again, and `setup_dist` may be called anew."""
-    global _launch, _device
+    global _launch, _device, _leave
+    if _leave is not None:
+        _leave()
+        atexit.unregister(_leave)
+        _leave = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         # DDP is a reference cycle that keeps gloo's threads alive; ended after Python is, they abort the process
@@ -377,6 +401,8 @@ def abort(status):
     """End this process with exit status `status`, and under mpirun every other rank too."""
     sys.stdout.flush()
     sys.stderr.flush()
+    if _leave is not None:
+        _leave(peers.FAILED)
     if _comm is not None:
         time.sleep(0.5)  # mpirun drops what it has not yet passed on
         _comm.Abort(status)
@@ -411,6 +437,11 @@ def local_rank():
 def is_main():
     """Return whether this is rank 0, the one that prints and saves."""
     return _launch.rank == 0
+
+
+def place():
+    """Return what this process is called in messages: its rank, process number and host."""
+    return f"rank {_launch.rank} (process {os.getpid()} on {socket.gethostname()})"
 
 
 # ------------------------------------------------- talking: every rank calls these, in one order

@@ -13,16 +13,20 @@ class MixedPrecisionTrainer:
 
     The network computes in float16 or bfloat16 under `autocast`. Under float16 the loss is multiplied by
     2 ** lg_loss_scale, which falls by 1 at a non-finite gradient and otherwise grows by
-    `fp16_scale_growth` a step. A step with a non-finite gradient changes no weight.
+    `fp16_scale_growth` a step. A step with a non-finite loss or gradient changes no weight.
 
     :param model: the network.
     :param dtype: torch.float32, torch.float16 or torch.bfloat16.
+    :param grad_clip: the largest norm of all gradients together, to which a larger one is scaled down; 0 never does.
+    :ivar bad_steps: how many steps in a row, up to the last one, were not finite.
     """
 
-    def __init__(self, model, dtype=torch.float32, fp16_scale_growth=1e-3):
+    def __init__(self, model, dtype=torch.float32, fp16_scale_growth=1e-3, grad_clip=0.0):
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.dtype = dtype
         self.fp16_scale_growth = fp16_scale_growth
+        self.grad_clip = grad_clip
+        self.bad_steps = 0
         self.lg_loss_scale = INITIAL_LG_LOSS_SCALE if self.scales_loss else 0.0
 
     @property
@@ -37,13 +41,14 @@ class MixedPrecisionTrainer:
         return torch.autocast(self.params[0].device.type, dtype=self.dtype)
 
     def backward(self, loss):
-        """Accumulate gradients of a scalar loss."""
-        (loss * 2**self.lg_loss_scale).backward()
+        """Accumulate gradients of a scalar loss; one that is not finite makes them NaN, on every rank."""
+        poison = 1 + 0 * loss.detach()  # 1, or NaN
+        (loss * poison * 2**self.lg_loss_scale).backward()
 
     def optimize(self, optimizer):
         """One optimiser step, unless a gradient is not finite; clears the gradients.
 
-        :return: (stepped, the gradients' norm, the weights' norm), the norms as floats.
+        :return: (stepped, the gradients' norm before clipping, the weights' norm), the norms as floats.
         """
         grads = [p.grad for p in self.params if p.grad is not None]
         if self.scales_loss:
@@ -51,7 +56,10 @@ class MixedPrecisionTrainer:
         grad_norm, param_norm = _norm(grads), _norm(self.params)
         stepped = math.isfinite(grad_norm)
         if stepped:
+            if 0 < self.grad_clip < grad_norm:
+                torch._foreach_mul_(grads, self.grad_clip / grad_norm)
             optimizer.step()
+        self.bad_steps = 0 if stepped else self.bad_steps + 1
         if self.scales_loss:
             self.lg_loss_scale += self.fp16_scale_growth if stepped else -1
         optimizer.zero_grad(set_to_none=True)

@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 
-from . import dist_util, files, flags, logger, presets
+from . import dist_util, files, flags, folder_lock, logger, presets
 from .errors import UserError
 from .flags import flag
 
@@ -63,9 +64,26 @@ def run(name, description, groups, body, overrides=None, argv=None):
     except (UserError, OSError) as error:
         _complain(f"{name}: {error}", everywhere=parsed is None)
         dist_util.abort(2)
+    except Exception as error:
+        if dist_util.world_size() == 1:
+            raise
+        time.sleep(PATIENCE)  # if another rank has died, its end is said now, and that of this one is no news
+        traceback.print_exc()
+        print(f"{name}: {dist_util.place()} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        dist_util.abort(1)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         dist_util.abort(130)
+
+
+def alone(body):
+    """The body of a script, for `run`, that refuses to start while another job writes to the output folder."""
+
+    def locked(parsed):
+        with folder_lock.locked(logger.get_dir()):
+            body(parsed)
+
+    return locked
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """How training draws timesteps, and the weights that keep the loss unbiased."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -38,6 +39,21 @@ class ScheduleSampler(ABC):
     def weights(self):
         """Positive numpy weights [num_timesteps], not necessarily normalised."""
 
+    def state_dict(self):
+        """{name: tensor} of all that it has learnt; empty where it learns nothing."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Go on from a `state_dict`.
+
+        :raises UserError: if it is that of another sampler or number of timesteps.
+        """
+        mine = self.state_dict()
+        if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in state.items()}:
+            raise UserError("it is the history of another --schedule_sampler or number of --diffusion_steps")
+        for name, tensor in mine.items():
+            tensor.copy_(state[name])
+
     def sample(self, batch_size, device):
         """Step indices [N] (int64) and loss weights [N] (float32), by numpy's global generator."""
         p = self.weights() / np.sum(self.weights())
@@ -72,7 +88,7 @@ class LossAwareSampler(ScheduleSampler):
 
     @abstractmethod
     def update_with_all_losses(self, ts, losses):
-        """Take note of the losses (numbers) at steps `ts` (indices), of equal length."""
+        """Take note of the losses (numbers) at steps `ts` (indices), of equal length; passes by those not finite."""
 
 
 class LossSecondMomentResampler(LossAwareSampler):
@@ -100,5 +116,10 @@ class LossSecondMomentResampler(LossAwareSampler):
 
     def update_with_all_losses(self, ts, losses):
         for t, loss in zip(ts, losses):
-            self._losses[t, self._seen[t] % self.history_per_term] = loss
-            self._seen[t] += 1
+            if math.isfinite(loss):
+                self._losses[t, self._seen[t] % self.history_per_term] = loss
+                self._seen[t] += 1
+
+    def state_dict(self):
+        # these share memory with the arrays, so that copying into them loads
+        return {"losses": torch.from_numpy(self._losses), "seen": torch.from_numpy(self._seen)}

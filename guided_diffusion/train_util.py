@@ -1,7 +1,7 @@
 """The training loop: any objective, any number of ranks."""
 
 import contextlib
-import re
+import sys
 import time
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import checkpoints, dist_util, files, logger
+from . import checkpoints, dist_util, files, interruption, logger, manifest, random_state, resume, slow_steps
 from .errors import UserError
 from .flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
 from .fp16_util import MixedPrecisionTrainer
@@ -17,6 +17,9 @@ from .image_datasets import batches, describe
 from .images import save_grid
 from .nn import update_ema
 from .resample import LossAwareSampler
+
+# So many steps in a row without a finite gradient end the run.
+BAD_STEPS = 20
 
 
 @dataclass
@@ -39,13 +42,27 @@ class TrainFlags(FlagGroup):
     sample_interval: int = flag(
         0, "Steps between picture grids of moving-average samples; 0 draws none.", legal=at_least(0)
     )
-    resume_checkpoint: str = flag("", "Path of a modelNNNNNN.pt to go on from.")
+    keep_checkpoints: int = flag(
+        0, "Number of complete checkpoints to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
+    )
+    resume_checkpoint: str = flag(
+        "", "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder."
+    )
+    init_from: str = flag("", "Checkpoint to take the weights from, and nothing else; its classes may differ.")
+    grad_clip: float = flag(
+        0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)
+    )
     fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.", legal=at_least(0))
     seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0))
 
     def __post_init__(self):
         super().__post_init__()
         self.ema_rates()
+        if self.init_from and self.resume_checkpoint:
+            raise UserError(
+                f"--init_from {self.init_from} starts a run, and --resume_checkpoint {self.resume_checkpoint} goes on "
+                "with one; expected one of them"
+            )
 
     def ema_rates(self):
         """The rates as written, so that file names keep their spelling."""
@@ -61,17 +78,17 @@ class TrainFlags(FlagGroup):
 
     def first_step(self):
         """The step that training starts after: 0, or that of the checkpoint it resumes."""
-        return _step_of(self.resume_checkpoint) if self.resume_checkpoint else 0
+        return resume.step_of(self.resume_checkpoint) if self.resume_checkpoint else 0
 
     def last_step(self):
         """The step at which training ends; None for no end."""
         return min((n for n in (self.iterations, self.lr_anneal_steps) if n), default=None)
 
 
-def training_data(data_flags, flags, image_size, class_cond=False, num_classes=None):
+def training_data(data_flags, flags, image_size, class_cond=False, num_classes=None, start=None):
     """This rank's endless stream of (batch [N, 3, H, W], {"y": [N]} if class_cond), checked before it starts.
 
-    A resumed run goes on where its data stood.
+    :param start: the number of the first batch; default that after the images its checkpoint has seen.
     """
     dataset = data_flags.dataset(image_size, class_cond, num_classes, flags.seed)
     logger.log(describe(dataset))
@@ -82,14 +99,21 @@ def training_data(data_flags, flags, image_size, class_cond=False, num_classes=N
         rank=dist_util.rank(),
         size=dist_util.world_size(),
         num_workers=data_flags.num_workers,
-        start=flags.first_step(),
+        start=_next_batch(flags) if start is None else start,
     )
+
+
+def _next_batch(flags):
+    state = resume.read_state(flags.resume_checkpoint) if flags.resume_checkpoint else None
+    if state is None:
+        return flags.first_step()
+    return state["samples"] // (flags.batch_size * dist_util.world_size())
 
 
 def seed_everything(flags):
     """Seed this rank's generators, and say how large a step is over all ranks.
 
-    A resumed run draws numbers of its own, not those of the run's first steps again.
+    A resumed run whose random states cannot be restored draws numbers of its own, not those of the first steps again.
     """
     seeds = np.random.SeedSequence([flags.seed, dist_util.rank(), flags.first_step()]).generate_state(2)
     np.random.seed(seeds[0])
@@ -164,7 +188,8 @@ class TrainLoop:
     With several ranks each computes its own batch, and gradients are averaged over the ranks.
 
     :param model: the network, on its device.
-    :param objective: `(model, batch, cond) -> (loss [N], {name: [N]} to log, t [N])` with `num_timesteps`.
+    :param objective: `(model, batch, cond) -> (loss [N], {name: [N]} to log, t [N])` with `num_timesteps`; what its
+        `sampler`, if it has one, has learnt is saved with the checkpoints.
     :param data: endless iterator of (batch [N, C, ...], cond: dict of tensors or arrays [N, ...]).
     :param flags: TrainFlags.
     :param resolved: {flag: value} to lie beside each checkpoint.
@@ -194,65 +219,134 @@ class TrainLoop:
         self.after_step = after_step
         self.device = next(model.parameters()).device
         self.step = flags.first_step()
+        self.samples = self.step * flags.batch_size * dist_util.world_size()
         if flags.resume_checkpoint:
             checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
+        elif flags.init_from:
+            for name in checkpoints.load_into(model, flags.init_from, "init_from", free_head=True):
+                logger.warn(f"{name} is not taken from {flags.init_from}, which has other classes")
         dist_util.sync_params(model.parameters())
-        self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth)
+        self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         if flags.resume_checkpoint:
-            self._resume_ema_and_optimizer()
+            self._restore_files()
         self.ddp_model = dist_util.data_parallel(model)
+        if flags.resume_checkpoint:
+            self._restore_state()
 
-    def _resume_ema_and_optimizer(self):
-        folder, step = files.split(self.flags.resume_checkpoint)[0], self.step
+    def _restore_files(self):
+        """Read moving averages and optimiser from their files, and say which are not there."""
         names = [name for name, _ in self.model.named_parameters()]
         for rate, params in self.ema.items():
-            path = files.join(folder, f"ema_{rate}_{step:06d}.pt")
+            path = resume.beside(self.flags.resume_checkpoint, f"ema_{rate}_")
             if files.exists(path):
                 state = dist_util.load_state_dict(path)
-                for name, param in zip(names, params):
-                    param.copy_(state[name])
+                with _fitting(path):
+                    for name, param in zip(names, params):
+                        param.copy_(state[name])
             else:
                 logger.warn(f"no {path}: the moving average {rate} starts from the resumed weights")
-        path = files.join(folder, f"opt{step:06d}.pt")
+        path = resume.beside(self.flags.resume_checkpoint, "opt")
         if files.exists(path):
-            self.opt.load_state_dict(dist_util.load_checkpoint(path, map_location=self.device))
+            state = dist_util.load_checkpoint(path, map_location=self.device)
+            with _fitting(path):
+                self.opt.load_state_dict(state)
             for group in self.opt.param_groups:  # the file has those of the run it is from
                 group.update(lr=self.flags.lr, weight_decay=self.flags.weight_decay)
         else:
             logger.warn(f"no {path}: the optimiser starts afresh")
 
+    def _restore_state(self):
+        """Take up the rest of what `_state` saved, and say what cannot be."""
+        path, flags = self.flags.resume_checkpoint, self.flags
+        state = resume.read_state(path)
+        if state is None:
+            logger.warn(
+                f"no {resume.beside(path, 'state')}: random numbers, the loss scale and the history of "
+                "--schedule_sampler start afresh, and the data go on as if all steps had been of this size"
+            )
+            return
+        self.samples = state["samples"]
+        self.mp_trainer.bad_steps = state["bad_steps"]
+        if self.mp_trainer.scales_loss and state["lg_loss_scale"] is not None:
+            self.mp_trainer.lg_loss_scale = state["lg_loss_scale"]
+        if state["seed"] != flags.seed:
+            logger.warn(f"--seed is {flags.seed}, the checkpoint has {state['seed']}: the data come in another order")
+        sampler = getattr(self.objective, "sampler", None)
+        if sampler is not None:
+            try:
+                sampler.load_state_dict(state["sampler"])
+            except UserError as error:
+                logger.warn(f"the history of --schedule_sampler starts afresh: {error}")
+        step_size = [flags.batch_size, dist_util.world_size()]
+        if state["step_size"] == step_size:
+            random_state.restore(state["random"][dist_util.rank()], self.device)
+        else:
+            then, now = ("{} images x {} ranks".format(*size) for size in (state["step_size"], step_size))
+            logger.warn(
+                f"the checkpoint's steps were of {then}, now they are of {now}: random numbers are drawn afresh, so "
+                f"what follows is not exactly what would have been; the data go on after {self.samples} images"
+            )
+
+    def _state(self, random):
+        """What the published files do not hold, of a run that is to go on exactly.
+
+        :param random: the random states of all ranks, in their order.
+        """
+        sampler = getattr(self.objective, "sampler", None)
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "step_size": [self.flags.batch_size, dist_util.world_size()],
+            "seed": self.flags.seed,
+            "lg_loss_scale": self.mp_trainer.lg_loss_scale if self.mp_trainer.scales_loss else None,
+            "bad_steps": self.mp_trainer.bad_steps,
+            "sampler": {} if sampler is None else sampler.state_dict(),
+            "random": random,
+        }
+
     def run_loop(self):
-        """Train to the end, and save there."""
+        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run."""
         last = self.flags.last_step()
         if last is not None and self.step >= last > 0:
             raise UserError(
                 f"--resume_checkpoint is at step {self.step}, and training ends at step {last}: nothing to do"
             )
-        saved = None
+        if dist_util.is_main():
+            files.remove_unfinished(logger.get_dir())
         clock = _Clock(self.step, last)
-        while last is None or self.step < last:
-            batch, cond = next(self.data)
-            self.run_step(batch, cond)
-            self.step += 1
-            samples = self.step * batch.shape[0] * dist_util.world_size()
-            clock.images += batch.shape[0] * dist_util.world_size()
-            if self.after_step is not None:
-                self.after_step(self.step)
-            draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
-            if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
-                logger.logkv("step", self.step)
-                logger.logkv("samples", samples)
-                clock.log(self.step)
-                logger.dumpkvs()
-            if draws:
-                self.draw_preview()
-            if self.step % self.flags.save_interval == 0:
-                self.save()
-                saved = self.step
-        if saved != self.step:
-            self.save()
+        with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
+            signal = 0
+            while not signal and (last is None or self.step < last):
+                doing("the next batch", step=self.step + 1)
+                batch, cond = next(self.data)
+                doing("its loss and gradient, and for those of the other ranks")
+                self.run_step(batch, cond)
+                doing("its log row, and for those of the other ranks")
+                self._report(len(batch) * dist_util.world_size(), clock, last)
+                signal = asked()
+                if self.step % self.flags.save_interval == 0 or signal or self.step == last:
+                    doing("its checkpoint, which rank 0 writes")
+                    self.save()
+        if signal and self.step != last:
+            interruption.stop(signal, f"saved at step {self.step}; --resume_checkpoint auto goes on from there")
+
+    def _report(self, images, clock, last):
+        """Count a step of so many images, log it and draw it."""
+        self.step += 1
+        self.samples += images
+        clock.images += images
+        if self.after_step is not None:
+            self.after_step(self.step)
+        draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
+        if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
+            logger.logkv("step", self.step)
+            logger.logkv("samples", self.samples)
+            clock.log(self.step)
+            logger.dumpkvs()
+        if draws:
+            self.draw_preview()
 
     def run_step(self, batch, cond):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
@@ -274,8 +368,11 @@ class TrainLoop:
         logger.logkv_mean("param_norm", param_norm)
         if self.mp_trainer.scales_loss:
             logger.logkv("lg_loss_scale", self.mp_trainer.lg_loss_scale)
+        if self.flags.grad_clip:
+            logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
         if not stepped:
-            logger.warn(f"step {self.step + 1}: a gradient is not finite, so the weights stay as they are")
+            logger.warn(f"step {self.step + 1}: the loss or a gradient is not finite, so the weights stay as they are")
+            self._expect_recovery(grad_norm)
         else:
             for rate, params in self.ema.items():
                 update_ema(params, self.model.parameters(), rate=float(rate))
@@ -309,35 +406,79 @@ class TrainLoop:
         save_grid(path, images)
         logger.log(f"wrote {path}")
 
-    def save(self):
-        """Write model, moving averages and optimiser under their published names, on rank 0."""
-        if dist_util.is_main():
-            state = self.model.state_dict()
-            self._write(f"model{self.step:06d}", state)
-            names = [name for name, _ in self.model.named_parameters()]
-            for rate, params in self.ema.items():
-                self._write(f"ema_{rate}_{self.step:06d}", {**state, **dict(zip(names, params))})
-            checkpoints.write(files.join(logger.get_dir(), f"opt{self.step:06d}.pt"), self.opt.state_dict())
-        dist_util.barrier()
+    def _expect_recovery(self, grad_norm):
+        """Give up after BAD_STEPS steps in a row that are not finite, or at a loss scale below 1."""
+        trainer = self.mp_trainer
+        if trainer.bad_steps < BAD_STEPS and trainer.lg_loss_scale >= 0:
+            return
+        cause = f"{trainer.bad_steps} steps in a row had a loss or gradient that is not finite"
+        if trainer.lg_loss_scale < 0:
+            cause += " and the loss scale fell below 1"
+        remedies = "a lower --lr, --grad_clip 1" + (", --use_bf16 for --use_fp16" if trainer.scales_loss else "")
+        raise UserError(
+            f"training diverged at step {self.step + 1}: {cause}, with learning rate "
+            f"{self.opt.param_groups[0]['lr']:g} and gradient norm {grad_norm:g}; {self._last_good()}; try {remedies}"
+        )
 
-    def _write(self, name, state):
-        path = files.join(logger.get_dir(), name + ".pt")
-        logger.log(f"saving {path}")
-        checkpoints.write(path, state, {**self.resolved, "step": self.step})
+    def _last_good(self):
+        complete = manifest.steps(logger.get_dir())
+        return f"the checkpoint of step {complete[0]} is whole" if complete else "there is no checkpoint yet"
+
+    def save(self):
+        """Write model, moving averages and optimiser under their published names, the state, and then the manifest.
+
+        Rank 0 writes; every rank must call it.
+
+        :raises UserError: on every rank, if it cannot be written; nothing of it stays then.
+        """
+        random = dist_util.gather_object(random_state.capture(self.device))
+        failed = None
+        if dist_util.is_main():
+            logger.log(f"saving {files.join(logger.get_dir(), f'model{self.step:06d}.pt')}")
+            try:
+                manifest.write(logger.get_dir(), self.step, self._parts(random))
+                if self.flags.keep_checkpoints:
+                    manifest.prune(logger.get_dir(), self.flags.keep_checkpoints)
+            except OSError as error:
+                failed = (
+                    f"the checkpoint of step {self.step} cannot be written ({error}), so training ends; "
+                    f"{self._last_good()}: make room and go on with --resume_checkpoint auto"
+                )
+        failed = dist_util.broadcast_object(failed)
+        if failed:
+            raise UserError(failed)
+
+    def _parts(self, random):
+        """(file name, content) of a checkpoint, in turn."""
+        step, flags = f"{self.step:06d}", {**self.resolved, "step": self.step}
+        state = self.model.state_dict()
+        yield from checkpoints.parts(f"model{step}.pt", state, flags)
+        names = [name for name, _ in self.model.named_parameters()]
+        for rate, params in self.ema.items():
+            yield from checkpoints.parts(f"ema_{rate}_{step}.pt", {**state, **dict(zip(names, params))}, flags)
+        yield from checkpoints.parts(f"opt{step}.pt", self.opt.state_dict())
+        yield from checkpoints.parts(f"state{step}.pt", self._state(random))
+
+
+@contextlib.contextmanager
+def _fitting(path):
+    """Errors within it mean that the file at `path` is that of another network."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit the network of --resume_checkpoint ({error})") from error
+
+
+def _say_slow(sentence):
+    logger.warn(f"{dist_util.place()}: {sentence}")
+    if not dist_util.is_main():  # whose warnings reach a file alone
+        print(f"{dist_util.place()}: {sentence}", file=sys.stderr, flush=True)
 
 
 def _copy(source, target):
     with torch.no_grad():
         for a, b in zip(source, target):
             b.copy_(a)
-
-
-def _step_of(path):
-    """The step in the name of a checkpoint, model012345.pt."""
-    match = re.fullmatch(r"model(\d+)\.pt", files.split(path)[1])
-    if not match:
-        raise UserError(f"--resume_checkpoint {path} is not named as modelNNNNNN.pt, so its step is unknown")
-    return int(match.group(1))
 
 
 class _Clock:

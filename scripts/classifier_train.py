@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion import checkpoints, dist_util, launch, resume
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.resample import SamplerFlags, UniformSampler
@@ -53,7 +53,7 @@ def validator(model, data, objective):
 
 
 def main(parsed):
-    parsed = checkpoints.resume(parsed, parsed[TrainFlags].resume_checkpoint, checkpoints.CLASSIFIER)
+    parsed = resume.starting_point(parsed, checkpoints.CLASSIFIER)
     classifier, checks, settings = parsed[ClassifierFlags], parsed[ValidationFlags], parsed[TrainFlags]
     if checks.anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
@@ -65,7 +65,8 @@ def main(parsed):
     if checks.val_data_dir:
         held_out = replace(parsed[DataFlags], data_dir=checks.val_data_dir, random_flip=False, random_crop=False)
         objective = ClassifierObjective(diffusion, UniformSampler(diffusion), checks.noised, "val")
-        validate = validator(model, training_data(held_out, settings, **open_data), objective)
+        seen = settings.first_step() // checks.eval_interval
+        validate = validator(model, training_data(held_out, settings, start=seen, **open_data), objective)
     if not launch.announce(parsed):
         return
     TrainLoop(
@@ -80,4 +81,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("classifier_train", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("classifier_train", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -8,7 +8,7 @@ mpirun -n 2 python scripts/image_train.py --data_dir data/photo_patches --image_
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion import checkpoints, dist_util, launch, resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.resample import SamplerFlags
@@ -19,7 +19,7 @@ GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, InputP
 
 
 def main(parsed):
-    parsed = checkpoints.resume(parsed, parsed[TrainFlags].resume_checkpoint, checkpoints.DIFFUSION)
+    parsed = resume.starting_point(parsed, checkpoints.DIFFUSION)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
     seed_everything(settings)
     model, diffusion = unet.create(process.learn_sigma), process.create(parsed[InputPerturbationFlags])
@@ -39,4 +39,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("image_train", __doc__, GROUPS, main)
+    launch.run("image_train", __doc__, GROUPS, launch.alone(main))

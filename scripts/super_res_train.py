@@ -6,7 +6,7 @@ mpirun -n 2 python scripts/super_res_train.py --data_dir data/photo_patches --la
 
 import itertools
 
-from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion import checkpoints, dist_util, launch, resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags, with_low_res
 from guided_diffusion.resample import SamplerFlags
@@ -18,7 +18,7 @@ OVERRIDES = {"image_size": None}
 
 
 def main(parsed):
-    parsed = checkpoints.resume(parsed, parsed[TrainFlags].resume_checkpoint, checkpoints.SUPER_RES)
+    parsed = resume.starting_point(parsed, checkpoints.SUPER_RES)
     sizes, unet, process = parsed[SuperResFlags], parsed[UNetFlags], parsed[DiffusionFlags]
     settings = parsed[TrainFlags]
     seed_everything(settings)
@@ -40,4 +40,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("super_res_train", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("super_res_train", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "guided_diffusion"
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    ["flags", "files", "schedule", "losses", "nn"],
-    ["dist_util", "presets"],
+    ["flags", "files", "schedule", "losses", "nn", "random_state", "peers", "slow_steps"],
+    ["dist_util", "presets", "manifest"],
     ["logger", "interruption", "folder_lock"],
     ["progress"],
     ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
@@ -26,6 +26,7 @@ LAYERS = [
     ["script_util"],
     ["architecture"],
     ["checkpoints"],
+    ["resume"],
     ["generate", "train_util", "launch"],
     ["sampling_job"],
     ["scripts"],

@@ -181,7 +181,8 @@ def test_files_bear_their_published_names(tmp_path):
     names = {path.name for path in tmp_path.iterdir() if path.suffix in (".pt", ".json")}
     expected = {f"{kind}{step}.{end}" for kind in ("model", "ema_0.9999_", "ema_0.99_") for step in ("000002", "000003")
                 for end in ("pt", "json")}  # fmt: skip
-    assert names == expected | {"opt000002.pt", "opt000003.pt"}
+    beside = {f"{name}00000{step}" for name in ("opt", "state", "manifest") for step in (2, 3)}
+    assert names == expected | {f"{name}.{'json' if 'manifest' in name else 'pt'}" for name in beside}
     assert json.loads((tmp_path / "ema_0.99_000002.json").read_text()) == {"num_channels": 3, "step": 2}
 
 

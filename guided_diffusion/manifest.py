@@ -1,0 +1,110 @@
+"""Sets of files that are complete or not there: a manifest with sizes and checksums is written last.
+
+The set of step 10000 is complete once `manifest010000.json` lies in its folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+import time
+
+from . import files
+from .errors import UserError
+
+
+def path_of(folder, step):
+    """Where the manifest of a step lies."""
+    return files.join(folder, f"manifest{step:06d}.json")
+
+
+def write(folder, step, parts):
+    """Write the files of a step and then its manifest; on any failure none of them stays.
+
+    :param parts: (file name, content as bytes) in turn; asked for one by one.
+    """
+    forget(folder, step)
+    listed = {}
+    try:
+        for name, data in parts:
+            listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            files.write_bytes(files.join(folder, name), data)
+        content = {"step": step, "saved": time.time(), "files": listed}
+        files.write_text(path_of(folder, step), json.dumps(content, indent=1) + "\n")
+    except BaseException:
+        _remove(folder, listed)
+        raise
+
+
+def steps(folder):
+    """The steps that have a manifest in a folder, the newest written first."""
+    found = (re.fullmatch(r"manifest(\d+)\.json", name) for name, _ in files.entries(folder))
+    return sorted((int(match[1]) for match in found if match), key=lambda step: _age(folder, step), reverse=True)
+
+
+def _age(folder, step):
+    try:
+        return read(folder, step)["saved"], step
+    except UserError:  # first, so that whoever looks for a whole one meets it and says so
+        return math.inf, step
+
+
+def read(folder, step):
+    """The manifest of a step: {"step": int, "saved": seconds, "files": {name: {"size": int, "sha256": text}}}.
+
+    :raises UserError: if it is damaged, or names a file outside the folder.
+    """
+    path = path_of(folder, step)
+    try:
+        content = json.loads(files.read_text(path))
+        for name, entry in content["files"].items():
+            if files.split(name)[1] != name or name in ("", ".", "..") or "\\" in name:
+                raise UserError(f"{path} names {name!r}; expected names of files beside it")
+            entry["size"] + 0, entry["sha256"] + "", content["saved"] + 0
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged; expected the sizes and checksums of a checkpoint's files") from error
+    return content
+
+
+def check(folder, step):
+    """Compare the files of a step with its manifest.
+
+    :raises UserError: naming the first file that is missing, truncated or altered.
+    """
+    for name, entry in read(folder, step)["files"].items():
+        path, listed = files.join(folder, name), entry["size"]
+        try:
+            size = files.size(path)
+            if size != listed:
+                raise UserError(f"{path} has {size} bytes and its manifest says {listed}: it is truncated or altered")
+            altered = files.sha256(path) != entry["sha256"]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}); its manifest lists it") from error
+        if altered:
+            raise UserError(f"{path} is damaged: its checksum is not that of its manifest")
+
+
+def forget(folder, step):
+    """Take the manifest of a step away, so that its files are no complete set any more."""
+    if files.exists(path_of(folder, step)):
+        files.remove(path_of(folder, step))
+
+
+def prune(folder, keep):
+    """Delete all complete sets but the `keep` newest; files that no manifest lists stay."""
+    listed = {}
+    for step in steps(folder):
+        with contextlib.suppress(UserError):  # a damaged manifest makes no complete set
+            listed[step] = read(folder, step)["files"]
+    for step in list(listed)[keep:]:
+        forget(folder, step)
+        _remove(folder, listed[step])
+
+
+def _remove(folder, names):
+    for name in names:
+        with contextlib.suppress(OSError):
+            files.remove(files.join(folder, name))

@@ -1,0 +1,123 @@
+"""Which checkpoint a training run goes on from, and the state that lies beside its published files."""
+
+import re
+
+from . import checkpoints, dist_util, files, logger, manifest
+from .errors import UserError
+
+AUTO = "auto"
+
+# What TrainLoop saves as stateNNNNNN.pt.
+STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "bad_steps", "sampler", "random"}
+
+
+def starting_point(parsed, kind):
+    """The Parsed flags of a training run, with the path of its checkpoint in place of `auto` or of a path.
+
+    Flags that were not given come from that of --resume_checkpoint, or, for the network, from that of --init_from.
+    Every rank must call it.
+
+    :param kind: the Kind of network that is trained.
+    :raises UserError: for a checkpoint that is not there, not whole, or of another network.
+    """
+    values = parsed.values()
+    if values["init_from"]:
+        return checkpoints.initialise(parsed, values["init_from"], kind)
+    path = _agreed(values["resume_checkpoint"], logger.get_dir())
+    return checkpoints.resume(parsed.with_values({"resume_checkpoint": path}), path, kind)
+
+
+def _agreed(wanted, folder):
+    """What `find` gives on rank 0, for all ranks: checksums are read once, and all take the same checkpoint."""
+    found = failed = None
+    if dist_util.is_main():
+        try:
+            found = find(wanted, folder)
+        except (UserError, OSError) as error:
+            failed = str(error)
+    found, failed = dist_util.broadcast_object((found, failed))
+    if failed:
+        raise UserError(failed)
+    return found
+
+
+def find(wanted, folder):
+    """The path of the model that --resume_checkpoint means, "" for a fresh start.
+
+    :param wanted: "", a path, or `auto`: the newest complete checkpoint of `folder`.
+    """
+    if wanted == AUTO:
+        return _newest(folder)
+    if wanted:
+        return _checked(wanted)
+    if earlier := manifest.steps(folder):
+        logger.warn(
+            f"{folder} has checkpoints of an earlier run, the last at step {earlier[0]}: this one starts afresh and "
+            "replaces them as it comes to their steps; --resume_checkpoint auto would go on"
+        )
+    return ""
+
+
+def _newest(folder):
+    complete = manifest.steps(folder)
+    for step in complete:
+        try:
+            manifest.check(folder, step)
+            return files.join(folder, f"model{step:06d}.pt")
+        except UserError as error:
+            logger.warn(f"the checkpoint of step {step} is not taken: {error}")
+    if complete:
+        raise UserError(
+            f"--resume_checkpoint auto: no checkpoint in {folder} is whole (see the warnings above); expected one, or "
+            "another --out_dir to start afresh"
+        )
+    if any(re.fullmatch(r"model\d+\.pt", name) for name, _ in files.entries(folder)):
+        logger.warn(
+            f"the checkpoints in {folder} have no manifest, so none is known to be complete; go on from one by its path"
+        )
+    logger.log(f"no checkpoint to go on from in {folder}: training starts at step 0")
+    return ""
+
+
+def _checked(path):
+    """The path, if it is there and its manifest, where its folder has some, agrees."""
+    step = step_of(path)
+    if not files.exists(path):
+        raise UserError(f"--resume_checkpoint: checkpoint {path} does not exist")
+    folder = files.split(path)[0] or "."
+    complete = manifest.steps(folder)
+    if step in complete:
+        try:
+            manifest.check(folder, step)
+        except UserError as error:
+            raise UserError(f"--resume_checkpoint {path}: {error}") from error
+    elif complete:
+        raise UserError(
+            f"--resume_checkpoint {path} has no {files.split(manifest.path_of(folder, step))[1]}, so it was not "
+            f"written to its end; the newest complete one there is of step {complete[0]}"
+        )
+    return path
+
+
+def step_of(path):
+    """The step in the name of a checkpoint, model012345.pt."""
+    match = re.fullmatch(r"model(\d+)\.pt", files.split(path)[1])
+    if not match:
+        raise UserError(f"--resume_checkpoint {path} is not named as modelNNNNNN.pt, so its step is unknown")
+    return int(match[1])
+
+
+def beside(path, name):
+    """The path of the file `name` beside a model, with its step: "opt" gives opt012345.pt."""
+    return files.join(files.split(path)[0], f"{name}{step_of(path):06d}.pt")
+
+
+def read_state(path):
+    """The values named by STATE, saved beside a model; None where there are none, as with published ones."""
+    state = beside(path, "state")
+    if not files.exists(state):
+        return None
+    content = dist_util.load_checkpoint(state)
+    if not isinstance(content, dict) or not STATE <= content.keys():
+        raise UserError(f"{state} is not the state of a training run")
+    return content

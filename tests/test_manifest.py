@@ -1,0 +1,160 @@
+"""A set of files is complete or not there: damage of any kind is found and named, and nothing half written stays."""
+
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from guided_diffusion import files, manifest, resume
+from guided_diffusion.errors import UserError
+
+RNG = np.random.default_rng(0)
+PARTS = {name: RNG.bytes(size) for name, size in (("model{}.pt", 3000), ("ema_0.9_{}.pt", 3000), ("opt{}.pt", 5000))}
+
+
+def write(folder, *steps):
+    for step in steps:
+        manifest.write(folder, step, [(name.format(f"{step:06d}"), data) for name, data in PARTS.items()])
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def find(folder, capsys, wanted="auto"):
+    """(what `resume.find` gives, what it says)."""
+    capsys.readouterr()
+    return resume.find(wanted, str(folder)), capsys.readouterr().out
+
+
+def test_a_whole_set_passes(tmp_path, capsys):
+    write(tmp_path, 2, 4)
+    for step in (2, 4):
+        manifest.check(tmp_path, step)
+    path, said = find(tmp_path, capsys)
+    assert path == str(tmp_path / "model000004.pt") and "warning" not in said
+    assert json.loads((tmp_path / "manifest000004.json").read_text())["files"]["opt000004.pt"]["size"] == 5000
+
+
+def damages():
+    """20 lengths to truncate to, over all files, and one flipped bit in each."""
+    cuts = [(name, int(RNG.integers(len(data)))) for name, data in list(PARTS.items()) * 7][:20]
+    return [("cut", *cut) for cut in cuts] + [
+        ("flip", name, int(RNG.integers(len(data)))) for name, data in PARTS.items()
+    ]
+
+
+@pytest.mark.parametrize("how, name, place", damages())
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path, capsys, how, name, place):
+    write(tmp_path, 2, 4)
+    path = tmp_path / name.format("000004")
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        del data[place:]
+    else:
+        data[place] ^= 1 << int(RNG.integers(8))
+    path.write_bytes(data)
+    found, said = find(tmp_path, capsys)
+    assert found == str(tmp_path / "model000002.pt")
+    assert f"warning: the checkpoint of step 4 is not taken: {path}" in said
+    with pytest.raises(UserError, match=f"--resume_checkpoint .*model000004.pt: .*{path.name}"):
+        resume.find(str(tmp_path / "model000004.pt"), str(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["missing", "cut manifest", "no object", "numbers as text"])
+def test_other_damage(tmp_path, capsys, what):
+    write(tmp_path, 2, 4)
+    path = tmp_path / "manifest000004.json"
+    if what == "missing":
+        (tmp_path / "opt000004.pt").unlink()
+    elif what == "cut manifest":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.write_text("[]" if what == "no object" else path.read_text().replace("5000", '"5000"'))
+    found, said = find(tmp_path, capsys)
+    assert found == str(tmp_path / "model000002.pt") and "the checkpoint of step 4 is not taken" in said
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "a\\b"])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("")
+    write(folder, 2, 4)
+    text = (folder / "manifest000002.json").read_text().replace("opt000002.pt", name.replace("\\", "\\\\"))
+    (folder / "manifest000002.json").write_text(text)
+    with pytest.raises(UserError, match="expected names of files beside it"):
+        manifest.check(folder, 2)
+    manifest.prune(folder, 1)
+    assert (tmp_path / "secret").exists()
+
+
+def test_none_whole_is_an_error_and_none_at_all_a_fresh_start(tmp_path, capsys):
+    found, said = find(tmp_path, capsys)
+    assert found == "" and "training starts at step 0" in said
+    (tmp_path / "model000002.pt").touch()  # a save that was killed before its manifest
+    found, said = find(tmp_path, capsys)
+    assert found == "" and "have no manifest" in said
+    write(tmp_path, 2)
+    (tmp_path / "opt000002.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint in .* is whole"):
+        find(tmp_path, capsys)
+
+
+def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
+    write(tmp_path, 2)
+    (tmp_path / "model000004.pt").write_bytes(PARTS["model{}.pt"])
+    with pytest.raises(UserError, match="has no manifest000004.json, so it was not written to its end; .* of step 2"):
+        resume.find(str(tmp_path / "model000004.pt"), str(tmp_path))
+
+
+def test_a_fresh_start_among_checkpoints_says_so(tmp_path, capsys):
+    write(tmp_path, 2)
+    found, said = find(tmp_path, capsys, "")
+    assert found == "" and "--resume_checkpoint auto would go on" in said
+
+
+def test_the_newest_is_the_last_written(tmp_path):
+    """A run that starts afresh in the folder of a longer one is not continued by that one's checkpoints."""
+    write(tmp_path, 8, 2, 4)
+    assert manifest.steps(tmp_path) == [4, 2, 8]
+
+
+def test_pruning_keeps_the_newest_and_what_is_no_complete_set(tmp_path):
+    write(tmp_path, 2, 4, 6)
+    (tmp_path / "model000001.pt").touch()
+    (tmp_path / "preview_000002.png").touch()
+    manifest.prune(tmp_path, 2)
+    assert manifest.steps(tmp_path) == [6, 4]
+    assert "model000001.pt" in names(tmp_path) and "preview_000002.png" in names(tmp_path)
+    assert not {name.format("000002") for name in PARTS} & names(tmp_path)
+    for step in (4, 6):
+        manifest.check(tmp_path, step)
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4000 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_last_set_whole_and_nothing_else(tmp_path, request):
+    write(tmp_path, 2)
+    before = names(tmp_path)
+    request.getfixturevalue("small_files")
+    with pytest.raises(OSError, match="opt000004.pt"):
+        write(tmp_path, 4)
+    assert names(tmp_path) == before
+    manifest.check(tmp_path, 2)
+
+
+def test_what_a_killed_process_left_unfinished_is_swept(tmp_path):
+    write(tmp_path, 2)
+    before = names(tmp_path)
+    (tmp_path / "model000004.pt.4321.tmp").touch()
+    files.remove_unfinished(str(tmp_path))
+    assert names(tmp_path) == before

@@ -1,0 +1,56 @@
+"""The death of a rank is noticed by the others and named; leaving in order is no death."""
+
+import re
+import signal
+import threading
+
+import pytest
+from test_dist_util import mpirun, needs_mpirun, srun, torchrun
+
+from guided_diffusion import slow_steps
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_job_and_is_named(victim):
+    """srun is the launcher that ends nobody: the ranks have to do it themselves."""
+    done = srun(3, "dying.py", str(victim))
+    assert done.returncodes[victim] == -signal.SIGKILL
+    assert all(code not in (0, -signal.SIGKILL) for rank, code in enumerate(done.returncodes) if rank != victim)
+    assert len(re.findall(rf"rank {victim} \(process \d+ on .*\) has died without a word", done.stderr)) == 1
+
+
+@needs_mpirun
+def test_under_mpirun_too():
+    done = mpirun(2, "dying.py", 1)
+    assert done.returncode != 0
+    number = re.search(r"rank 1 \(process (\d+) on", done.stderr)[1]
+    # mpirun ends rank 0 at once, which may not have had the time to speak; its own words name the process
+    assert f"process {number} on" in done.stderr
+    assert "has died without a word" in done.stderr or f"PID {number}" in done.stdout + done.stderr
+
+
+def test_a_rank_that_raises_is_named_with_its_reason():
+    done = torchrun(2, "dying.py", 1, "raise")
+    assert done.returncode != 0
+    assert re.search(r"dying: rank 1 \(process \d+ on .*\) failed: RuntimeError: out of luck", done.stderr)
+    assert "has died without a word" not in done.stderr
+
+
+def test_a_slow_step_says_what_it_waits_for():
+    said, heard = [], threading.Event()
+
+    def say(sentence):
+        said.append(sentence)
+        heard.set()
+
+    with slow_steps.told(say, long=0.05) as doing:
+        doing("the next batch", step=7)
+        doing("its gradient")
+        assert heard.wait(60)
+        doing("the next batch", step=8)
+    assert re.fullmatch(r"step 7 has taken \d+ s so far and waits for its gradient", said[0])
+
+
+def test_quick_steps_say_nothing():
+    with slow_steps.told(pytest.fail, long=1000) as doing:
+        doing("the next batch", step=1)

@@ -184,8 +184,8 @@ def load_super_res(parsed):
     return parsed, _ready(model, source.model_path, unet.dtype), _process(parsed)
 
 
-def load_classifier(parsed, path):
-    """The noisy classifier of --classifier_path.
+def load_classifier(parsed, path, flag="classifier_path"):
+    """The noisy classifier of --classifier_path, or of another flag.
 
     Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
 
@@ -197,9 +197,9 @@ def load_classifier(parsed, path):
         fixed = {"image_size", *_PROCESS}
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
-    parsed = resolve(parsed, path, CLASSIFIER, override=override, flag="classifier_path", fixed=fixed)
+    parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
     classifier = parsed[ClassifierFlags]
-    return parsed, _ready(classifier.create(), path, classifier.dtype, "classifier_path")
+    return parsed, _ready(classifier.create(), path, classifier.dtype, flag)
 
 
 def _ready(model, path, dtype, flag="model_path"):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -15,7 +16,7 @@ class Activations(NamedTuple):
     """What scores are computed from.
 
     :ivar count: number of images, 0 where there are only stored statistics.
-    :ivar features: float32 [count, D] on the CPU, in the order of the images.
+    :ivar features: float32 [count, D] on the CPU, in the order of the images; None where they were not to be kept.
     :ivar moments: of the features; None where there are fewer than 2 images.
     :ivar spatial: Moments of the spatial features, or None.
     """
@@ -26,13 +27,13 @@ class Activations(NamedTuple):
     spatial: Moments | None
 
 
-def activations_of(images, extract, batch_size):
+def activations_of(images, extract, batch_size, keep=True):
     """The Activations of an ImageSet on rank 0, None on other ranks, which call this together.
 
     A batch holds the same images on any number of ranks, and rank 0 adds up the moments in the images' order, so
     the numbers do not depend on the number of ranks.
 
-    :param extract: `uint8 [n, H, W, 3] -> (features [n, D], spatial features [n, S] or None)`.
+    :param extract: `uint8 [n, H, W, 3] -> Features`, as an Extractor does.
     :raises UserError: if a feature is not finite.
     """
     size = dist_util.world_size()
@@ -43,19 +44,20 @@ def activations_of(images, extract, batch_size):
             start, pixels = next(mine, (None, None))
             part = None if start is None else (start, *map(_as_array, extract(pixels)))
             for start, seen, seen_spatial in filter(None, dist_util.gather_object(part) or ()):
-                if features is None:
-                    features = torch.empty(images.count, seen.shape[1])
+                if not np.isfinite(seen).all():
+                    raise UserError(f"--{images.flag} {images.path}: features of image {start} and on are not finite")
+                if moments is None:
+                    features = torch.empty(images.count, seen.shape[1]) if keep else None
                     moments = _sum_like(seen)
                     spatial = None if seen_spatial is None else _sum_like(seen_spatial)
-                features[start : start + len(seen)] = torch.from_numpy(seen)
+                if keep:
+                    features[start : start + len(seen)] = torch.from_numpy(seen)
                 moments.add(torch.from_numpy(seen))
                 if spatial is not None:
                     spatial.add(torch.from_numpy(seen_spatial))
                 bar.update(len(seen))
     if not dist_util.is_main():
         return None
-    if features is not None and not features.isfinite().all():
-        raise UserError(f"--{images.flag} {images.path}: the network's features of some images are not finite")
     return Activations(images.count, features, _moments(moments), _moments(spatial))
 
 

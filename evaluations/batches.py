@@ -77,7 +77,9 @@ def _samples_of(folder, flag):
     found = sorted(name for name, _ in files.entries(folder) if name.endswith(".npz"))
     if len(found) != 1:
         shown = ", ".join(found) or "none"
-        raise UserError(f"--{flag} {folder} is the folder of a run and holds {len(found)} npz ({shown}); name the one")
+        raise UserError(
+            f"--{flag} {folder} is the folder of a run and holds {len(found)} npz ({shown}); expected one, or its path"
+        )
     return files.join(folder, found[0])
 
 
@@ -199,3 +201,29 @@ def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):
                     f"{other_width}; expected one size, as make_reference.py --image_size makes it"
                 )
         yield start, np.stack(images)
+
+
+# -- training data -----------------------------------------------------------------------------------
+
+
+def images_of_dataset(dataset, flag, indices):
+    """The ImageSet of some images of an ImageDataset, cropped and resized as training has them.
+
+    :param flag: that names the data.
+    :param indices: of the images, in the order they come.
+    """
+    size = (dataset.image_size, dataset.image_size)
+    return ImageSet(
+        flag, dataset.data_dir, "folder", len(indices), size, partial(_dataset_batches, dataset, indices), []
+    )
+
+
+def _dataset_batches(dataset, indices, batch_size, rank, size):
+    for start in range(rank * batch_size, len(indices), size * batch_size):
+        images = torch.stack([dataset[int(index)][0] for index in indices[start : start + batch_size]])
+        yield start, ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def some_of(count, limit, seed=0):
+    """At most `limit` of the indices 0..count-1, drawn at random, in their order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])

@@ -41,16 +41,16 @@ def refuse_swapped(reference, samples):
         raise UserError(f"--reference {reference.path} was sampled from a model, and the samples not: swap the two")
 
 
-def measure(images, features, batch_size, by_moments):
+def measure(images, features, batch_size, keep):
     """The Activations of an ImageSet on rank 0; statistics stored with it take the place of computed ones.
 
-    :param by_moments: nothing but moments is asked for.
+    :param keep: more is asked for than moments.
     """
-    stored = images.statistics if features.inception else {}
-    if not images.count or by_moments and {"features", "spatial"} <= stored.keys():
+    stored = images.statistics if features.probabilities else {}
+    if not images.count or not keep and {"features", "spatial"} <= stored.keys():
         found = Activations(0, None, None, None)
     else:
-        found = activations_of(images, features, batch_size)
+        found = activations_of(images, features, batch_size, keep)
     return found and found._replace(
         moments=stored.get("features", found.moments), spatial=stored.get("spatial", found.spatial)
     )
@@ -60,27 +60,29 @@ def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     reference, samples = open_images(settings.reference, "reference"), open_images(settings.samples, "samples")
     refuse_swapped(reference, samples)
-    features = parsed[FeatureFlags].create()
+    features = parsed[FeatureFlags].extractor()
+    inception = features.probabilities is not None
     for images in (reference, samples):
-        if not images.count and not features.inception:
+        if not images.count and not inception:
             raise UserError(f"--{images.flag} {images.path} has statistics of Inception features alone, and no images")
-    metrics = scoring.chosen(features.inception)
+    metrics = scoring.chosen(inception)
     if not launch.announce(parsed, "evaluation_flags.json"):
         return
-    by_moments = BY_MOMENTS.issuperset(metrics)
-    of_reference = measure(reference, features, settings.batch_size, by_moments)
-    of_samples = measure(samples, features, settings.batch_size, by_moments and not scoring.bootstrap)
+    keep = not BY_MOMENTS.issuperset(metrics)
+    of_reference = measure(reference, features, settings.batch_size, keep)
+    of_samples = measure(samples, features, settings.batch_size, keep or scoring.bootstrap > 0)
     if not dist_util.is_main():
         return
-    scores, notes = compute(of_reference, of_samples, metrics, scoring, features.inception, features.weights)
+    scores, notes = compute(of_reference, of_samples, metrics, scoring, features.probabilities)
     decides = {
-        "pr_distance": scoring.distance(features.inception),
+        "pr_distance": scoring.distance(inception),
         "fid_formula": scoring.fid_formula,
         "bootstrap": scoring.bootstrap,
         "seed": scoring.seed,
         "batch_size": settings.batch_size,
     }
-    found = report.facts(reference, samples, features.facts, decides)
+    network = {"name": features.name, "sha256": features.hash, "dtype": "bf16" if features.bf16 else "fp32"}
+    found = report.facts(reference, samples, network, decides)
     found |= {"notes": report.caveats(reference, samples) + notes, "scores": scores}
     report.say(found)
     if settings.json:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-# rows of logits at once, as the published evaluator has it
+# rows of probabilities at once, as the published evaluator has it
 ROWS = 512
 SPLIT = 5000
 
@@ -21,20 +21,18 @@ class Score(NamedTuple):
     zeros: int
 
 
-def inception_score(features, weights, split_size=SPLIT):
+def inception_score(features, probabilities, split_size=SPLIT):
     """The mean over splits of exp(mean_i sum_c p(c|i) (log p(c|i) - log mean_i p(c|i))), all in float32.
 
     Splits are consecutive rows; a shorter last one counts as much as the others. 0 log 0 is 0.
 
     :param features: pool_3 activations [N, 2048].
-    :param weights: of the logits [2048, C]; there is no bias.
+    :param probabilities: `features [n, 2048] -> float32 [n, C]`, which sum to 1.
     :return: a Score.
     """
-    weights = weights.float()
-    logits = (part.to(weights.device).float() @ weights for part in features.split(ROWS))
-    probabilities = torch.cat([part.softmax(dim=1).cpu() for part in logits]).numpy()
-    scores = [_score_of(part) for part in np.split(probabilities, range(split_size, len(probabilities), split_size))]
-    return Score(float(np.mean(scores)), int((probabilities == 0).sum()))
+    p = torch.cat([probabilities(part).cpu() for part in features.split(ROWS)]).numpy()
+    scores = [_score_of(part) for part in np.split(p, range(split_size, len(p), split_size))]
+    return Score(float(np.mean(scores)), int((p == 0).sum()))
 
 
 def _score_of(p):

@@ -6,15 +6,15 @@ import io
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from guided_diffusion import checkpoints, dist_util, files, flags
+from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.flags import FlagGroup, flag, parse
 from guided_diffusion.script_util import ClassifierFlags
 
 from . import inception_weights
@@ -35,25 +35,28 @@ class Features(NamedTuple):
 class Extractor:
     """A network as a function from uint8 images [N, H, W, 3] to their Features, on its device.
 
-    :ivar name: the flag that names it.
-    :ivar hash: sha256 of its weights, in hexadecimal.
+    :ivar facts: what decides its numbers: name, sha256 of the weights, dtype it computes in (fp32 or bf16).
     :ivar compute: `uint8 tensor on the device -> Features`.
     :ivar device: of the network.
-    :ivar bf16: whether it computes in bfloat16.
-    :ivar probabilities: `pool -> float32 [N, classes]`, of Inception alone.
+    :ivar weights: float32 [2048, 1008] of Inception's logits, which scores use without bias; None of other networks.
     """
 
-    name: str
-    hash: str
+    facts: dict
     compute: Callable
     device: torch.device
-    bf16: bool = False
-    probabilities: Callable | None = None
+    weights: torch.Tensor | None = None
+
+    @property
+    def inception(self):
+        """Whether it is the Inception network that published scores stand on."""
+        return self.weights is not None
 
     @torch.no_grad()
     def __call__(self, images):
         images = torch.as_tensor(images, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}; expected uint8")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts["dtype"] == "bf16"):
             return self.compute(images)
 
 
@@ -66,32 +69,25 @@ class FeatureFlags(FlagGroup):
     feature_dtype: str = flag("fp32", "What the network computes in.", choices=("fp32", "bf16"))
     feature_cache: str = flag("", "Folder that keeps features for the next run; empty keeps none.")
 
-    def extractor(self):
+    def create(self):
         """The Extractor of these flags, on this rank's device; every rank calls this."""
+        device = dist_util.dev()
         kind, _, path = self.features.partition(":")
         makers = {"classifier": _classifier, "torchscript": _torchscript}
+        weights = None
         if self.features == "inception":
-            made = _inception(self.inception)
+            network, sha256 = inception_weights.load(self.inception)
+            compute, weights = network.to(device), network.fc.weight.detach().T
         elif kind in makers and path:
             if not files.exists(path):
                 raise UserError(f"--features {self.features}: there is no file {path}")
-            made = makers[kind](self.features, path)
+            compute, sha256 = makers[kind](path, device), hashlib.sha256(files.read_bytes(path)).hexdigest()
         else:
             raise UserError(f"--features is {self.features!r}; expected inception, classifier:PATH or torchscript:PATH")
-        made = replace(made, bf16=self.feature_dtype == "bf16")
-        return replace(made, compute=_cached(made, self.feature_cache)) if self.feature_cache else made
-
-
-def _inception(path):
-    network, sha256 = inception_weights.load(path)
-    network.to(dist_util.dev())
-    return Extractor(
-        "inception",
-        sha256,
-        lambda images: Features(*network(images)),
-        dist_util.dev(),
-        probabilities=network.probabilities,
-    )
+        facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
+        if self.feature_cache:
+            compute = _cached(compute, facts, self.feature_cache)
+        return Extractor(facts, lambda images: Features(*compute(images)), device, weights)
 
 
 class ClassifierFeatures:
@@ -119,73 +115,65 @@ class ClassifierFeatures:
         return seen[0].float().flatten(1)
 
 
-def _classifier(name, path):
-    parsed = flags.Parsed({ClassifierFlags: ClassifierFlags()}, frozenset())
-    parsed, classifier = checkpoints.load_classifier(parsed, path, flag="features")
+def _classifier(path, device):
+    parsed, classifier = checkpoints.load_classifier(parse([], [ClassifierFlags], ""), path, flag="features")
     size = parsed[ClassifierFlags].image_size
-    features = ClassifierFeatures(classifier, dist_util.dev())
+    features = ClassifierFeatures(classifier, device)
 
     def compute(images):
         if images.shape[1:3] != (size, size):
             height, width = images.shape[1:3]
-            raise UserError(f"--features {name} takes images of {size}x{size}; these are {height}x{width}")
-        return Features(features(images))
+            raise UserError(f"--features classifier:{path} takes images of {size}x{size}; these are {height}x{width}")
+        return (features(images),)
 
-    return Extractor(name, _file_hash(path), compute, dist_util.dev())
+    return compute
 
 
-def _torchscript(name, path):
+def _torchscript(path, device):
     """A network in TorchScript, which is given float32 images [N, 3, H, W] in 0..1 and returns features [N, ...].
 
     Resizing and normalising is its own affair.
     """
+    name = f"--features torchscript:{path}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            network = torch.jit.load(io.BytesIO(files.read_bytes(path)), map_location=dist_util.dev()).eval()
+            warnings.simplefilter("ignore")  # that TorchScript is old
+            network = torch.jit.load(io.BytesIO(files.read_bytes(path)), map_location=device).eval()
     except RuntimeError as error:
-        raise UserError(f"--features {name} is not what torch.jit.save wrote ({_first_line(error)})") from error
+        raise UserError(f"{name} is not what torch.jit.save writes ({str(error).split('. ')[0]})") from error
 
     def compute(images):
         x = images.permute(0, 3, 1, 2).float() / 255
         try:
             made = network(x)
         except (RuntimeError, torch.jit.Error) as error:
-            raise UserError(f"--features {name} fails on images {tuple(x.shape)}: {_first_line(error)}") from error
+            reason = str(error).strip().splitlines()[-1]  # below a trace
+            raise UserError(f"{name} fails on images {tuple(x.shape)}: {reason}") from error
         if not isinstance(made, torch.Tensor) or made.ndim < 2 or len(made) != len(x):
-            raise UserError(f"--features {name} returns no tensor [{len(x)}, D] of images {tuple(x.shape)}")
-        return Features(made.float().flatten(1))
+            raise UserError(f"{name} does not return one row of features for each of {len(x)} images")
+        return (made.float().flatten(1),)
 
-    return Extractor(name, _file_hash(path), compute, dist_util.dev())
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[-1]
+    return compute
 
 
-def _file_hash(path):
-    return hashlib.sha256(files.read_bytes(path)).hexdigest()
+def _cached(compute, facts, folder):
+    """`compute` that looks into a folder first.
 
-
-def _cached(extractor, folder):
-    """The function of an Extractor that looks into a folder first.
-
-    A file holds the features of one call, under the hash of the images, the weights and the precision: other ways to
-    split images into calls make other files.
+    A file holds the features of one call, under the hash of the images and the facts of the network.
     """
     files.make_folder(folder)
 
-    def compute(images):
-        key = hashlib.sha256(f"{extractor.hash} {extractor.bf16} {tuple(images.shape)}".encode())
+    def look(images):
+        key = hashlib.sha256(f"{facts['sha256']} {facts['dtype']} {tuple(images.shape)}".encode())
         key.update(images.cpu().contiguous().numpy())
         path = files.join(folder, f"{key.hexdigest()}.npz")
         if files.exists(path):
-            with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), files.open_read(path) as file:
+            # a damaged file is made anew
+            with contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile), files.open_read(path) as file:
                 kept = np.load(file, allow_pickle=False)
-                return Features(**{name: torch.from_numpy(kept[name]).to(extractor.device) for name in kept})
-        made = extractor.compute(images)
-        arrays = {name: value.cpu().numpy() for name, value in made._asdict().items() if value is not None}
-        files.write_npz(path, arrays)
+                return [torch.from_numpy(kept[name]).to(images.device) for name in kept]
+        made = compute(images)
+        files.write_npz(path, {name: value.cpu().numpy() for name, value in zip(Features._fields, made)})
         return made
 
-    return compute
+    return look

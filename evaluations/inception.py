@@ -226,8 +226,3 @@ class Inception(nn.Module):
                 if name == "Mixed_6d":
                     spatial = x[:, :7]  # of its first branch
         return x.float().mean(dim=(2, 3)), spatial.permute(0, 2, 3, 1).float().flatten(1)
-
-    @torch.no_grad()
-    def probabilities(self, pool):
-        """Softmax probabilities [N, 1008] of pooled features [N, 2048], without bias as the published scores are."""
-        return (pool @ self.fc.weight.T).softmax(dim=1)

@@ -46,7 +46,7 @@ def measure(images, features, batch_size, keep):
 
     :param keep: more is asked for than moments.
     """
-    stored = images.statistics if features.probabilities else {}
+    stored = images.statistics if features.inception else {}
     if not images.count or not keep and {"features", "spatial"} <= stored.keys():
         found = Activations(0, None, None, None)
     else:
@@ -60,12 +60,11 @@ def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     reference, samples = open_images(settings.reference, "reference"), open_images(settings.samples, "samples")
     refuse_swapped(reference, samples)
-    features = parsed[FeatureFlags].extractor()
-    inception = features.probabilities is not None
+    features = parsed[FeatureFlags].create()
     for images in (reference, samples):
-        if not images.count and not inception:
+        if not images.count and not features.inception:
             raise UserError(f"--{images.flag} {images.path} has statistics of Inception features alone, and no images")
-    metrics = scoring.chosen(inception)
+    metrics = scoring.chosen(features.inception)
     if not launch.announce(parsed, "evaluation_flags.json"):
         return
     keep = not BY_MOMENTS.issuperset(metrics)
@@ -73,16 +72,15 @@ def main(parsed):
     of_samples = measure(samples, features, settings.batch_size, keep or scoring.bootstrap > 0)
     if not dist_util.is_main():
         return
-    scores, notes = compute(of_reference, of_samples, metrics, scoring, features.probabilities)
+    scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
     decides = {
-        "pr_distance": scoring.distance(inception),
+        "pr_distance": scoring.distance(features.inception),
         "fid_formula": scoring.fid_formula,
         "bootstrap": scoring.bootstrap,
         "seed": scoring.seed,
         "batch_size": settings.batch_size,
     }
-    network = {"name": features.name, "sha256": features.hash, "dtype": "bf16" if features.bf16 else "fp32"}
-    found = report.facts(reference, samples, network, decides)
+    found = report.facts(reference, samples, features.facts, decides)
     found |= {"notes": report.caveats(reference, samples) + notes, "scores": scores}
     report.say(found)
     if settings.json:

@@ -21,16 +21,17 @@ class Score(NamedTuple):
     zeros: int
 
 
-def inception_score(features, probabilities, split_size=SPLIT):
+def inception_score(features, weights, split_size=SPLIT):
     """The mean over splits of exp(mean_i sum_c p(c|i) (log p(c|i) - log mean_i p(c|i))), all in float32.
 
     Splits are consecutive rows; a shorter last one counts as much as the others. 0 log 0 is 0.
 
     :param features: pool_3 activations [N, 2048].
-    :param probabilities: `features [n, 2048] -> float32 [n, C]`, which sum to 1.
+    :param weights: of the logits [2048, C]; there is no bias.
     :return: a Score.
     """
-    p = torch.cat([probabilities(part).cpu() for part in features.split(ROWS)]).numpy()
+    logits = (part.to(weights) @ weights for part in features.split(ROWS))
+    p = torch.cat([part.softmax(dim=1).cpu() for part in logits]).numpy()
     scores = [_score_of(part) for part in np.split(p, range(split_size, len(p), split_size))]
     return Score(float(np.mean(scores)), int((p == 0).sum()))
 

@@ -48,7 +48,7 @@ def main(parsed):
     data = ImageDataset(flags.data_dir, flags.image_size, random_flip=False, skip_bad=flags.skip_bad)
     if len(data) < 2:
         raise UserError(f"--data_dir {flags.data_dir} has one image; expected at least 2, for a covariance")
-    extractor = parsed[FeatureFlags].extractor()
+    extractor = parsed[FeatureFlags].create()
     if not launch.announce(parsed, "reference_flags.json"):
         return
     logger.log(describe(data))

@@ -81,7 +81,7 @@ class ScoreFlags(FlagGroup):
         return self.pr_distance or ("fp16" if inception else "fp32")
 
 
-def compute(reference, samples, metrics, flags, probabilities=None):
+def compute(reference, samples, metrics, flags, weights=None):
     """({name: float}, notes): the scores, and sentences on what is undefined or to be read with care.
 
     A score that is undefined for so few images is left out.
@@ -90,7 +90,7 @@ def compute(reference, samples, metrics, flags, probabilities=None):
     :param samples: Activations.
     :param metrics: names, as of `ScoreFlags.chosen`.
     :param flags: ScoreFlags.
-    :param probabilities: `features [n, 2048] -> float32 [n, 1008]` of Inception; None with other features.
+    :param weights: of Inception's logits [2048, 1008]; None with other features.
     """
     found, notes = {}, []
     device = dist_util.dev()
@@ -112,7 +112,7 @@ def compute(reference, samples, metrics, flags, probabilities=None):
         return []
 
     if enough(["inception_score"], 0, 1):
-        score = inception_score(samples.features.to(device), probabilities)
+        score = inception_score(samples.features, weights)
         found["inception_score"] = score.value
         if score.zeros:
             notes.append(
@@ -134,7 +134,7 @@ def compute(reference, samples, metrics, flags, probabilities=None):
                 samples.features, reference.moments, flags.bootstrap, flags.seed
             )
     if names := enough(["precision", "recall"], NEIGHBOURS + 1, NEIGHBOURS + 1):
-        distance = DISTANCES[flags.distance(probabilities is not None)]
+        distance = DISTANCES[flags.distance(weights is not None)]
         both = precision_recall(reference.features.to(device), samples.features.to(device), distance)
         found |= {name: value for name, value in zip(("precision", "recall"), both) if name in names}
     if enough(["kid"], 2, 2):

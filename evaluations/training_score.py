@@ -40,7 +40,7 @@ def log_scores(loop, parsed):
     """
     flags, unet, process = parsed[EvalFlags], parsed[UNetFlags], parsed[DiffusionFlags]
     data = replace(parsed[DataFlags], random_crop=False, random_flip=False).dataset(unet.image_size, False, None)
-    extractor = parsed[FeatureFlags].extractor()
+    extractor = parsed[FeatureFlags].create()
     real = images_of_dataset(data, "data_dir", some_of(len(data), REFERENCE))
     reference = activations_of(real, extractor, BATCH, keep=False)
 

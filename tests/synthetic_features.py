@@ -34,3 +34,8 @@ def across_blocks():
     reference[10400] *= 200
     samples[10050] *= 150
     return reference, samples
+
+
+def for_other_library():
+    """A reference [500, 96], samples [500, 96] and logits [800, 40]."""
+    return draw(21, 500, 96), draw(22, 500, 96, shift=0.02), 4 * draw(23, 800, 40)

@@ -32,8 +32,7 @@ def means(images):
 def place(tmp_path_factory):
     """A folder with the network of the features and some sets of images, by which the tests name them."""
     place = tmp_path_factory.mktemp("evaluator")
-    network = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())
-    torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save(str(place / "means.pt"))
+    script_runs.mean_colours(place / "means.pt", 32)
     sets = {"reference": REFERENCE, "samples": SAMPLES, "one": SAMPLES[:1], "two": SAMPLES[:2], "three": SAMPLES[:3]}
     sets |= {"equal": np.repeat(SAMPLES[:1], 9, axis=0), "collapsed": np.repeat(REFERENCE[:1], 60, axis=0)}
     for name, images in sets.items():

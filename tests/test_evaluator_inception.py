@@ -67,7 +67,7 @@ def test_published_numbers(weights, cache, tmp_path):
 @pytest.mark.timeout(1800)
 def test_published_numbers_of_a_reference_with_statistics(weights, cache, tmp_path):
     """The statistics are of the first 300 images and a ridge, so that they are not what arr_0 gives."""
-    extractor = FeatureFlags(inception=str(weights), feature_cache=str(cache)).extractor()
+    extractor = FeatureFlags(inception=str(weights), feature_cache=str(cache)).create()
     images = open_images(str(DATA / "pub32_ref.npz"), "reference")
     seen = [extractor(part) for _, part in images.batches(64, 0, 1)]
     stored = {}
@@ -103,7 +103,7 @@ def test_a_reference_of_ones_own_data(weights, tmp_path):
     assert all(stored[name].dtype == np.float64 for name in shapes)
 
     np.savez(tmp_path / "crops.npz", crops)
-    extractor = FeatureFlags(inception=str(weights)).extractor()
+    extractor = FeatureFlags(inception=str(weights)).create()
     pool, spatial = extractor(crops)
     assert np.allclose(stored["mu"], pool.double().mean(dim=0), rtol=1e-5)
     assert np.allclose(stored["sigma_s"], np.cov(spatial.numpy(), rowvar=False), atol=1e-5)
@@ -120,7 +120,7 @@ def test_statistics_alone_need_no_images_of_the_reference(weights, tmp_path):
     np.savez(tmp_path / "samples.npz", np.random.default_rng(0).integers(256, size=(3, 8, 8, 3), dtype=np.uint8))
     _, report = evaluate(weights, tmp_path, tmp_path / "statistics.npz", tmp_path / "samples.npz")
     images = open_images(str(tmp_path / "samples.npz"), "samples")
-    found = activations_of(images, FeatureFlags(inception=str(weights)).extractor(), 64)
+    found = activations_of(images, FeatureFlags(inception=str(weights)).create(), 64)
     for name, moments in (("fid", found.moments), ("sfid", found.spatial)):
         # the root of A times the identity is that of A
         expected = moments.mean.square().sum() + moments.covariance.trace() + len(moments.mean)

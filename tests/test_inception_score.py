@@ -14,16 +14,12 @@ def weights():
     return torch.from_numpy(graph_weights()["softmax/weights"])
 
 
-def score(features, weights, *split):
-    return inception_score(features, lambda part: (part @ weights).softmax(dim=1), *split)
-
-
 @pytest.mark.parametrize(
     "golden, rows, split",
     [("IS_5300x2048_split5000", 5300, 5000), ("IS_first700", 700, 5000), ("IS_split1000", 5300, 1000)],
 )
 def test_published_values(weights, golden, rows, split):
-    found = score(for_inception_score()[:rows], weights, split)
+    found = inception_score(for_inception_score()[:rows], weights, split)
     assert found.value == pytest.approx(float(GOLDEN[golden]), rel=3e-7)
     assert found.zeros == 0
 
@@ -33,16 +29,16 @@ def test_what_underflows_is_finite_and_counted(weights):
     features = for_inception_score()[:600] * 8
     p = (features.double() @ weights.double()).softmax(dim=1)
     expected = (p * (p.log() - p.mean(dim=0).log())).sum(dim=1).mean().exp()
-    found = score(features, weights)
+    found = inception_score(features, weights)
     assert found.value == pytest.approx(float(expected), rel=1e-4)
     assert found.zeros > 0
 
 
 def test_a_certain_and_even_answer_scores_the_number_of_classes():
-    found = score(torch.eye(10).repeat(4, 1), 1000 * torch.eye(10))
+    found = inception_score(torch.eye(10).repeat(4, 1), 1000 * torch.eye(10))
     assert found.value == pytest.approx(10) and found.zeros == 40 * 9
 
 
 def test_equal_images_score_one():
-    assert score(draw(1, 1, 30).repeat(5, 1), draw(2, 30, 8)).value == pytest.approx(1, abs=1e-6)
-    assert np.isfinite(score(draw(1, 1, 30), draw(2, 30, 8)).value)
+    assert inception_score(draw(1, 1, 30).repeat(5, 1), draw(2, 30, 8)).value == pytest.approx(1, abs=1e-6)
+    assert np.isfinite(inception_score(draw(1, 1, 30), draw(2, 30, 8)).value)

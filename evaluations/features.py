@@ -75,6 +75,8 @@ class FeatureFlags(FlagGroup):
         kind, _, path = self.features.partition(":")
         makers = {"classifier": _classifier, "torchscript": _torchscript}
         weights = None
+        if self.inception and self.features != "inception":
+            raise UserError(f"--inception {self.inception} is given, but --features {self.features} does not use it")
         if self.features == "inception":
             network, sha256 = inception_weights.load(self.inception)
             compute, weights = network.to(device), network.fc.weight.detach().T

@@ -15,6 +15,7 @@ from graph_writer import frozen_graph, node
 
 from evaluations import frozen_graph as reader
 from evaluations import inception, inception_weights
+from evaluations.features import FeatureFlags
 from evaluations.inception_weights import PUBLISHED, Published
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError
@@ -93,6 +94,24 @@ def test_features_and_probabilities_are_tensorflows(network, size):
 def test_images_need_not_be_square(network):
     pool, spatial = network(torch.from_numpy(inception_recipe.pictures(2, 80)[:, :48]))
     assert relative(pool, "p48x80_pool") < 1e-4 and relative(spatial, "p48x80_spatial") < 1e-4
+
+
+def test_the_flag_gives_the_same_features(network, torch_file, tmp_path):
+    flags = {"inception": str(torch_file), "feature_cache": str(tmp_path / "cache")}
+    extract = FeatureFlags(**flags).create()
+    assert extract.inception and torch.equal(extract.weights, network.fc.weight.T)
+    assert extract.facts == {"name": "inception", "sha256": inception_recipe.DIGEST, "dtype": "fp32"}
+    images = pictures(32)[:2]
+    expected = network(images)
+    for _ in range(2):  # computed, then kept
+        found = extract(images.numpy())
+        assert torch.equal(found.pool, expected[0]) and torch.equal(found.spatial, expected[1])
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert set(np.load(kept)) == {"pool", "spatial"}
+    half = FeatureFlags(**flags, feature_dtype="bf16").create()(images)
+    assert half.pool.dtype == half.spatial.dtype == torch.float32
+    error = (half.pool - expected[0]).square().mean() / expected[0].square().mean()
+    assert 1e-3 < error.sqrt() < 0.05
 
 
 def test_every_layer_is_tensorflows(network):

@@ -25,7 +25,8 @@ def pytorch_fid_network(weights):
 
     @torch.no_grad()
     def compute(images):
-        return network(images.permute(0, 3, 1, 2).float() / 255)[0].flatten(1)
+        # in the layout of its own loader
+        return network((images.permute(0, 3, 1, 2).float() / 255).contiguous())[0].flatten(1)
 
     return network, compute
 

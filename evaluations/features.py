@@ -64,7 +64,11 @@ class Extractor:
 class FeatureFlags(FlagGroup):
     """What images are compared by."""
 
-    features: str = flag("inception", "Network: inception, classifier:PATH or torchscript:PATH.")
+    features: str = flag(
+        "inception",
+        "Network: inception; classifier:PATH, a noisy classifier's checkpoint; or torchscript:PATH, which is given "
+        "float32 [N, 3, H, W] in 0 to 1 and returns [N, D].",
+    )
     inception: str = flag("", "Inception weights; else $INCEPTION_WEIGHTS, a usual folder, or a download.")
     feature_dtype: str = flag("fp32", "What the network computes in.", choices=("fp32", "bf16"))
     feature_cache: str = flag("", "Folder that keeps features for the next run; empty keeps none.")
@@ -75,6 +79,8 @@ class FeatureFlags(FlagGroup):
         kind, _, path = self.features.partition(":")
         makers = {"classifier": _classifier, "torchscript": _torchscript}
         weights = None
+        if self.inception and self.features != "inception":
+            raise UserError(f"--inception {self.inception} is given, but --features {self.features} does not use it")
         if self.features == "inception":
             network, sha256 = inception_weights.load(self.inception)
             compute, weights = network.to(device), network.fc.weight.detach().T
@@ -132,7 +138,8 @@ def _classifier(path, device):
 def _torchscript(path, device):
     """A network in TorchScript, which is given float32 images [N, 3, H, W] in 0..1 and returns features [N, ...].
 
-    Resizing and normalising is its own affair.
+    Resizing and normalising is its own affair: for DINOv2, script a module that resizes to 224x224, takes off the
+    mean, divides by the deviation, and calls the network.
     """
     name = f"--features torchscript:{path}"
     try:

@@ -95,10 +95,10 @@ def _complain(sentence, everywhere):
     print(sentence, file=sys.stderr, flush=True)
 
 
-def announce(parsed, name="flags.json"):
+def announce(parsed, file_name="flags.json"):
     """Print the resolved flags and save them in the output folder, on rank 0.
 
-    :param name: of the file.
+    :param file_name: of what is saved.
     :return: False if this is a dry run, which ends here.
     """
     values = parsed.values()
@@ -107,5 +107,5 @@ def announce(parsed, name="flags.json"):
             logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
-        files.write_text(files.join(logger.get_dir(), name), json.dumps(values, indent=1) + "\n")
+        files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")
     return not parsed[RunFlags].dry_run

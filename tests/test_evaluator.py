@@ -149,6 +149,9 @@ def test_the_report_says_where_samples_come_from_and_leaves_their_folder_alone(p
     assert report["features"]["sha256"] == hashlib.sha256((place / "means.pt").read_bytes()).hexdigest()
     assert report["versions"]["torch"] == torch.__version__
     assert (place / "run" / "flags.json").read_bytes() == kept
+    assert json.loads((place / "run" / "evaluation_flags.json").read_text())["reference"] == str(
+        place / "reference.npz"
+    )
     assert evaluate(place, *BOTH)[1]["samples"]["uint8_rule"] == "unknown"
 
 

@@ -110,7 +110,8 @@ def test_a_reference_of_ones_own_data(weights, tmp_path):
 
     _, report = evaluate(weights, tmp_path, made, tmp_path / "crops.npz", "--metrics", "fid,sfid,precision,recall")
     scores = report["scores"]
-    assert scores["fid"] < 1e-3 and scores["sfid"] < 1e-3 and scores["precision"] == scores["recall"] == 1
+    assert scores["fid"] < 1e-3 and scores["sfid"] < 1e-3
+    assert scores["recall"] == 1 and scores["precision"] >= 5 / 6  # all but the one that was not kept
     assert report["reference"]["type"] == "statistics and images of an npz"
 
 

@@ -76,10 +76,10 @@ def main(parsed):
     decides = {
         "pr_distance": scoring.distance(features.inception),
         "fid_formula": scoring.fid_formula,
-        "bootstrap": scoring.bootstrap,
-        "seed": scoring.seed,
         "batch_size": settings.batch_size,
     }
+    if scoring.bootstrap:
+        decides |= {"bootstrap": scoring.bootstrap, "bootstrap_seed": scoring.seed}
     found = report.facts(reference, samples, features.facts, decides)
     found |= {"notes": report.caveats(reference, samples) + notes, "scores": scores}
     report.say(found)

@@ -28,8 +28,8 @@ class ImageSet:
     """Images of one size in one place.
 
     :ivar flag: that names the place.
-    :ivar path: of the npz or folder that holds them.
-    :ivar kind: "npz" or "folder".
+    :ivar path: of what holds them.
+    :ivar kind: "npz", "zip" or "folder".
     :ivar count: number of images; 0 where there are only statistics.
     :ivar size: (height, width), None without images.
     :ivar batches: `(batch_size, rank, size) -> iterator` of (first index, uint8 [n, H, W, 3]): the batches of
@@ -103,23 +103,22 @@ def _told_as_damage(path, flag):
     try:
         yield
     except DAMAGE as error:
-        raise UserError(f"--{flag} {path} is damaged or no npz of plain arrays ({_first_line(error)})") from error
+        raise UserError(f"--{flag} {path} is damaged or no npz of plain arrays ({_reason(error)})") from error
 
 
-def _first_line(error):
+def _reason(error):
+    text = str(error).strip("'\"").split("\n")[0]
     # numpy's advice about foreign bytes is to unpickle them
-    return (
-        "it is no archive" if "pickle" in str(error) else str(error).strip("'\"").split("\n")[0] or "it ends too soon"
-    )
+    return "it is no archive" if "pickle" in text else text or "it ends too soon"
 
 
 def _open_npz(path, flag):
     with _told_as_damage(path, flag), files.open_read(path) as file:
-        with np.load(file, allow_pickle=False) as npz:
-            if not isinstance(npz, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            names = npz.files
-            stored = {key: npz[key] for keys in STATISTICS.values() for key in keys if key in names}
+        npz = np.load(file, allow_pickle=False)
+        if isinstance(npz, np.ndarray):
+            raise ValueError("it is a single array")
+        names = npz.files
+        stored = {key: npz[key] for keys in STATISTICS.values() for key in keys if key in names}
     statistics = {
         name: _moments(stored[mu], stored[sigma], path, flag)
         for name, (mu, sigma) in STATISTICS.items()
@@ -186,7 +185,8 @@ def _open_folder(path, flag):
     first, grey = open_rgb(paths[0])
     size = first.size[::-1]
     batches = partial(_folder_batches, path, flag, paths, size)
-    return ImageSet(flag, path, "folder", len(paths), size, batches, paths, grey=grey)
+    kind, kept = ("zip", [path]) if path.endswith(ZIP) else ("folder", paths)
+    return ImageSet(flag, path, kind, len(paths), size, batches, kept, grey=grey)
 
 
 def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):

@@ -55,12 +55,10 @@ def facts(reference, samples, features, settings):
 
 
 def _describe(images):
-    stored = " and ".join(
-        name for name in ("statistics" * bool(images.statistics), "images" * bool(images.count)) if name
-    )
+    stored = [name for name, there in (("statistics", images.statistics), ("images", images.count)) if there]
     return {
         "path": images.path,
-        "type": f"{stored} of a{'n npz' if images.kind == 'npz' else ' folder'}",
+        "type": f"{images.kind} of {' and '.join(stored)}",
         "count": images.count,
         "size": images.size and list(images.size),
         "sha256": digest(images.files),

@@ -130,6 +130,12 @@ def text(path):
     return path
 
 
+def array(path):
+    with open(path, "wb") as file:
+        np.save(file, IMAGES)
+    return path
+
+
 def mixed(path):
     png_folder(path, [*IMAGES[:2], IMAGES[2, :4]])
     return path
@@ -173,6 +179,7 @@ REFUSED = {
     "broken": (broken, ["03.png cannot be read"]),
     "no_run": (lambda path: folder_of_run(path), ["holds 0 npz"]),
     "runs": (lambda path: folder_of_run(path, "a.npz", "b.npz"), ["a.npz, b.npz"]),
+    "array.npz": (array, ["single array"]),
     "text.zip": (text, ["not a readable .zip"]),
 }
 

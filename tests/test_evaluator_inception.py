@@ -79,7 +79,7 @@ def test_published_numbers_of_a_reference_with_statistics(weights, cache, tmp_pa
     pair = [tmp_path / "virtual.npz", DATA / "pub32_smp.npz"]
     _, report = evaluate(weights, tmp_path, *pair, "--feature_cache", cache)
     expect(report["scores"], PAIRS["pub32_virtual"])
-    assert report["reference"]["type"] == "statistics and images of an npz"
+    assert report["reference"]["type"] == "npz of statistics and images"
 
 
 def test_a_reference_of_ones_own_data(weights, tmp_path):
@@ -112,7 +112,7 @@ def test_a_reference_of_ones_own_data(weights, tmp_path):
     scores = report["scores"]
     assert scores["fid"] < 1e-3 and scores["sfid"] < 1e-3
     assert scores["recall"] == 1 and scores["precision"] >= 5 / 6  # all but the one that was not kept
-    assert report["reference"]["type"] == "statistics and images of an npz"
+    assert report["reference"]["type"] == "npz of statistics and images"
 
 
 def test_statistics_alone_need_no_images_of_the_reference(weights, tmp_path):

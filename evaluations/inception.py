@@ -142,8 +142,8 @@ def _stretch(x, axis):
     place = torch.arange(SIZE, dtype=torch.float32, device=x.device) * scale
     low = place.long()
     fraction = (place - low).unflatten(0, (SIZE, *[1] * (x.ndim - 1 - axis)))
-    here, next = x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=n - 1))
-    return here + (next - here) * fraction
+    here, beside = x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=n - 1))
+    return here + (beside - here) * fraction
 
 
 class ConvNorm(nn.Module):

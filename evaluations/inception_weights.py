@@ -124,6 +124,7 @@ def _download():
     files.make_folder(folder)
     for file in PUBLISHED:
         path = os.path.join(folder, file.name)
+        logger.log(f"downloading {file.address} into {folder}")
         try:
             fetch(file, path)
         except (OSError, HTTPException) as error:

@@ -118,10 +118,13 @@ def test_the_flag_gives_the_same_features(network, torch_file, tmp_path):
 def test_every_layer_is_tensorflows(network):
     """Mean, deviation and range of all 94 layers, of one picture."""
     seen, handles = {}, []
+
+    def keep(scope):
+        return lambda module, inputs, output: seen.update({scope: output.double()})
+
     for scope, (module, _) in reader.scopes().items():
         if module:
-            keep = lambda _, inputs, output, scope=scope: seen.update({scope: output.double()})  # noqa: E731
-            handles.append(network.get_submodule(module).register_forward_hook(keep))
+            handles.append(network.get_submodule(module).register_forward_hook(keep(scope)))
     try:
         network(pictures(32)[:1])
     finally:

@@ -34,6 +34,7 @@ def activations_of(images, extract, batch_size, keep=True):
     the numbers do not depend on the number of ranks.
 
     :param extract: `uint8 [n, H, W, 3] -> Features`, as an Extractor does.
+    :param keep: keep the features; else memory does not depend on the number of images.
     :raises UserError: if a feature is not finite.
     """
     size = dist_util.world_size()
@@ -66,9 +67,13 @@ def _as_array(features):
 
 
 def _sum_like(features):
+    return MomentSum(features.shape[1], float64_device())
+
+
+def float64_device():
+    """The device of this process, or the CPU where that is Metal, which has no float64."""
     device = dist_util.dev()
-    # Metal has no float64
-    return MomentSum(features.shape[1], "cpu" if device.type == "mps" else device)
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _moments(total):

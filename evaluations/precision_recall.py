@@ -45,7 +45,7 @@ def precision_recall(reference, samples, distance=fp32, k=NEIGHBOURS):
         d = distance(reference[rows], samples[columns])
         real[columns] |= (d <= reference_radii[rows, None]).any(dim=0)
         reached[rows] |= (d <= sample_radii[columns]).any(dim=1)
-    return real.double().mean().item(), reached.double().mean().item()
+    return real.sum().item() / len(real), reached.sum().item() / len(reached)
 
 
 def density_coverage(reference, samples, k=DENSITY_NEIGHBOURS):
@@ -60,7 +60,7 @@ def density_coverage(reference, samples, k=DENSITY_NEIGHBOURS):
         inside = fp32(reference[rows], samples[columns]) <= reference_radii[rows, None]
         held += inside.sum().item()
         covered[rows] |= inside.any(dim=1)
-    return held / (k * len(samples)), covered.double().mean().item()
+    return held / (k * len(samples)), covered.sum().item() / len(covered)
 
 
 def _blocks(reference, samples):

@@ -8,6 +8,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, Legal, at_least, flag
 
 from . import fid
+from .activations import float64_device
 from .distances import DISTANCES
 from .inception_score import inception_score
 from .kid import kid
@@ -138,7 +139,7 @@ def compute(reference, samples, metrics, flags, weights=None):
         both = precision_recall(reference.features.to(device), samples.features.to(device), distance)
         found |= {name: value for name, value in zip(("precision", "recall"), both) if name in names}
     if enough(["kid"], 2, 2):
-        found["kid"], error = kid(reference.features, samples.features)
+        found["kid"], error = kid(*(a.features.to(float64_device()) for a in (reference, samples)))
         if math.isfinite(error):
             found["kid_standard_error"] = error
     if names := enough(["density", "coverage"], DENSITY_NEIGHBOURS + 1, 1):

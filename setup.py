@@ -18,5 +18,5 @@ setup(
         "mpi4py>=4",
         "mpich; sys_platform != 'win32'",
     ],
-    extras_require={"data": ["scikit-learn"]},
+    extras_require={"data": ["scikit-learn"], "evaluator": ["tensorboard"]},
 )

@@ -1,6 +1,99 @@
 """What images are compared by: the activations of a network."""
 
+import contextlib
+import hashlib
+import io
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 import torch
+
+from guided_diffusion import checkpoints, dist_util, files
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import FlagGroup, flag, parse
+from guided_diffusion.script_util import ClassifierFlags
+
+from . import inception_weights
+
+
+class Features(NamedTuple):
+    """Features of N images.
+
+    :ivar pool: float32 [N, D].
+    :ivar spatial: float32 [N, 2023] of Inception (see inception.py), None of other networks.
+    """
+
+    pool: torch.Tensor
+    spatial: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network as a function from uint8 images [N, H, W, 3] to their Features, on its device.
+
+    :ivar facts: what decides its numbers: name, sha256 of the weights, dtype it computes in (fp32 or bf16).
+    :ivar compute: `uint8 tensor on the device -> Features`.
+    :ivar device: of the network.
+    :ivar weights: float32 [2048, 1008] of Inception's logits, which scores use without bias; None of other networks.
+    """
+
+    facts: dict
+    compute: Callable
+    device: torch.device
+    weights: torch.Tensor | None = None
+
+    @property
+    def inception(self):
+        """Whether it is the Inception network that published scores stand on."""
+        return self.weights is not None
+
+    @torch.no_grad()
+    def __call__(self, images):
+        images = torch.as_tensor(images, device=self.device)
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}; expected uint8")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts["dtype"] == "bf16"):
+            return self.compute(images)
+
+
+@dataclass
+class FeatureFlags(FlagGroup):
+    """What images are compared by."""
+
+    features: str = flag(
+        "inception",
+        "Network: inception; classifier:PATH, a noisy classifier's checkpoint; or torchscript:PATH, which is given "
+        "float32 [N, 3, H, W] in 0 to 1 and returns [N, D].",
+    )
+    inception: str = flag("", "Inception weights; else $INCEPTION_WEIGHTS, a usual folder, or a download.")
+    feature_dtype: str = flag("fp32", "What the network computes in.", choices=("fp32", "bf16"))
+    feature_cache: str = flag("", "Folder that keeps features for the next run; empty keeps none.")
+
+    def create(self):
+        """The Extractor of these flags, on this rank's device; every rank calls this."""
+        device = dist_util.dev()
+        kind, _, path = self.features.partition(":")
+        makers = {"classifier": _classifier, "torchscript": _torchscript}
+        weights = None
+        if self.inception and self.features != "inception":
+            raise UserError(f"--inception {self.inception} is given, but --features {self.features} does not use it")
+        if self.features == "inception":
+            network, sha256 = inception_weights.load(self.inception)
+            compute, weights = network.to(device), network.fc.weight.detach().T
+        elif kind in makers and path:
+            if not files.exists(path):
+                raise UserError(f"--features {self.features}: there is no file {path}")
+            compute, sha256 = makers[kind](path, device), hashlib.sha256(files.read_bytes(path)).hexdigest()
+        else:
+            raise UserError(f"--features is {self.features!r}; expected inception, classifier:PATH or torchscript:PATH")
+        facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
+        if self.feature_cache:
+            compute = _cached(compute, facts, self.feature_cache)
+        return Extractor(facts, lambda images: Features(*compute(images)), device, weights)
 
 
 class ClassifierFeatures:
@@ -26,3 +119,68 @@ class ClassifierFeatures:
         finally:
             hook.remove()
         return seen[0].float().flatten(1)
+
+
+def _classifier(path, device):
+    parsed, classifier = checkpoints.load_classifier(parse([], [ClassifierFlags], ""), path, flag="features")
+    size = parsed[ClassifierFlags].image_size
+    features = ClassifierFeatures(classifier, device)
+
+    def compute(images):
+        if images.shape[1:3] != (size, size):
+            height, width = images.shape[1:3]
+            raise UserError(f"--features classifier:{path} takes images of {size}x{size}; these are {height}x{width}")
+        return (features(images),)
+
+    return compute
+
+
+def _torchscript(path, device):
+    """A network in TorchScript, which is given float32 images [N, 3, H, W] in 0..1 and returns features [N, ...].
+
+    Resizing and normalising is its own affair: for DINOv2, script a module that resizes to 224x224, takes off the
+    mean, divides by the deviation, and calls the network.
+    """
+    name = f"--features torchscript:{path}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is old
+            network = torch.jit.load(io.BytesIO(files.read_bytes(path)), map_location=device).eval()
+    except RuntimeError as error:
+        raise UserError(f"{name} is not what torch.jit.save writes ({str(error).split('. ')[0]})") from error
+
+    def compute(images):
+        x = images.permute(0, 3, 1, 2).float() / 255
+        try:
+            made = network(x)
+        except (RuntimeError, torch.jit.Error) as error:
+            reason = str(error).strip().splitlines()[-1]  # below a trace
+            raise UserError(f"{name} fails on images {tuple(x.shape)}: {reason}") from error
+        if not isinstance(made, torch.Tensor) or made.ndim < 2 or len(made) != len(x):
+            raise UserError(f"{name} does not return one row of features for each of {len(x)} images")
+        return (made.float().flatten(1),)
+
+    return compute
+
+
+def _cached(compute, facts, folder):
+    """`compute` that looks into a folder first.
+
+    A file holds the features of one call, under the hash of the images and the facts of the network.
+    """
+    files.make_folder(folder)
+
+    def look(images):
+        key = hashlib.sha256(f"{facts['sha256']} {facts['dtype']} {tuple(images.shape)}".encode())
+        key.update(images.cpu().contiguous().numpy())
+        path = files.join(folder, f"{key.hexdigest()}.npz")
+        if files.exists(path):
+            # a damaged file is made anew
+            with contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile), files.open_read(path) as file:
+                kept = np.load(file, allow_pickle=False)
+                return [torch.from_numpy(kept[name]).to(images.device) for name in kept]
+        made = compute(images)
+        files.write_npz(path, {name: value.cpu().numpy() for name, value in zip(Features._fields, made)})
+        return made
+
+    return look

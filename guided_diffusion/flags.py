@@ -161,18 +161,22 @@ def _add(section, field, default):
     )
 
 
-def parse(argv, groups, description, overrides=None, fill=None):
+def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     """The Parsed command line.
 
     :param fill: `(given flags {name: value}, names of all flags) -> {name: value}` of flags that count as given
         where the command line leaves them out, as a preset does; None fills in nothing.
+    :param positional: text flags whose values may stand without their names, in this order.
     :raises UserError: one sentence that names the flag; an unknown flag is answered with the nearest.
     """
     parser = parser_for(groups, description, overrides)
     namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UserError(_unknown(unknown[0], parser))
     given, overrides = vars(namespace), overrides or {}
+    free = [name for name in positional if name not in given]
+    wrong = [word for word in unknown if word.startswith("-")] or unknown[len(free) :]
+    if wrong:
+        raise UserError(_unknown(wrong[0], parser))
+    given |= zip(free, unknown)
     absent = frozenset(k for k, v in overrides.items() if v is None)
     if fill is not None:
         given = fill(given, set().union(*map(_names, groups)) - absent) | given

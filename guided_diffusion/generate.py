@@ -166,7 +166,7 @@ def as_arrays(images, labels=None):
 
 
 def preview_sampler(process, shape, model_kwargs, steps=25):
-    """`model -> uint8 [N, H, W, 3]` for the previews of training: DDIM with fixed seeds.
+    """`model, first=0 -> uint8 [N, H, W, 3]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param process: DiffusionFlags.
     :param shape: (N, 3, H, W).
@@ -177,8 +177,8 @@ def preview_sampler(process, shape, model_kwargs, steps=25):
     diffusion = dataclasses.replace(process, timestep_respacing=kept).create()
     solver = SolverFlags(use_ddim=True)
 
-    def preview(model):
-        noise = IndexedNoise(0, range(shape[0]))
+    def preview(model, first=0):
+        noise = IndexedNoise(0, range(first, first + shape[0]))
         kwargs = {k: v.to(dist_util.dev()) for k, v in model_kwargs.items()}
         return to_uint8(make_images(diffusion, model, solver, noise, shape[1:], model_kwargs=kwargs))
 

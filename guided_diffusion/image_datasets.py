@@ -1,4 +1,4 @@
-"""Images from a folder or an .npz file, as an endless stream of training batches.
+"""Images from a folder, a .zip or an .npz file, as an endless stream of training batches.
 
 The stream is one long list of draws: a permutation of all images for epoch 0, another for epoch 1,
 and so on. Rank r of `size` takes the draws r, r + size, r + 2 * size, ... Over all ranks every image
@@ -25,6 +25,7 @@ from . import files
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 
+ZIP = ".zip"
 EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp")
 CLASS_SOURCES = ("auto", "prefix", "folder")
 
@@ -33,7 +34,7 @@ CLASS_SOURCES = ("auto", "prefix", "folder")
 class DataFlags(FlagGroup):
     """The training images."""
 
-    data_dir: str = flag("", "Folder of images, searched with its sub-folders, or an .npz file.")
+    data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
     class_source: str = flag("auto", "Where classes are read from: sub-folders, or file-name prefixes.", CLASS_SOURCES)
     random_crop: bool = flag(False, "Crop at random places and sizes, instead of the centre.")
     random_flip: bool = flag(True, "Mirror half of the images.")
@@ -168,8 +169,8 @@ def _read_ahead(read, numbers, num_workers):
 class ImageDataset(Dataset):
     """Images of one size, with their classes where `class_cond` asks for them.
 
-    data_dir:     a folder, searched with its sub-folders, in any place blobfile reads; or an .npz file
-                  with arr_0 uint8 [N, H, W, 3] and, for classes, arr_1 integer [N].
+    data_dir:     a folder, searched with its sub-folders, in any place blobfile reads; a .zip of one; or
+                  an .npz file with arr_0 uint8 [N, H, W, 3] and, for classes, arr_1 integer [N].
     image_size:   height and width in pixels of what comes out.
     class_source: where a folder keeps its classes. "folder": the first sub-folder below data_dir;
                   "prefix": the file name up to its first "_"; "auto": "folder" if every image lies
@@ -202,7 +203,7 @@ class ImageDataset(Dataset):
         _at_least("--image_size", image_size, 1)
         _at_least("--seed", seed, 0)
         if not data_dir:
-            raise UserError("--data_dir is not given; it expects a folder of images or an .npz file")
+            raise UserError("--data_dir is not given; it expects a folder of images, or a .zip or .npz file")
         self.data_dir, self.image_size, self.seed = str(data_dir), image_size, seed
         self.random_crop, self.random_flip, self.skip_bad = random_crop, random_flip, skip_bad
         self.labels = self.class_names = self.class_source = None
@@ -260,7 +261,12 @@ class ImageDataset(Dataset):
 
     def _picture(self, index):
         source = self.images[index]
-        return Image.fromarray(source) if isinstance(source, np.ndarray) else _open_rgb(source)
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source)
+        try:
+            return open_rgb(source)[0]
+        except UserError as error:
+            raise UserError(f"{error}; mend or remove it, or pass --skip_bad True") from error
 
     def _check_classes(self, num_classes):
         if len(self.class_names) > num_classes:
@@ -296,20 +302,35 @@ def _describe_classes(dataset):
     return f"{len(names)} class{'es' * (len(names) > 1)} from {source[dataset.class_source]} ({shown})"
 
 
-def list_image_files(data_dir):
-    """Sorted paths of the images in a folder and its sub-folders, in any place blobfile reads.
+def list_image_files(data_dir, flag="data_dir"):
+    """Sorted paths of the images in a folder and its sub-folders, in any place blobfile reads, or in a .zip file.
 
-    An image is known by its extension, in either case: one of `EXTENSIONS`.
-    Raises UserError if the folder is missing or holds none.
+    An image is known by its extension, in either case: one of `EXTENSIONS`. In a zip its path is data.zip/name.
+    Raises UserError that names --`flag` if the place is missing or holds none.
     """
-    if not files.is_folder(data_dir):
-        raise UserError(f"--data_dir {data_dir} is not there; expected an existing folder of images or an .npz file")
-    paths = sorted(_walk_images(data_dir))
+    zipped = data_dir.endswith(ZIP)
+    if not (files.exists(data_dir) if zipped else files.is_folder(data_dir)):
+        raise UserError(
+            f"--{flag} {data_dir} is not there; expected an existing folder of images, or a .zip or .npz file"
+        )
+    paths = sorted(_zipped_images(data_dir, flag) if zipped else _walk_images(data_dir))
     if not paths:
         raise UserError(
-            f"--data_dir {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
+            f"--{flag} {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
         )
     return paths
+
+
+def _zipped_images(path, flag):
+    try:
+        names = _zip(path).namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"--{flag} {path} is not a readable .zip file ({error})") from error
+    return [f"{path}/{name}" for name in names if _is_image(name)]
+
+
+def _is_image(name):
+    return name.lower().endswith(tuple("." + e for e in EXTENSIONS))
 
 
 def _walk_images(folder):
@@ -318,7 +339,7 @@ def _walk_images(folder):
         path = files.join(folder, name)
         if is_folder:
             yield from _walk_images(path)
-        elif name.lower().endswith(tuple("." + e for e in EXTENSIONS)):
+        elif _is_image(name):
             yield path
 
 
@@ -377,17 +398,29 @@ def _npz_classes(path, labels, count):
     return labels.astype(np.int64), [str(n) for n in range(int(labels.max()) + 1)]
 
 
-def _open_rgb(path):
-    """The image in a file as a Pillow RGB image; transparency is dropped, 16-bit grey keeps its top byte."""
+def open_rgb(path):
+    """(Pillow RGB image, whether the file is grey) of a file, which may lie in a zip as data.zip/name.
+
+    Transparency is dropped, and 16-bit grey keeps its top byte. Raises UserError if it cannot be read.
+    """
     try:
-        with files.open_read(path) as file, Image.open(file) as image:
+        with _open(path) as file, Image.open(file) as image:
+            grey = image.mode[0] in "1LIF"
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert("RGB")
+            return image.convert("RGB"), grey
     except Exception as error:  # Pillow's decoders raise almost any type on a damaged file.
-        raise UserError(
-            f"{path} cannot be read as an image ({error}); mend or remove it, or pass --skip_bad True"
-        ) from error
+        raise UserError(f"{path} cannot be read as an image ({error})") from error
+
+
+def _open(path):
+    archive, within, name = path.partition(ZIP + "/")
+    return _zip(archive + ZIP).open(name) if within else files.open_read(path)
+
+
+@lru_cache(maxsize=4)
+def _zip(path):
+    return zipfile.ZipFile(files.open_read(path))
 
 
 def center_crop_arr(pil_image, image_size):

@@ -34,7 +34,7 @@ class RunFlags(flags.FlagGroup):
     dry_run: bool = flag(False, "Print the resolved flags and stop.")
 
 
-def run(name, description, groups, body, overrides=None, argv=None):
+def run(name, description, groups, body, overrides=None, argv=None, positional=()):
     """Parse the command line, join the ranks, open the output folder, and call `body(parsed)`.
 
     A UserError, or an OSError such as a full disk, is printed without a traceback, and the process exits with
@@ -46,11 +46,12 @@ def run(name, description, groups, body, overrides=None, argv=None):
     :param body: the work, `parsed -> None`.
     :param overrides: {flag: default} of this script; None takes a flag away.
     :param argv: default the process's own.
+    :param positional: as for `flags.parse`.
     """
     parsed = None
     try:
         argv = sys.argv[1:] if argv is None else argv
-        parsed = flags.parse(argv, [*groups, RunFlags], description, overrides, _preset)
+        parsed = flags.parse(argv, [*groups, RunFlags], description, overrides, _preset, positional)
         settings = parsed[RunFlags]
         if settings.preset == "list":
             if dist_util.told_rank(os.environ) == 0:
@@ -112,9 +113,10 @@ def _complain(sentence, everywhere):
     print(sentence, file=sys.stderr, flush=True)
 
 
-def announce(parsed):
-    """Print the resolved flags and save them as flags.json in the output folder, on rank 0.
+def announce(parsed, file_name="flags.json"):
+    """Print the resolved flags and save them in the output folder, on rank 0.
 
+    :param file_name: of what is saved.
     :return: False if this is a dry run, which ends here.
     """
     values = parsed.values()
@@ -123,5 +125,5 @@ def announce(parsed):
             logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
-        files.write_text(files.join(logger.get_dir(), "flags.json"), json.dumps(values, indent=1) + "\n")
+        files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")
     return not parsed[RunFlags].dry_run

@@ -8,6 +8,8 @@ mpirun -n 2 python scripts/image_train.py --data_dir data/photo_patches --image_
 
 import torch
 
+from evaluations.features import FeatureFlags
+from evaluations.training_score import EvalFlags, log_scores
 from guided_diffusion import checkpoints, dist_util, launch, resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
@@ -16,6 +18,7 @@ from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags,
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
 GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, InputPerturbationFlags]
+GROUPS += [EvalFlags, FeatureFlags]
 
 
 def main(parsed):
@@ -27,7 +30,7 @@ def main(parsed):
     if not launch.announce(parsed):
         return
     labels = {"y": torch.arange(16) % unet.num_classes} if unet.class_cond else {}
-    TrainLoop(
+    loop = TrainLoop(
         model=model.to(dist_util.dev()),
         objective=DiffusionObjective(diffusion, parsed[SamplerFlags].create(diffusion)),
         data=data,
@@ -35,7 +38,10 @@ def main(parsed):
         resolved=parsed.values(),
         dtype=unet.dtype,
         preview=preview_sampler(process, (16, 3, unet.image_size, unet.image_size), labels),
-    ).run_loop()
+    )
+    if parsed[EvalFlags].eval_interval:
+        log_scores(loop, parsed)
+    loop.run_loop()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from unittest import mock
 
 from guided_diffusion import launch
 
-FOLDER = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "scripts"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+EVALUATIONS = ["classifier_accuracy", "evaluator", "make_reference"]
 
 
 class Script(NamedTuple):
@@ -17,16 +19,18 @@ class Script(NamedTuple):
     description: str
     groups: list
     overrides: dict
+    positional: tuple
 
 
 def read(name):
     """The Script called `name`; RunFlags is among its groups, as launch.run adds them."""
     found = []
+    folder = ROOT / "evaluations" if name in EVALUATIONS else FOLDER
 
-    def run(name, description, groups, body, overrides=None, argv=None):
-        found.append(Script(name, description, [*groups, launch.RunFlags], overrides or {}))
+    def run(name, description, groups, body, overrides=None, argv=None, positional=()):
+        found.append(Script(name, description, [*groups, launch.RunFlags], overrides or {}, positional))
 
-    with mock.patch.object(launch, "run", run), mock.patch.object(sys, "path", [str(FOLDER), *sys.path]):
-        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    with mock.patch.object(launch, "run", run), mock.patch.object(sys, "path", [str(folder), *sys.path]):
+        runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
     (script,) = found
     return script

@@ -4,6 +4,7 @@ import contextlib
 import io
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -80,3 +81,12 @@ def train_classifier(data, out_dir, *flags):
 def train_super_res(data, out_dir, *flags):
     conditional = ["--class_cond", True, "--num_classes", 3]
     return train("super_res_train", data, out_dir, *SUPER_RES, *conditional, "--learn_sigma", True, *flags)
+
+
+def mean_colours(path, size, square=8):
+    """A network for --features torchscript:PATH: the mean colours of the squares of an image; returns it."""
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(square), torch.nn.Flatten())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is old
+        torch.jit.trace(network, torch.zeros(1, 3, size, size)).save(str(path))
+    return network

@@ -14,7 +14,7 @@ import torch
 
 from guided_diffusion import flags, script_util
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag, int_list, parse, str2bool
+from guided_diffusion.flags import FlagGroup, flag, int_list, parse, str2bool
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags, SuperResFlags, UNetFlags
 from guided_diffusion.train_util import TrainFlags
@@ -349,3 +349,23 @@ def test_diffusion_flags_choose_the_process(changes, mean, var, loss):
 def test_impossible_values_are_user_errors_that_name_the_flag(make, flag_name):
     with pytest.raises(UserError, match=f"--{flag_name}"):
         make()
+
+
+@dataclass
+class Pair(FlagGroup):
+    """Two names."""
+
+    first: str = flag("", "One.")
+    second: str = flag("", "The other.")
+
+
+@pytest.mark.parametrize("words", ["a b", "--first a b", "--second b a", "a --second b", "--second=b --first=a"])
+def test_positions_stand_for_flags(words):
+    parsed = parse(words.split(), [Pair], "", positional=("first", "second"))
+    assert parsed[Pair] == Pair("a", "b") and parsed.given == {"first", "second"}
+
+
+@pytest.mark.parametrize("words, wrong", [("a b c", "'c'"), ("--first a b c", "'c'"), ("a --frist b", "--frist")])
+def test_a_word_too_many_is_refused(words, wrong):
+    with pytest.raises(UserError, match=wrong):
+        parse(words.split(), [Pair], "", positional=("first", "second"))

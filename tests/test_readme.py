@@ -13,12 +13,13 @@ from guided_diffusion import flags
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-LAUNCHERS = r"(?:mpirun -n \d+ python|torchrun --nproc_per_node \d+|python) scripts/"
+LAUNCHERS = r"(?:mpirun -n \d+ python|torchrun --nproc_per_node \d+|python) (?:scripts|evaluations)/"
 COMMANDS = [
-    line.strip()
+    command.strip()
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
     for line in block.splitlines()
-    if "scripts/" in line
+    for command in line.split("&&")
+    if ("scripts/" in command or "evaluations/" in command) and "compare.py" not in command
 ]
 SCRIPTS = [re.split(LAUNCHERS, command, maxsplit=1)[1] for command in COMMANDS if re.search(LAUNCHERS, command)]
 SMALL = [c for c in SCRIPTS if "models/" in c and ("--num_samples 10 " in c or "--num_samples 16 " in c)]
@@ -32,8 +33,9 @@ def test_every_command_with_a_script_was_found():
 def test_commands_parse(command):
     name, *arguments = shlex.split(command)
     script = launched.read(name.removesuffix(".py"))
-    given = flags.parse(arguments, script.groups, "", script.overrides).given
-    assert {"--" + flag for flag in given} == {a for a in arguments if a.startswith("--")}
+    given = flags.parse(arguments, script.groups, "", script.overrides, positional=script.positional).given
+    spelt = {a for a in arguments if a.startswith("--")} - {"--" + flag for flag in script.positional}
+    assert spelt == {"--" + flag for flag in given - set(script.positional)}
 
 
 @pytest.mark.parametrize("command", SMALL)
@@ -46,7 +48,7 @@ def test_small_commands_run(command, tmp_path, monkeypatch):
     assert list(tmp_path.glob("samples_*.npz")) and list(tmp_path.glob("samples_*.png"))
 
 
-@pytest.mark.parametrize("name", launched.NAMES)
+@pytest.mark.parametrize("name", [*launched.NAMES, *launched.EVALUATIONS])
 def test_the_tables_name_every_flag(name):
     script = launched.read(name)
     for group in script.groups:
@@ -56,8 +58,8 @@ def test_the_tables_name_every_flag(name):
 
 
 def test_the_tables_name_no_flag_that_is_not_there():
-    known = {"nproc_per_node", "model_type", "data_type", "samples", "split", "help", "flag", "out"}
-    for name in launched.NAMES:
+    known = {"nproc_per_node", "model_type", "data_type", "split", "help", "flag"}
+    for name in [*launched.NAMES, *launched.EVALUATIONS]:
         for group in launched.read(name).groups:
             for field in dataclasses.fields(group):
                 known |= {field.name, *field.metadata["aliases"]}

@@ -1,0 +1,229 @@
+"""Images to be scored, read in parts: memory does not depend on their number."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from guided_diffusion import files
+from guided_diffusion.errors import UserError
+from guided_diffusion.image_datasets import ZIP, list_image_files, open_rgb
+
+from .fid import Moments
+
+# what numpy, zipfile and zlib raise on a file that is damaged or no npz
+DAMAGE = (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+# keys of stored statistics: of the features, and of the spatial features
+STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+@dataclass
+class ImageSet:
+    """Images of one size in one place.
+
+    :ivar flag: that names the place.
+    :ivar path: of what holds them.
+    :ivar kind: "npz", "zip" or "folder".
+    :ivar count: number of images; 0 where there are only statistics.
+    :ivar size: (height, width), None without images.
+    :ivar batches: `(batch_size, rank, size) -> iterator` of (first index, uint8 [n, H, W, 3]): the batches of
+        consecutive images that are the rank's. They are dealt to the ranks in turn, so that one holds the same images
+        on any number of ranks. Grey images have their channel three times. The iterator raises UserError for an
+        image that cannot be read or has another size than the first.
+    :ivar files: paths of the files that hold the images.
+    :ivar statistics: {"features": Moments, "spatial": Moments} as far as they are stored.
+    :ivar run: flags of the run that made the images, {} where they are not known.
+    :ivar grey: the files have one channel.
+    """
+
+    flag: str
+    path: str
+    kind: str
+    count: int
+    size: tuple | None
+    batches: Callable
+    files: list
+    statistics: dict = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
+    grey: bool = False
+
+
+def open_images(path, flag):
+    """The ImageSet that --`flag` names.
+
+    :param path: an npz with arr_0 (uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W]), with stored statistics (mu, sigma,
+        mu_s, sigma_s) or both; a folder or zip of images; or the output folder of a sampling script.
+    :raises UserError: for anything else.
+    """
+    if not path:
+        raise UserError(f"--{flag} is not given; expected an npz or a folder of images")
+    if path.endswith(ZIP) or files.is_folder(path) and not files.exists(files.join(path, "flags.json")):
+        return _open_folder(path, flag)
+    if files.is_folder(path):
+        path = _samples_of(path, flag)
+    elif not files.exists(path):
+        raise UserError(f"--{flag} {path} is not there; expected an npz or a folder of images")
+    return _open_npz(path, flag)
+
+
+def _samples_of(folder, flag):
+    """The npz that a sampling script wrote to its output folder."""
+    found = sorted(name for name, _ in files.entries(folder) if name.endswith(".npz"))
+    if len(found) != 1:
+        shown = ", ".join(found) or "none"
+        raise UserError(
+            f"--{flag} {folder} is the folder of a run and holds {len(found)} npz ({shown}); expected one, or its path"
+        )
+    return files.join(folder, found[0])
+
+
+def _run_beside(path):
+    """The flags of the sampling run whose output folder holds `path`; {} if there was none."""
+    beside = files.join(files.split(path)[0], "flags.json")
+    if not files.exists(beside):
+        return {}
+    try:
+        flags = json.loads(files.read_text(beside))
+    except ValueError:
+        return {}
+    return flags if isinstance(flags, dict) and "num_samples" in flags else {}
+
+
+# -- npz ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told_as_damage(path, flag):
+    try:
+        yield
+    except DAMAGE as error:
+        raise UserError(f"--{flag} {path} is damaged or no npz of plain arrays ({_reason(error)})") from error
+
+
+def _reason(error):
+    text = str(error).strip("'\"").split("\n")[0]
+    # numpy's advice about foreign bytes is to unpickle them
+    return "it is no archive" if "pickle" in text else text or "it ends too soon"
+
+
+def _open_npz(path, flag):
+    with _told_as_damage(path, flag), files.open_read(path) as file:
+        npz = np.load(file, allow_pickle=False)
+        if isinstance(npz, np.ndarray):
+            raise ValueError("it is a single array")
+        names = npz.files
+        stored = {key: npz[key] for keys in STATISTICS.values() for key in keys if key in names}
+    statistics = {
+        name: _moments(stored[mu], stored[sigma], path, flag)
+        for name, (mu, sigma) in STATISTICS.items()
+        if mu in stored and sigma in stored
+    }
+    if "arr_0" not in names:
+        if "features" not in statistics:
+            shown = ", ".join(names) or "nothing"
+            raise UserError(f"--{flag} {path} holds {shown}; expected images under arr_0, or statistics mu and sigma")
+        return ImageSet(flag, path, "npz", 0, None, lambda *_: iter(()), [path], statistics)
+    with _told_as_damage(path, flag), _array(path) as (shape, dtype, fortran, _):
+        pass
+    grey = len(shape) == 3 or shape[-1:] == (1,)
+    if dtype != np.uint8 or fortran or not (grey or len(shape) == 4 and shape[3] == 3) or 0 in shape:
+        order = " in Fortran order" if fortran else ""
+        raise UserError(
+            f"--{flag} {path}: arr_0 is {dtype} {list(shape)}{order}, expected at least one image as uint8 [N, H, W, 3]"
+        )
+    batches = partial(_npz_batches, path, flag, shape)
+    return ImageSet(flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, _run_beside(path), grey)
+
+
+def _moments(mean, covariance, path, flag):
+    if (
+        mean.ndim != 1
+        or covariance.shape != 2 * mean.shape
+        or not (np.isfinite(mean).all() and np.isfinite(covariance).all())
+    ):
+        raise UserError(
+            f"--{flag} {path}: stored statistics have shapes {list(mean.shape)} and {list(covariance.shape)}, "
+            "expected finite numbers [D] and [D, D]"
+        )
+    return Moments(*(torch.from_numpy(np.asarray(part, np.float64)) for part in (mean, covariance)))
+
+
+@contextmanager
+def _array(path):
+    """(shape, dtype, whether in Fortran order, a file at its first number) of arr_0."""
+    with files.open_read(path) as file, zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
+        major, _ = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(member)
+        yield shape, dtype, fortran and len(shape) > 1, member
+
+
+def _npz_batches(path, flag, shape, batch_size, rank, size):
+    each = int(np.prod(shape[1:]))
+    with _told_as_damage(path, flag), _array(path) as (*_, member):
+        for start in range(0, shape[0], batch_size):
+            count = min(batch_size, shape[0] - start)
+            data = member.read(count * each)
+            if len(data) < count * each:
+                raise EOFError(f"arr_0 ends after {start + len(data) // each} of {shape[0]} images")
+            if start // batch_size % size == rank:
+                pixels = np.frombuffer(data, np.uint8).reshape(count, *shape[1:3], -1)
+                yield start, np.repeat(pixels, 3 // pixels.shape[3], axis=3)
+
+
+# -- folders -----------------------------------------------------------------------------------------
+
+
+def _open_folder(path, flag):
+    paths = list_image_files(path, flag)
+    first, grey = open_rgb(paths[0])
+    size = first.size[::-1]
+    batches = partial(_folder_batches, path, flag, paths, size)
+    kind, kept = ("zip", [path]) if path.endswith(ZIP) else ("folder", paths)
+    return ImageSet(flag, path, kind, len(paths), size, batches, kept, grey=grey)
+
+
+def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):
+    for start in range(rank * batch_size, len(paths), size * batch_size):
+        part = paths[start : start + batch_size]
+        images = [np.asarray(open_rgb(path)[0]) for path in part]
+        for path, image in zip(part, images):
+            if image.shape[:2] != image_size:
+                (height, width), (other_height, other_width) = image_size, image.shape[:2]
+                raise UserError(
+                    f"--{flag} {folder} mixes sizes: {paths[0]} is {height}x{width} and {path} {other_height}x"
+                    f"{other_width}; expected one size, as make_reference.py --image_size makes it"
+                )
+        yield start, np.stack(images)
+
+
+# -- training data -----------------------------------------------------------------------------------
+
+
+def images_of_dataset(dataset, flag, indices):
+    """The ImageSet of some images of an ImageDataset, cropped and resized as training has them.
+
+    :param flag: that names the data.
+    :param indices: of the images, in the order they come.
+    """
+    size = (dataset.image_size, dataset.image_size)
+    return ImageSet(
+        flag, dataset.data_dir, "folder", len(indices), size, partial(_dataset_batches, dataset, indices), []
+    )
+
+
+def _dataset_batches(dataset, indices, batch_size, rank, size):
+    for start in range(rank * batch_size, len(indices), size * batch_size):
+        images = torch.stack([dataset[int(index)][0] for index in indices[start : start + batch_size]])
+        yield start, ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def some_of(count, limit, seed=0):
+    """At most `limit` of the indices 0..count-1, drawn at random, in their order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])

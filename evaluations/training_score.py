@@ -1,0 +1,66 @@
+"""A Frechet distance of the network as it is being trained, from few samples: to see it fall, not to publish it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from guided_diffusion import logger
+from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.generate import preview_sampler
+from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+
+from .activations import activations_of
+from .batches import ImageSet, images_of_dataset, some_of
+from .features import FeatureFlags
+from .fid import frechet_distance
+
+# images of the data that samples are compared with, at most
+REFERENCE = 10000
+BATCH = 64
+
+
+@dataclass
+class EvalFlags(FlagGroup):
+    """The Frechet distance in training."""
+
+    eval_interval: int = flag(
+        0, "Steps between Frechet distances of moving-average samples from the data; 0 has none.", legal=at_least(0)
+    )
+    eval_samples: int = flag(1000, "Number of those samples.", legal=at_least(2))
+
+
+def log_scores(loop, parsed):
+    """Let a TrainLoop log `frechet_distance` every --eval_interval steps.
+
+    Samples are those of `preview_sampler`, by the first moving average, with classes in turn; they are compared with
+    the centre crops of at most REFERENCE images of the data.
+
+    :param parsed: flags of image_train.py.
+    """
+    flags, unet, process = parsed[EvalFlags], parsed[UNetFlags], parsed[DiffusionFlags]
+    data = replace(parsed[DataFlags], random_crop=False, random_flip=False).dataset(unet.image_size, False, None)
+    extractor = parsed[FeatureFlags].create()
+    real = images_of_dataset(data, "data_dir", some_of(len(data), REFERENCE))
+    reference = activations_of(real, extractor, BATCH, keep=False)
+
+    def batches(batch_size, rank, size):
+        for first in range(rank * batch_size, flags.eval_samples, size * batch_size):
+            count = min(batch_size, flags.eval_samples - first)
+            labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
+            sample = preview_sampler(process, (count, 3, unet.image_size, unet.image_size), labels)
+            yield first, sample(loop.model, first)
+
+    samples = ImageSet("eval_samples", "", "", flags.eval_samples, (unet.image_size, unet.image_size), batches, [])
+
+    def after_step(step):
+        if step % flags.eval_interval:
+            return
+        with loop.ema_weights():
+            loop.model.eval()
+            found = activations_of(samples, extractor, BATCH, keep=False)
+            loop.model.train()
+        if found is not None:
+            logger.logkv("frechet_distance", frechet_distance(found.moments, reference.moments))
+
+    loop.after_step = after_step

@@ -1,0 +1,195 @@
+"""Images to be scored: every source gives the same pixels in parts, and what is wrong is told in a sentence."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_dist_util import one_sentence
+
+from evaluations.batches import images_of_dataset, open_images, some_of
+from guided_diffusion.image_datasets import ImageDataset
+
+IMAGES = np.random.default_rng(0).integers(256, size=(11, 6, 5, 3), dtype=np.uint8)
+
+
+def everything(images, batch_size=4, rank=0, size=1):
+    return np.concatenate([part for _, part in images.batches(batch_size, rank, size)])
+
+
+def png_folder(folder, images):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """One set of images in every form that holds them."""
+    np.savez(tmp_path / "plain.npz", IMAGES)
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=IMAGES, labels=np.arange(11))
+    png_folder(tmp_path / "folder" / "below", IMAGES)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted((tmp_path / "folder").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path))
+    run = tmp_path / "run"
+    run.mkdir()
+    np.savez(run / "samples_11x6x5x3.npz", IMAGES)
+    Image.fromarray(IMAGES[0]).save(run / "samples_11x6x5x3.png")
+    (run / "flags.json").write_text(json.dumps({"num_samples": 11, "model_path": "ema.pt", "seed": 3}))
+    return [tmp_path / name for name in ("plain.npz", "packed.npz", "folder", "images.zip", "run")]
+
+
+def test_all_forms_hold_the_same_images(sources):
+    for path in sources:
+        images = open_images(str(path), "samples")
+        assert (images.count, images.size, images.grey) == (11, (6, 5), False)
+        assert np.array_equal(everything(images), IMAGES)
+
+
+def test_a_batch_holds_the_same_images_on_any_number_of_ranks(sources):
+    for path in sources:
+        images = open_images(str(path), "samples")
+        alone = list(images.batches(3, 0, 1))
+        shared = sorted((part for rank in range(3) for part in images.batches(3, rank, 3)), key=lambda part: part[0])
+        assert [start for start, _ in alone] == [start for start, _ in shared] == [0, 3, 6, 9]
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(alone, shared))
+        assert list(images.batches(11, 1, 2)) == []
+
+
+def test_a_run_is_known_by_its_folder(sources):
+    run = sources[-1]
+    for path in (run, run / "samples_11x6x5x3.npz"):
+        assert open_images(str(path), "samples").run["seed"] == 3
+    assert open_images(str(sources[0]), "samples").run == {}
+
+
+@pytest.mark.parametrize("shape", [(11, 6, 5), (11, 6, 5, 1)])
+def test_grey_arrays_are_repeated(tmp_path, shape):
+    np.savez(tmp_path / "grey.npz", IMAGES[..., 0].reshape(shape))
+    images = open_images(str(tmp_path / "grey.npz"), "samples")
+    assert images.grey and np.array_equal(everything(images), np.repeat(IMAGES[..., :1], 3, axis=3))
+
+
+def test_grey_files_are_repeated(tmp_path):
+    images = open_images(str(png_folder(tmp_path / "grey", IMAGES[..., 0])), "samples")
+    assert images.grey and np.array_equal(everything(images), np.repeat(IMAGES[..., :1], 3, axis=3))
+
+
+def test_stored_statistics_with_and_without_images(tmp_path):
+    mean, covariance = np.arange(3, dtype=np.float32), np.eye(3)
+    stored = {"mu": mean, "sigma": covariance, "mu_s": mean[:2], "sigma_s": covariance[:2, :2], "mu_clip": mean}
+    np.savez(tmp_path / "both.npz", arr_0=IMAGES, **stored)
+    np.savez(tmp_path / "alone.npz", **stored)
+    for name, count in (("both", 11), ("alone", 0)):
+        images = open_images(str(tmp_path / f"{name}.npz"), "reference")
+        assert images.count == count == sum(len(part) for _, part in images.batches(4, 0, 1))
+        found = images.statistics["features"]
+        assert found.mean.tolist() == [0, 1, 2] and found.covariance.tolist() == covariance.tolist()
+        assert found.count == 0 and len(images.statistics["spatial"].mean) == 2
+
+
+def test_training_images_come_as_training_has_them(tmp_path):
+    folder = png_folder(tmp_path / "data", IMAGES)
+    data = ImageDataset(str(folder), 5, random_flip=False)
+    images = images_of_dataset(data, "data_dir", [4, 7])
+    assert np.array_equal(everything(images), IMAGES[[4, 7], :5])  # the middle square of 6x5, rounded up
+
+
+def test_some_of_many_indices():
+    found = some_of(1000, 10)
+    assert len(set(found)) == 10 and sorted(found) == list(found) and max(found) > 500
+    assert list(some_of(3, 10)) == [0, 1, 2]
+    assert list(some_of(1000, 10)) == list(found) != list(some_of(1000, 10, seed=1))
+
+
+def save(path, *arrays, **named):
+    np.savez(path, *arrays, **named)
+    return path
+
+
+def truncated(path, **named):
+    np.savez(path, **named)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def flipped(path):
+    """A byte of the first image is wrong, which the archive's checksum shows at the end."""
+    np.savez(path, IMAGES)
+    data = bytearray(path.read_bytes())
+    data[400] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def text(path):
+    path.write_text("no images here")
+    return path
+
+
+def array(path):
+    with open(path, "wb") as file:
+        np.save(file, IMAGES)
+    return path
+
+
+def mixed(path):
+    png_folder(path, [*IMAGES[:2], IMAGES[2, :4]])
+    return path
+
+
+def folder_of_run(path, *names):
+    path.mkdir()
+    (path / "flags.json").write_text("{}")
+    for name in names:
+        np.savez(path / name, IMAGES)
+    return path
+
+
+def empty(path):
+    path.mkdir()
+    return path
+
+
+def broken(path):
+    folder = png_folder(path, IMAGES)
+    (folder / "03.png").write_bytes(b"nothing")
+    return folder
+
+
+REFUSED = {
+    "nothing.npz": (lambda path: path, ["is not there"]),
+    "text.npz": (text, ["damaged or no npz"]),
+    "float.npz": (lambda path: save(path, IMAGES / 255), ["float64 [11, 6, 5, 3]", "uint8 [N, H, W, 3]"]),
+    "key.npz": (lambda path: save(path, images=IMAGES), ["images", "arr_0", "mu and sigma"]),
+    "shape.npz": (lambda path: save(path, IMAGES.transpose(0, 3, 1, 2).copy()), ["[11, 3, 6, 5]", "[N, H, W, 3]"]),
+    "flat.npz": (lambda path: save(path, IMAGES[0, 0]), ["[5, 3]"]),
+    "none.npz": (lambda path: save(path, IMAGES[:0]), ["at least one image"]),
+    "fortran.npz": (lambda path: save(path, np.asfortranarray(IMAGES)), ["Fortran order"]),
+    "object.npz": (lambda path: save(path, np.array([None])), ["object"]),
+    "cut.npz": (lambda path: truncated(path, arr_0=IMAGES), ["damaged or no npz"]),
+    "flipped.npz": (flipped, ["damaged", "CRC"]),
+    "mu.npz": (lambda path: save(path, mu=np.zeros(3), sigma=np.eye(2)), ["[3]", "[2, 2]"]),
+    "nan.npz": (lambda path: save(path, mu=np.zeros(2), sigma=np.full((2, 2), np.nan)), ["finite"]),
+    "empty": (empty, ["holds no image"]),
+    "mixed": (mixed, ["mixes sizes", "6x5", "4x5"]),
+    "broken": (broken, ["03.png cannot be read"]),
+    "no_run": (lambda path: folder_of_run(path), ["holds 0 npz"]),
+    "runs": (lambda path: folder_of_run(path, "a.npz", "b.npz"), ["a.npz, b.npz"]),
+    "array.npz": (array, ["single array"]),
+    "text.zip": (text, ["not a readable .zip"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_told_in_a_sentence(tmp_path, name):
+    make, words = REFUSED[name]
+    path = str(make(tmp_path / name))
+    one_sentence(lambda: everything(open_images(path, "samples")), path, *words)
+
+
+def test_no_path_at_all():
+    one_sentence(lambda: open_images("", "reference"), "--reference", "not given")

@@ -1,0 +1,252 @@
+"""evaluator.py and compare.py as a user runs them, with features so simple that the scores can be computed again."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import script_runs
+import torch
+from PIL import Image
+from test_dist_util import MPIRUN, clean_env, needs_mpirun, run
+
+from evaluations import kid, precision_recall
+from evaluations.fid import frechet_distance, moments_of
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "evaluations"
+# 32x32 images: the mean colours of 8x8 squares
+FEATURES = 48
+REFERENCE = np.random.default_rng(1).integers(256, size=(70, 32, 32, 3), dtype=np.uint8)
+SAMPLES = np.random.default_rng(2).integers(20, 256, size=(66, 32, 32, 3), dtype=np.uint8)
+
+
+def means(images):
+    """The features, in numpy: float64 [N, 48]."""
+    squares = images.reshape(len(images), 4, 8, 4, 8, 3).mean(axis=(2, 4)) / 255
+    return torch.from_numpy(squares.transpose(0, 3, 1, 2).reshape(len(images), FEATURES))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the network of the features and some sets of images, by which the tests name them."""
+    place = tmp_path_factory.mktemp("evaluator")
+    script_runs.mean_colours(place / "means.pt", 32)
+    sets = {"reference": REFERENCE, "samples": SAMPLES, "one": SAMPLES[:1], "two": SAMPLES[:2], "three": SAMPLES[:3]}
+    sets |= {"equal": np.repeat(SAMPLES[:1], 9, axis=0), "collapsed": np.repeat(REFERENCE[:1], 60, axis=0)}
+    for name, images in sets.items():
+        np.savez(place / f"{name}.npz", images)
+    np.savez(place / "floats.npz", SAMPLES / 255)
+    np.savez(place / "small.npz", SAMPLES[:, :16, :16])
+    np.savez(place / "grey.npz", SAMPLES[..., :1])
+    np.savez(place / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    run = place / "run"
+    run.mkdir()
+    (place / "ema_0.999_000010.pt").write_bytes(b"weights")
+    flags = {"num_samples": 66, "model_path": str(place / "ema_0.999_000010.pt"), "seed": 5, "out_dir": "somewhere"}
+    (run / "flags.json").write_text(json.dumps(flags | {"timestep_respacing": "ddim25"}))
+    np.savez(run / "samples_66x32x32x3.npz", SAMPLES)
+    return place
+
+
+def evaluate(place, *arguments):
+    """(what evaluator.py prints, its report) of words in which {place} stands for the folder."""
+    words = [str(word).format(place=place) for word in arguments]
+    if "--features" not in words:
+        words += ["--features", f"torchscript:{place}/means.pt"]
+    if "--out_dir" not in words:
+        words += ["--out_dir", str(place / "out")]
+    printed = script_runs.run("evaluator", *words, "--json", place / "report.json", folder=FOLDER)
+    return printed, json.loads((place / "report.json").read_text())
+
+
+BOTH = ("{place}/reference.npz", "{place}/samples.npz")
+
+
+def test_scores_are_those_of_the_features(place):
+    printed, report = evaluate(place, *BOTH)
+    a, b = means(REFERENCE), means(SAMPLES)
+    scores = report["scores"]
+    assert scores["frechet_distance"] == pytest.approx(frechet_distance(moments_of(a), moments_of(b)), rel=1e-5)
+    assert (scores["precision"], scores["recall"]) == precision_recall.precision_recall(a, b)
+    assert (scores["density"], scores["coverage"]) == precision_recall.density_coverage(a, b)
+    assert (scores["kid"], scores["kid_standard_error"]) == pytest.approx(kid.kid(a, b), rel=1e-4)
+    lines = printed.splitlines()
+    assert f"Precision: {scores['precision']}" in lines and f"Frechet distance: {scores['frechet_distance']}" in lines
+    assert report["settings"]["pr_distance"] == "fp32"
+
+
+def test_flags_in_place_of_positions_and_some_metrics(place):
+    named = ["--samples", BOTH[1], "--metrics", "recall,frechet_distance", "--reference", BOTH[0]]
+    _, report = evaluate(place, *named)
+    _, all_of_it = evaluate(place, *BOTH)
+    assert report["scores"] == {name: all_of_it["scores"][name] for name in ("frechet_distance", "recall")}
+
+
+def test_the_last_digits_of_the_published_formula_and_of_float16(place):
+    _, report = evaluate(place, *BOTH, "--fid_formula", "sqrtm", "--pr_distance", "fp16")
+    _, default = evaluate(place, *BOTH)
+    assert report["scores"]["frechet_distance"] == pytest.approx(default["scores"]["frechet_distance"], rel=1e-6)
+    assert report["settings"]["pr_distance"] == "fp16" and report["settings"]["fid_formula"] == "sqrtm"
+
+
+def test_a_set_against_itself_from_a_zip(place):
+    with zipfile.ZipFile(place / "reference.zip", "w") as archive:
+        for i, image in enumerate(REFERENCE):
+            with archive.open(f"{i:03d}.png", "w") as file:
+                Image.fromarray(image).save(file, format="PNG")
+    _, report = evaluate(place, "{place}/reference.zip", BOTH[0])
+    assert report["reference"]["type"] == "zip of images" and report["reference"]["count"] == len(REFERENCE)
+    assert report["reference"]["sha256"] == hashlib.sha256((place / "reference.zip").read_bytes()).hexdigest()
+    scores = report["scores"]
+    assert scores["frechet_distance"] < 1e-9 and scores["precision"] == scores["recall"] == scores["coverage"] == 1
+
+
+def test_collapsed_samples(place):
+    scores = evaluate(place, BOTH[0], "{place}/collapsed.npz")[1]["scores"]
+    assert scores["precision"] == 1 and scores["recall"] < 0.02
+    scores = evaluate(place, "{place}/collapsed.npz", BOTH[0])[1]["scores"]
+    assert scores["precision"] < 0.02 and scores["recall"] == 1
+
+
+@pytest.mark.parametrize(
+    "name, undefined",
+    [
+        ("one", ["Frechet distance", "KID", "Precision, Recall"]),
+        ("two", ["Precision, Recall"]),
+        ("three", ["Precision, Recall"]),
+        ("equal", []),
+    ],
+)
+@pytest.mark.parametrize("role", ["samples", "reference"])
+def test_small_and_equal_sets_give_numbers_or_say_why_not(place, name, undefined, role):
+    other = ["--reference", BOTH[0]] if role == "samples" else ["--samples", BOTH[1]]
+    _, report = evaluate(place, "--" + role, f"{{place}}/{name}.npz", *other)
+    assert all(np.isfinite(value) for value in report["scores"].values()), report["scores"]
+    told = [note for note in report["notes"] if "undefined" in note]
+    for names in undefined:
+        assert any(note.startswith(names) for note in told), told
+    assert len(told) == len(undefined) + (role == "reference" and name != "equal")  # density needs 6 real images
+
+
+def test_notes_on_what_the_images_are(place):
+    printed, report = evaluate(place, BOTH[0], "{place}/grey.npz", "--metrics", "precision")
+    assert "66 samples: not comparable with published FID-50k" in report["notes"]
+    assert "--samples: grey images are repeated to three channels" in report["notes"]
+    assert all(f"warning: {note}" in printed for note in report["notes"])
+    few = evaluate(place, "{place}/three.npz", BOTH[1])[1]["notes"]
+    assert any("3 images are too few for 48 dimensions" in note for note in few)
+
+
+def test_the_report_says_where_samples_come_from_and_leaves_their_folder_alone(place):
+    kept = (place / "run" / "flags.json").read_bytes()
+    _, report = evaluate(place, BOTH[0], "{place}/run", "--out_dir", "{place}/run")
+    samples = report["samples"]
+    assert samples["sampling"] == {
+        "model_path": str(place / "ema_0.999_000010.pt"),
+        "seed": 5,
+        "timestep_respacing": "ddim25",
+    }
+    assert samples["checkpoint"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert samples["checkpoint"]["ema_rate"] == "0.999" and "truncated" in samples["uint8_rule"]
+    path = place / "run" / "samples_66x32x32x3.npz"
+    assert samples["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and samples["count"] == 66
+    assert report["features"]["sha256"] == hashlib.sha256((place / "means.pt").read_bytes()).hexdigest()
+    assert report["versions"]["torch"] == torch.__version__
+    assert (place / "run" / "flags.json").read_bytes() == kept
+    assert json.loads((place / "run" / "evaluation_flags.json").read_text())["reference"] == str(
+        place / "reference.npz"
+    )
+    assert evaluate(place, *BOTH)[1]["samples"]["uint8_rule"] == "unknown"
+
+
+def test_a_bootstrap_gives_the_distance_an_error(place):
+    scores = evaluate(place, *BOTH, "--bootstrap", 20, "--metrics", "frechet_distance")[1]["scores"]
+    assert 0 < scores["frechet_distance_standard_error"] < scores["frechet_distance"]
+
+
+def test_compare_lists_what_differs(place, capsys):
+    evaluate(place, *BOTH)
+    first = (place / "report.json").read_text()
+    (place / "first.json").write_text(first)
+    evaluate(place, BOTH[0], "{place}/run", "--pr_distance", "fp16")
+    printed = script_runs.run("compare", place / "first.json", place / "report.json", folder=FOLDER).splitlines()
+    assert "settings.pr_distance: fp32 -> fp16" in printed
+    assert "samples.sampling.seed: - -> 5" in printed
+    assert not any(line.startswith(("scores.kid", "reference", "samples.path")) for line in printed)
+    same = script_runs.run("compare", "--first", place / "first.json", place / "first.json", folder=FOLDER)
+    assert same == "the reports differ in nothing\n"
+    evaluate(place, BOTH[0], "{place}/collapsed.npz")
+    printed = script_runs.run("compare", place / "first.json", place / "report.json", folder=FOLDER)
+    old, new = (json.loads(text)["scores"]["recall"] for text in (first, (place / "report.json").read_text()))
+    assert f"scores.recall: {old} -> {new} ({new - old:+.6g})" in printed.splitlines()
+
+
+WITH = " --features torchscript:{place}/means.pt"
+REFUSED = {
+    "evaluator": ["--reference is not given"],
+    "evaluator {place}/reference.npz": ["--samples is not given"],
+    "evaluator {place}/none.npz {place}/samples.npz" + WITH: ["{place}/none.npz", "is not there"],
+    "evaluator {place}/reference.npz {place}/samples.npz {place}/one.npz": ["one.npz", "does not belong"],
+    "evaluator {place}/samples.npz --reference {place}/reference.npz {place}/one.npz": ["one.npz", "does not belong"],
+    "evaluator {place}/reference.npz {place}/floats.npz" + WITH: ["--samples", "float64", "uint8"],
+    "evaluator {place}/reference.npz {place}/statistics.npz" + WITH: ["--samples", "swap"],
+    "evaluator {place}/run {place}/samples.npz" + WITH: ["--reference", "swap"],
+    "evaluator {place}/statistics.npz {place}/samples.npz" + WITH: ["--reference", "no images"],
+    "evaluator {place}/reference.npz {place}/samples.npz --metrics fid" + WITH: ["fid", "frechet_distance"],
+    "evaluator {place}/reference.npz {place}/samples.npz --bootstrap 1" + WITH: ["--bootstrap", "0 or at least 2"],
+    "evaluator {place}/reference.npz {place}/samples.npz --pr_distance fp8" + WITH: ["--pr_distance"],
+    "evaluator {place}/reference.npz {place}/samples.npz --batch_size 0" + WITH: ["--batch_size"],
+    "compare {place}/none.json {place}/none.json": ["--first {place}/none.json"],
+    "compare": ["--first is not given"],
+    "make_reference {place}/reference.npz": ["--out"],
+    "make_reference {place}/reference.npz --out r.npz --features inception": ["--features"],
+    "make_reference {place}/one.npz --out r.npz": ["one image"],
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_mistakes_are_told_in_a_sentence(place, command, capsys, monkeypatch):
+    monkeypatch.setenv("INCEPTION_WEIGHTS", str(place / "no weights"))
+    monkeypatch.setenv("OPENAI_LOGDIR", str(place / "out"))
+    name, *words = command.format(place=place).split()
+    with pytest.raises(SystemExit) as ended:
+        script_runs.run(name, *words, folder=FOLDER)
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and told.startswith(f"{name}: ")
+    assert all(word.format(place=place) in told for word in REFUSED[command]), told
+
+
+@needs_mpirun
+def test_two_ranks_give_the_numbers_of_one(place):
+    _, alone = evaluate(place, *BOTH, "--batch_size", 8)
+    words = [word.format(place=place) for word in BOTH]
+    words += ["--features", f"torchscript:{place}/means.pt", "--batch_size", 8, "--json", place / "two.json"]
+    done = run(MPIRUN, "-n", 2, sys.executable, FOLDER / "evaluator.py", *words, "--out_dir", place / "two")
+    assert done.returncode == 0, done.stderr
+    shared = json.loads((place / "two.json").read_text())
+    assert shared["scores"] == pytest.approx(alone["scores"], rel=1e-9)
+    assert shared["reference"]["sha256"] == alone["reference"]["sha256"]
+    assert done.stdout.count("Precision: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_memory_does_not_depend_on_the_number_of_images(place):
+    """50,000 random images of 32x32 are 154 MB; a tenth of them is scored for comparison."""
+    images = np.random.default_rng(0).integers(256, size=(50000, 32, 32, 3), dtype=np.uint8)
+    peaks = []
+    for count in (5000, 50000):
+        np.savez(place / "many.npz", images[:count])
+        words = ["--reference", place / "reference.npz", "--samples", place / "many.npz", "--out_dir", place / "many"]
+        words += ["--features", f"torchscript:{place}/means.pt", "--metrics", "frechet_distance"]
+        command = [sys.executable, ROOT / "tests" / "workers" / "peak_memory.py", FOLDER / "evaluator.py", *words]
+        done = subprocess.run(list(map(str, command)), env=clean_env(), capture_output=True, text=True)
+        assert "Frechet distance: " in done.stdout, done.stderr
+        peaks.append(int(done.stdout.splitlines()[-1].removeprefix("peak MB: ")))
+    print(peaks)
+    assert peaks[1] - peaks[0] < 20, peaks

@@ -1,0 +1,97 @@
+"""The Frechet distance: closed forms, scipy's square root, singular covariances, the bootstrap."""
+
+import numpy as np
+import pytest
+import torch
+from synthetic_features import draw
+
+from evaluations.fid import Moments, MomentSum, bootstrap_error, frechet_distance, frechet_distance_sqrtm, moments_of
+
+
+def random_moments(seed, dimension=6):
+    rng = np.random.default_rng(seed)
+    root = rng.standard_normal((dimension, dimension))
+    return Moments(torch.from_numpy(rng.standard_normal(dimension)), torch.from_numpy(root @ root.T))
+
+
+def test_gaussians_that_commute_have_a_closed_form():
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    a, b = rng.uniform(0.1, 9, (2, 5))
+    mean_a, mean_b = rng.standard_normal((2, 5))
+    expected = ((mean_a - mean_b) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    pair = [Moments(*map(torch.from_numpy, (m, turn @ np.diag(v) @ turn.T))) for m, v in ((mean_a, a), (mean_b, b))]
+    assert frechet_distance(*pair) == pytest.approx(expected, abs=1e-8)
+
+
+def test_two_dimensional_gaussians_have_a_closed_form():
+    """tr (AB)^1/2 of 2x2 matrices is (tr AB + 2 det(AB)^1/2)^1/2, by Cayley and Hamilton."""
+    a, b = random_moments(1, 2), random_moments(2, 2)
+    product = a.covariance @ b.covariance
+    common = (product.trace() + 2 * product.det().sqrt()).sqrt()
+    gap = (a.mean - b.mean).square().sum()
+    expected = gap + a.covariance.trace() + b.covariance.trace() - 2 * common
+    assert frechet_distance(a, b) == pytest.approx(float(expected), abs=1e-8)
+
+
+def test_the_published_formula_agrees_where_it_is_stable():
+    a, b = moments_of(draw(1, 400, 120)), moments_of(draw(2, 300, 120, shift=0.05))
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance_sqrtm(a, b), rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
+
+
+def test_the_published_formula_helps_itself_where_the_root_is_not_finite(monkeypatch):
+    given = []
+
+    def root(product):
+        given.append(product)
+        return np.full_like(product, np.nan) if len(given) == 1 else np.zeros_like(product)
+
+    monkeypatch.setattr("scipy.linalg.sqrtm", root)
+    a, b = random_moments(3), random_moments(4)
+    frechet_distance_sqrtm(a, b)
+    ridge = 1e-6 * np.eye(6)
+    assert np.array_equal(given[1], (a.covariance.numpy() + ridge) @ (b.covariance.numpy() + ridge))
+
+
+@pytest.mark.parametrize("counts", [(5, 4), (60, 80), (2, 2)])
+def test_fewer_images_than_dimensions(counts):
+    """For centred data A, B the common part is the nuclear norm of A^T B, whatever their rank."""
+    sets = [draw(10 + i, count, 200, shift=0.1 * i).double() for i, count in enumerate(counts)]
+    means = [features.mean(dim=0) for features in sets]
+    a, b = ((x - m).T / (len(x) - 1) ** 0.5 for x, m in zip(sets, means))
+    common = torch.linalg.matrix_norm(a.T @ b, "nuc")
+    expected = (means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * common
+    assert frechet_distance(*map(moments_of, sets)) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("features", [draw(5, 50, 80), torch.ones(7, 3), torch.zeros(2, 4)])
+def test_a_set_is_no_distance_from_itself(features):
+    assert 0 <= frechet_distance(moments_of(features), moments_of(features)) < 1e-9
+
+
+def test_equal_images_leave_the_distance_of_their_means():
+    a, b = torch.full((4, 3), 1.0), torch.full((5, 3), 3.0)
+    assert frechet_distance(moments_of(a), moments_of(b)) == 12
+
+
+def test_moments_in_parts_are_numpys():
+    features = draw(6, 37, 9)
+    total = MomentSum(9)
+    for part in features.split(10):
+        total.add(part)
+    found = total.moments()
+    assert found.count == 37
+    assert np.allclose(found.mean, features.double().mean(dim=0), rtol=1e-13)
+    assert np.allclose(found.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-11, atol=1e-14)
+
+
+def test_the_bootstrap_finds_the_spread_over_new_samples():
+    """In one dimension, against a wide reference, the distance's spread over fresh sets of samples is known."""
+    rng = np.random.default_rng(0)
+    reference = Moments(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    fresh = torch.from_numpy(rng.normal(1, 1, (400, 300, 1)))
+    spread = np.std([frechet_distance(moments_of(x), reference) for x in fresh])
+    found = [bootstrap_error(x, reference, 100, seed=i) for i, x in enumerate(fresh[:8])]
+    assert np.mean(found) == pytest.approx(spread, rel=0.15)
+    assert bootstrap_error(fresh[0], reference, 5) == bootstrap_error(fresh[0], reference, 5)

@@ -21,7 +21,9 @@ import image_sample
 import numpy as np
 import torch
 
-from evaluations.features import ClassifierFeatures
+from evaluations.activations import activations_of
+from evaluations.batches import open_images
+from evaluations.features import Extractor, FeatureFlags
 from evaluations.fid import Moments, frechet_distance, moments_of
 from evaluations.sampler_table import Row, csv_text, markdown, mean_and_spread, picture
 from guided_diffusion import checkpoints, dist_util, files, flags, launch, logger
@@ -36,10 +38,10 @@ from guided_diffusion.generate import (
     labels_of,
     make_images,
 )
-from guided_diffusion.image_datasets import read_npz
 from guided_diffusion.images import to_uint8
 from guided_diffusion.methods.time_shift import ShiftStatistics
-from guided_diffusion.script_util import ClassifierFlags, TimeShiftFlags, UNetFlags
+from guided_diffusion.sampling_job import ShardFlags
+from guided_diffusion.script_util import TimeShiftFlags, UNetFlags
 
 
 @dataclass
@@ -51,16 +53,16 @@ class CompareFlags(FlagGroup):
     repeats: int = flag(
         3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2)
     )
-    reference: str = flag("", "npz of real images, arr_0 uint8 [N, H, W, 3].")
-    features: str = flag("", "classifier:PATH, a noisy classifier whose features at timestep 0 are compared.")
+    reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.")
     columns: int = flag(8, "Images of each sampler in the picture, at each number of steps.", legal=at_least(1))
 
 
-GROUPS = [*image_sample.GROUPS, CompareFlags]
-OVERRIDES = {"num_samples": 500, "batch_size": 50}
+# what a line of the settings file may set, but for COMMON
+SAMPLER = [group for group in image_sample.GROUPS if group is not ShardFlags]
+COMMON = ("num_samples", "batch_size", "seed", "per_class")
+GROUPS = [*SAMPLER, CompareFlags, FeatureFlags]
+OVERRIDES = {"num_samples": 500, "batch_size": 50, "per_class": None}
 
-# what every sampler of a comparison has in common, and no line may set
-COMMON = ("num_samples", "batch_size", "seed")
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -123,7 +125,7 @@ def parse_setting(name, text, steps, shifts, shared):
         return {"timestep_respacing": str(steps)} | {k: v for k, v in common.items() if k in known}
 
     try:
-        parsed = flags.parse(shlex.split(fill_in(text, steps, shifts)), image_sample.GROUPS, name, fill=fill)
+        parsed = flags.parse(shlex.split(fill_in(text, steps, shifts)), SAMPLER, name, fill=fill)
     except ValueError as error:  # a UserError, or an open quotation mark
         raise UserError(f"setting {name!r}: {error}") from error
     if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
@@ -154,48 +156,33 @@ class CountedCalls:
 class Target(NamedTuple):
     """What samples are compared with.
 
-    :ivar size: height and width of the real images.
-    :ivar features: `uint8 [n, H, W, 3] -> [n, D]`.
+    :ivar size: (height, width) of the real images.
+    :ivar extract: the Extractor of the features.
     :ivar moments: of the real images' features; None on ranks other than 0.
     """
 
-    size: int
-    features: ClassifierFeatures
+    size: tuple
+    extract: Extractor
     moments: Moments | None
 
 
-def read_target(compare, batch_size):
+def read_target(parsed):
     """The Target of --reference and --features."""
-    images, _ = read_npz(compare.reference, "reference")
-    kind, _, path = compare.features.partition(":")
-    if kind != "classifier" or not path:
-        raise UserError(
-            f"--features is {compare.features!r}; expected classifier:PATH, a noisy classifier's checkpoint"
-        )
-    parsed = flags.Parsed({ClassifierFlags: ClassifierFlags()}, frozenset())
-    parsed, classifier = checkpoints.load_classifier(parsed, path, flag="features")
-    size = parsed[ClassifierFlags].image_size
-    if images.shape[1:3] != (size, size):
-        raise UserError(
-            f"--reference {compare.reference} has images of {images.shape[1]}x{images.shape[2]}; "
-            f"--features {compare.features} takes {size}x{size}"
-        )
-    if len(images) < 2:
-        raise UserError(f"--reference {compare.reference} has one image; a Frechet distance needs at least 2")
-    features = ClassifierFeatures(classifier, dist_util.dev())
-    parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    real = dealt(parts, lambda part: features(part).cpu())
-    return Target(size, features, real and moments_of(torch.cat(real)))
+    images = open_images(parsed[CompareFlags].reference, "reference")
+    if images.count < 2:
+        raise UserError(f"--reference {images.path} holds {images.count} images; a Frechet distance needs at least 2")
+    extract = parsed[FeatureFlags].create()
+    found = activations_of(images, extract, parsed[SampleFlags].batch_size, keep=False)
+    return Target(images.size, extract, found and found.moments)
 
 
 def sample_setting(name, steps, parsed, target, compare):
     """The Row of one sampler; None on ranks other than 0."""
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
     sampling, unet, size = parsed[SampleFlags], parsed[UNetFlags], parsed[UNetFlags].image_size
-    if size != target.size:
-        raise UserError(
-            f"setting {name!r}: --model_path makes images of {size}x{size}; --reference has {target.size}x{target.size}"
-        )
+    if target.size != (size, size):
+        real = "x".join(map(str, target.size))
+        raise UserError(f"setting {name!r}: --model_path makes images of {size}x{size}; --reference has {real}")
     classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
     model, seconds = CountedCalls(model), 0.0
     shift = diffusion.time_shift
@@ -215,7 +202,7 @@ def sample_setting(name, steps, parsed, target, compare):
         images = to_uint8(make_images(diffusion, model, solver, noise, shape, sampling.clip_denoised, kwargs))
         seconds += time.perf_counter() - begin
         shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
-        return target.features(images).cpu(), images[:shown]
+        return target.extract(images).pool.cpu(), images[:shown]
 
     made = dealt([(repeat, batch) for repeat in range(compare.repeats) for batch in batches], make)
     spent = dist_util.gather_object((model.images, seconds))
@@ -261,16 +248,15 @@ def check(settings, steps, shared):
 
 def main(parsed):
     compare, folder = parsed[CompareFlags], logger.get_dir()
-    for name in ("settings", "reference", "features"):
-        if not getattr(compare, name):
-            raise UserError(f"--{name} is not given")
+    if not compare.settings:
+        raise UserError("--settings is not given; expected a text file with a line NAME: FLAGS for each sampler")
     settings, steps = read_settings(compare.settings), step_counts(compare.steps)
     if parsed[SampleFlags].num_samples < 2:
         raise UserError("--num_samples is 1; a Frechet distance needs at least 2")
     check(settings, steps, parsed)
     if not launch.announce(parsed):
         return
-    target = read_target(compare, parsed[SampleFlags].batch_size)
+    target = read_target(parsed)
     rows = []
     for n in steps:
         shifts = {}

@@ -187,9 +187,9 @@ def test_the_picture_holds_every_image():
         ("a: ", ["--steps", "0"], "--steps is '0'"),
         ("a: ", ["--num_samples", "1"], "--num_samples is 1"),
         ("a: ", ["--repeats", "1"], "--repeats is 1"),
-        ("a: ", ["--features", "inception"], "expected classifier:PATH"),
+        ("a: ", ["--features", "resnet"], "expected inception, classifier:PATH"),
         ("a: ", ["--features", "classifier:nowhere.pt"], "nowhere.pt"),
-        ("a: ", ["--reference", "nowhere.npz"], "--reference nowhere.npz"),
+        ("a: ", ["--reference", "nowhere.npz"], "--reference nowhere.npz is not there"),
         ("a: ", ["--settings", "nowhere.txt"], "--settings nowhere.txt cannot be read"),
         ("a: ", ["--settings", ""], "--settings is not given"),
     ],
@@ -208,4 +208,4 @@ def test_another_image_size_is_refused(models, tmp_path, capsys):
     np.savez(tmp_path / "real.npz", np.zeros((4, 8, 8, 3), np.uint8))
     with pytest.raises(SystemExit):
         script_runs.run("compare_samplers", *command(models, tmp_path), "--reference", tmp_path / "real.npz")
-    assert "has images of 8x8" in capsys.readouterr().err
+    assert "takes images of 16x16; these are 8x8" in capsys.readouterr().err

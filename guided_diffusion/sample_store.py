@@ -7,12 +7,14 @@ A run is cut into chunks of consecutive images. `OUT_DIR/STEM.chunks/` holds
                                        as `arr_0` and their labels, if any, as `arr_1`
     finished_100.json                  the npz that 100 images became, and its size
 
-A chunk is complete or not there. Once all chunks have become the npz they are deleted; the other two files stay.
+A chunk is complete or not there. Once all chunks have become the npz they are deleted, unless a larger run of the
+folder needs them; the other two files stay.
 """
 
 import hashlib
 import io
 import json
+import re
 
 import numpy as np
 
@@ -126,7 +128,7 @@ class SampleStore:
         save_grid(picture, np.concatenate(pictured)[:PICTURED])
         record = {"file": name, "size": files.size(path)}
         files.write_text(self._record(count), json.dumps(record) + "\n")
-        self._clean(name)
+        self._clean(name, count)
         return path, picture
 
     def _parts(self, chunks, key):
@@ -149,16 +151,22 @@ class SampleStore:
                 return None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        self._clean(record["file"])
+        self._clean(record["file"], count)
         return path
 
     def _record(self, count):
         return files.join(self.folder, f"finished_{count}.json")
 
-    def _clean(self, name):
-        """Delete chunks, and what killed processes left unfinished of them and of the npz `name`."""
+    def _clean(self, name, count):
+        """Delete chunks, and what killed processes left unfinished of them and of the npz `name` of `count` images.
+
+        The chunks stay where there are some of a larger run, which needs them too.
+        """
+        chunks = self._names(("images_",))
         unfinished = [n for n, _ in files.entries(self.out_dir) if n.startswith(f"{name}.") and n.endswith(".tmp")]
-        doomed = [(self.folder, n) for n in self._names(("images_",))] + [(self.out_dir, n) for n in unfinished]
+        doomed = [(self.out_dir, n) for n in unfinished]
+        if all(_last(n) < count for n in chunks):
+            doomed += [(self.folder, n) for n in chunks]
         for folder, name in doomed:
             try:
                 files.remove(files.join(folder, name))
@@ -171,6 +179,10 @@ class SampleStore:
 
 def _name(chunk):
     return f"images_{chunk.start:08d}_{chunk.stop - 1:08d}.chunk"
+
+
+def _last(name):
+    return int(re.match(r"images_\d+_(\d+)", name)[1])
 
 
 def _shown(name, settings):

@@ -74,7 +74,7 @@ def _settings(parsed):
     """What decides the images of a run, and what may round them."""
     decisive = {k: v for k, v in parsed.values().items() if k not in IDLE}
     if dist_util.is_main():
-        decisive |= {k: f"a file of SHA-256 {files.sha256(decisive[k])}" for k in FILES if k in decisive}
+        decisive |= {k: f"sha256 {files.sha256(decisive[k])[:16]}" for k in FILES if k in decisive}
     device = dist_util.dev()
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     rounding = {"device": kind, "torch": torch.__version__}

@@ -234,8 +234,9 @@ def test_a_shard_that_ran_twice_at_once_is_refused_and_another_is_not(tmp_path, 
 def test_more_images_later_are_those_of_a_larger_run(tmp_path, sample, whole):
     run("image_sample", *sample, "--num_samples", 9, "--shard", "1/2", "--out_dir", tmp_path)
     run("image_sample", *sample, "--num_samples", 5, "--out_dir", tmp_path)
-    run("image_sample", *sample, "--out_dir", tmp_path)
-    assert (tmp_path / NPZ).read_bytes() == whole and (tmp_path / "samples_5x16x16x3.npz").exists()
+    assert chunks(tmp_path) == 5 and (tmp_path / "samples_5x16x16x3.npz").exists()
+    assert f"6 of {COUNT} images are there already" in run("image_sample", *sample, "--out_dir", tmp_path)
+    assert (tmp_path / NPZ).read_bytes() == whole and chunks(tmp_path) == 0
 
 
 def test_a_finished_run_does_nothing(place, sample, whole):

@@ -93,6 +93,17 @@ def test_a_truncated_chunk_is_missing_and_not_assembled(tmp_path):
         store.assemble(chunks)
 
 
+def test_the_chunks_of_a_larger_run_stay_until_it_is_finished(tmp_path):
+    arrays = images(20)
+    store, chunks = stored(tmp_path, arrays)
+    few = [range(7), range(7, 9)]
+    store.save(few[1], {name: array[7:9] for name, array in arrays.items()})
+    path, _ = store.assemble(few)
+    assert store.finished(9) == path and store.absent(chunks) == []
+    store.assemble(chunks)
+    assert store.absent(chunks + few) == chunks + few
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_ranks_share_the_reading(tmp_path, monkeypatch, size):
     store, chunks = stored(tmp_path, images(40))

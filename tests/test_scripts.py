@@ -281,7 +281,7 @@ def test_upsampling_follows_each_small_image(upsampler, tmp_path, capsys):
     assert differs == [False, False, True, False, False, False, True]
     with pytest.raises(SystemExit):
         run("super_res_sample", *flags, "--out_dir", tmp_path / "0")
-    assert "--base_samples is a file of" in capsys.readouterr().err
+    assert "--base_samples is 'sha256 " in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- likelihood

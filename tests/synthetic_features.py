@@ -28,6 +28,11 @@ def for_inception_score():
     return draw(902, 5300, 2048, strengths=(0.9, 0.8, 0.4))
 
 
+def within_a_block():
+    """[1500, 2048] and [1200, 2048]; some goldens are of their first rows."""
+    return draw(921, 1500, 2048), draw(922, 1200, 2048, strengths=(0.55, 0.45, 0.33), shift=0.01)
+
+
 def across_blocks():
     """[10500, 64] and [10100, 64]: more than a block of 10,000, with one row each that overflows float16."""
     reference, samples = draw(911, 10500, 64, factors=24), draw(912, 10100, 64, 24, (0.55, 0.45, 0.36), 0.02)

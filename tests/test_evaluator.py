@@ -248,5 +248,4 @@ def test_memory_does_not_depend_on_the_number_of_images(place):
         done = subprocess.run(list(map(str, command)), env=clean_env(), capture_output=True, text=True)
         assert "Frechet distance: " in done.stdout, done.stderr
         peaks.append(int(done.stdout.splitlines()[-1].removeprefix("peak MB: ")))
-    print(peaks)
     assert peaks[1] - peaks[0] < 20, peaks

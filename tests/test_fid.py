@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from synthetic_features import draw
+from synthetic_features import GOLDEN, draw, within_a_block
 
 from evaluations.fid import Moments, MomentSum, bootstrap_error, frechet_distance, frechet_distance_sqrtm, moments_of
 
@@ -68,6 +68,15 @@ def test_fewer_images_than_dimensions(counts):
 @pytest.mark.parametrize("features", [draw(5, 50, 80), torch.ones(7, 3), torch.zeros(2, 4)])
 def test_a_set_is_no_distance_from_itself(features):
     assert 0 <= frechet_distance(moments_of(features), moments_of(features)) < 1e-9
+
+
+def test_published_values_of_few_images():
+    """scipy's root of so singular a product is off by some 1e-6; a set's own came out < 0."""
+    reference, samples = within_a_block()
+    pair = [moments_of(reference[:5]), moments_of(samples[:4])]
+    assert frechet_distance(*pair) == pytest.approx(float(GOLDEN["FID_n5_n4"]), rel=2e-6)
+    same = moments_of(reference[:400])
+    assert frechet_distance(same, same) == pytest.approx(float(GOLDEN["FID_identical_400"]), abs=1e-4)
 
 
 def test_equal_images_leave_the_distance_of_their_means():

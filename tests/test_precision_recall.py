@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
-from synthetic_features import GOLDEN, across_blocks, draw
+from synthetic_features import GOLDEN, across_blocks, draw, within_a_block
 
 from evaluations import precision_recall
 from evaluations.distances import fp16, fp32
 from evaluations.precision_recall import density_coverage, radii
 from evaluations.precision_recall import precision_recall as scores
+
+
+def golden(name):
+    return [float(x) for x in GOLDEN[name]]
 
 
 def published_norms(features):
@@ -49,10 +53,19 @@ def test_float32_distances_are_distances():
     assert torch.allclose(fp32(u, v), torch.cdist(u.double(), v.double()).square().float(), rtol=1e-4)
 
 
+def test_published_values_within_a_block():
+    """Sixteen times as large, they overflow float16."""
+    sets = within_a_block()
+    assert list(scores(*sets, fp16)) == golden("PR_1500_1200_d2048_fp16path")
+    assert list(scores(*sets, fp32)) != golden("PR_1500_1200_d2048_fp16path")
+    larger = [16 * features for features in sets]
+    assert list(scores(*larger, fp16)) == golden("PR_1500_1200_d2048_x16_fp32path")
+
+
 @pytest.mark.slow
 def test_published_values_across_blocks():
     found = scores(*across_blocks(), fp16)
-    assert list(found) == [float(x) for x in GOLDEN["PR_blocks_10500_10100_d64"]]
+    assert list(found) == golden("PR_blocks_10500_10100_d64")
     assert list(scores(*across_blocks(), fp32)) != list(found)
 
 
@@ -82,14 +95,14 @@ def test_scores_by_scikit_learn(block):
 
 @pytest.mark.parametrize("distance", [fp16, fp32])
 def test_a_set_against_itself(distance):
-    features = draw(5, 400, 2048)
-    assert scores(features, features, distance) == (1, 1)
-    assert [float(x) for x in GOLDEN["PR_identical_400_fp16path"]] == [1, 1]
+    features = within_a_block()[0][:400]
+    assert list(scores(features, features, distance)) == golden("PR_identical_400_fp16path") == [1, 1]
 
 
 def test_the_smallest_sets():
     """Five and four rows: each ball reaches the farthest of its set."""
-    assert scores(draw(6, 5, 2048), draw(7, 4, 2048), fp16) == (1, 1)
+    reference, samples = within_a_block()
+    assert list(scores(reference[:5], samples[:4], fp16)) == golden("PR_n5_n4") == [1, 1]
 
 
 def test_collapsed_samples_are_precise_and_reach_nothing():

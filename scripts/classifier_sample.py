@@ -13,7 +13,6 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     chosen_classes,
     generate_images,
@@ -22,6 +21,7 @@ from guided_diffusion.generate import (
 )
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
 from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 
 @dataclass

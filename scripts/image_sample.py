@@ -11,7 +11,6 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     chosen_classes,
     generate_images,
@@ -19,6 +18,7 @@ from guided_diffusion.generate import (
     make_images,
 )
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 GROUPS = [CheckpointFlags, SampleFlags, SolverFlags, ClassFlags, UNetFlags, DiffusionFlags, *SAMPLING_METHODS]
 

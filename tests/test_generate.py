@@ -13,7 +13,6 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     chosen_classes,
     generate,
@@ -24,6 +23,7 @@ from guided_diffusion.generate import (
 )
 from guided_diffusion.images import grid
 from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 SHAPE = (3, 4, 4)
 

@@ -18,7 +18,7 @@ LAYERS = [
     ["solvers.step"],
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
-    ["sampling"],
+    ["sampling", "solver_flags"],
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],

@@ -52,6 +52,11 @@ def per_sample(values, x):
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+# lambda below which a level counts as nearly pure noise: the linear schedule has none such, and DPM-Solver's
+# release leaves those of the cosine schedule out
+NEARLY_NOISE = -5.1
+
+
 def half_log_snr(alpha_bar):
     """lambda = log(signal / noise) [N] of levels [N]: +inf at the data, -inf in pure noise.
 

@@ -14,7 +14,7 @@ LAYERS = [
     ["flags", "files", "schedule", "losses", "nn"],
     ["dist_util", "presets"],
     ["logger"],
-    ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
+    ["denoiser", "spacing", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
@@ -27,7 +27,7 @@ LAYERS = [
     ["generate", "train_util", "launch"],
     ["scripts"],
 ]
-WORDS = ("schedule", "denoiser", "sampling", "losses", "solvers", "methods")
+WORDS = ("schedule", "spacing", "denoiser", "sampling", "losses", "solvers", "methods")
 OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
     f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util")
 }

@@ -12,6 +12,7 @@ from .errors import UserError
 from .flags import FlagGroup, at_least, flag, int_list
 from .images import save_grid, to_uint8
 from .methods.time_shift import ShiftStatistics
+from .sampling_report import log_calls, log_grid
 from .solver_flags import SolverFlags
 
 
@@ -131,10 +132,12 @@ def generate_images(flags, diffusion, make_batch, name=None):
     :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, 3]}`, with labels as "arr_1"; see `as_arrays`.
     :param name: of the npz; default `samples_NxHxWx3.npz`.
     """
+    log_grid(diffusion)
     shift = diffusion.time_shift
     if shift is not None:
         shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
     arrays = generate(flags, make_batch)
+    log_calls(diffusion)
     if arrays is not None:
         save_samples(arrays, name)
     if shift is not None:

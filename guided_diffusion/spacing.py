@@ -62,7 +62,7 @@ def _ends(schedule):
     The last four cosine timesteps span as much of lambda as the 900 before them.
     """
     lambdas = half_log_snr(schedule.alpha_bar(torch.arange(schedule.num_timesteps)))
-    return max(lambdas[-1].item(), lambdas[lambdas >= NEARLY_NOISE].min().item()), lambdas[0].item()
+    return lambdas[lambdas >= NEARLY_NOISE].min().item(), lambdas[0].item()
 
 
 def _at(schedule, lambdas):

@@ -23,7 +23,7 @@ LAYERS = [
     ["respace"],
     ["script_util"],
     ["architecture"],
-    ["checkpoints"],
+    ["checkpoints", "sampling_report"],
     ["generate", "train_util", "launch"],
     ["scripts"],
 ]

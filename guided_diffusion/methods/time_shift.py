@@ -75,6 +75,8 @@ class TimeShift:
 
         The search is round the whole timestep nearest to t.
         """
+        if not (self.half or self.constant):
+            return t
         self._moves = self._moves.to(t.device)
         return torch.where(self._moves[t.ceil().long()], self.find(x, t.round().long()), t)
 

@@ -4,7 +4,7 @@ Where the two define different things, the comparison leaves it out:
 - PNDM, PLMS: diffusers averages in the step to the data too; here that step is DDIM's. So the states before it.
 - F-PNDM: its Runge-Kutta steps begin at other timesteps there (two of three, and the grid repeats some).
 - UniPC of order 3: diffusers lowers the order at the end by the number of steps left; switched off there, it has no
-  step to the data. So the states before it.
+  step to the data. With bh1 its step to the data is NaN (infinity times 0). So the states before it.
 - DEIS: polynomials in lambda there, in t here; they meet in order 1 alone, which is DDIM.
 - DPM-Solver++ 2S: its middle there is the next timestep of the grid, here the middle of each step in lambda.
 - iPNDM: another noise schedule there.
@@ -43,12 +43,12 @@ def noises(count):
     return torch.randn(count, *START.shape, generator=torch.Generator().manual_seed(5))
 
 
-def theirs(scheduler, steps, scale=1.0, **set_timesteps):
-    """(grid, states after each of their steps)."""
-    scheduler.set_timesteps(**(set_timesteps or {"num_inference_steps": steps}))
+def theirs(scheduler, steps, scale=1.0, last=None):
+    """(grid, states after each of their steps, or after those before index `last`)."""
+    scheduler.set_timesteps(steps)
     x, states, draws = START * scale, [], iter(noises(steps))
     sde = getattr(scheduler.config, "algorithm_type", "").startswith("sde")
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[:last]:
         out = network(scheduler.scale_model_input(x, t), t)
         x = scheduler.step(out, t, x, **({"variance_noise": next(draws)} if sde else {})).prev_sample
         states.append(x)
@@ -57,11 +57,11 @@ def theirs(scheduler, steps, scale=1.0, **set_timesteps):
 
 def ours(solver, grid):
     draws = iter(noises(len(grid)))
-    return [r.x for r in sample(DENOISE, solver, grid, START, lambda x: next(draws))]
+    return [r.x for r in sample(DENOISE, solver, grid, START.double(), lambda x: next(draws))]
 
 
 def agree(mine, other):
-    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine.float(), other.float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [5, 10, 20])
@@ -109,11 +109,9 @@ def test_unipc(order, variant, steps):
         final_sigmas_type="zero",
         lower_order_final=order < 3,
     )
-    grid, states = theirs(scheduler, steps)
-    mine = ours(UniPC(SCHEDULE, order, variant), grid)
-    compared = list(zip(mine, states, strict=True))[: -1 if order == 3 else None]
-    assert len(compared) >= steps - 1
-    for a, b in compared:
+    last = None if order < 3 and variant == "bh2" else -1
+    grid, states = theirs(scheduler, steps, last=last)
+    for a, b in zip(ours(UniPC(SCHEDULE, order, variant), grid)[:last], states, strict=True):
         agree(a, b)
 
 
@@ -125,15 +123,18 @@ def test_deis_of_order_one(steps):
         agree(a, b)
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("steps", [4, 10, 28])
 def test_heun(steps):
-    """Their states are x / sqrt(alpha_bar); every second one ends a step."""
+    """At numbers of steps that give whole timesteps.
+
+    Their states are x / sqrt(alpha_bar), and every second one ends a step.
+    """
     first = (1 / SCHEDULE.alpha_bar(torch.tensor([999])).item()) ** 0.5
     grid, states = theirs(HeunDiscreteScheduler(trained_betas=BETAS), steps, scale=first)
     levels = SCHEDULE.alpha_bar(torch.tensor([*grid[-2::-1], -1])).sqrt()
     ended = [*states[1:-1:2], states[-1]]
     for a, b, level in zip(ours(SOLVERS["heun"](SCHEDULE), grid), ended, levels, strict=True):
-        agree(a, (b * level).float())
+        agree(a, b * level)
 
 
 @pytest.mark.parametrize("steps", [10, 20])

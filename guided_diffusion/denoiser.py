@@ -130,13 +130,13 @@ class NetworkDenoiser:
             return Prediction.from_eps(x, alpha_bar, output, variance)
         if self.mean_type is ModelMeanType.START_X:
             return Prediction.from_x0(x, alpha_bar, output, variance)
-        q = posterior(alpha_bar, self.schedule.alpha_bar(self.previous.to(t.device)[t]))
+        q = posterior(alpha_bar, self.schedule.alpha_bar(self.previous.to(t.device)[t.ceil().long()]))
         x0 = (output - per_sample(q.xt_coef, x) * x) / per_sample(q.x0_coef, x)
         return Prediction.from_x0(x, alpha_bar, x0, variance)
 
 
 def network_time(t, schedule, rescale_timesteps):
-    """The time that networks (and classifiers) are given for training timesteps t [N]."""
+    """The time that networks (and classifiers) are given for training timesteps t [N], whole or in between."""
     return t.float() * (1000 / schedule.num_timesteps) if rescale_timesteps else t
 
 
@@ -162,3 +162,14 @@ class ClippedDenoiser:
         if self.clip:
             x0 = x0.clamp(-1, 1)
         return prediction if x0 is prediction.x0 else prediction.with_x0(x0)
+
+
+def dynamic_threshold(x0, percentile=99.5):
+    """x0 [N, C, ...] drawn into [-1, 1], image by image, by the `percentile` of its absolute values if above 1.
+
+    A `denoised_fn`. Saharia et al. 2022 ("Imagen"), section 2.3; Lu et al. 2022 ("DPM-Solver++"), appendix on
+    thresholding, with 99.5.
+    """
+    limits = torch.stack([image.abs().float().quantile(percentile / 100) for image in x0.flatten(1)])
+    limits = per_sample(limits.clamp(min=1), x0)
+    return x0.clamp(-limits, limits) / limits

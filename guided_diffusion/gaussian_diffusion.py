@@ -58,6 +58,8 @@ class GaussianDiffusion:
     :param corrupt: the corruption `(noise, t) -> noise` of training; None leaves the noise alone.
     :param eps_scaler: the (k, b) of methods.epsilon_scaling; (0, 1) scales nothing.
     :ivar time_shift: a methods.time_shift.TimeShift, which needs this process to be built, or None.
+    :ivar network_calls: calls of the network by denoisers of this process, one for each image of a batch.
+    :ivar images_begun: images that `sample_records` has begun.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class GaussianDiffusion:
         self.corrupt = corrupt or (lambda noise, t: noise)
         self.eps_scaler = eps_scaler
         self.time_shift = None
+        self.network_calls = self.images_begun = 0
         self.schedule = NoiseSchedule(betas)
         self.timestep_map = list(range(self.schedule.num_timesteps)) if grid is None else list(grid)
         self.num_timesteps = len(self.timestep_map)
@@ -143,13 +146,21 @@ class GaussianDiffusion:
     def denoiser(self, model, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         """The whole stack: adapter, epsilon scaling, clipping, and guidance by score where `cond_fn` is given."""
         shifts_network = self.time_shift is not None and self.time_shift.variant == "net"
-        denoise = self.adapter(model, model_kwargs, self.time_shift.network_time if shifts_network else None)
+        clock = self.time_shift.network_time if shifts_network else None
+        denoise = self._counted(self.adapter(model, model_kwargs, clock))
         if self.eps_scaler != (0.0, 1.0):
             denoise = EpsilonScaledDenoiser(denoise, self.timestep_map, *self.eps_scaler)
         denoise = ClippedDenoiser(denoise, clip_denoised, denoised_fn)
         if cond_fn is not None:
             denoise = ScoreGuidedDenoiser(denoise, self._at_network_time(cond_fn, model_kwargs))
         return denoise
+
+    def _counted(self, denoise):
+        def counted(x, t):
+            self.network_calls += x.shape[0]
+            return denoise(x, t)
+
+        return counted
 
     def _at_network_time(self, cond_fn, model_kwargs):
         """`cond_fn` as a function of x and training timesteps."""
@@ -296,6 +307,7 @@ class GaussianDiffusion:
         :param x: [N, C, ...] the start.
         :param noise: draws noise like x.
         """
+        self.images_begun += x.shape[0]
         moves_steps = self.time_shift is not None and self.time_shift.variant != "net"
         coupling = self.time_shift if moves_steps else no_coupling
         records = _without_gradients(sample(denoise, solver, self.timestep_map, x, noise, coupling))

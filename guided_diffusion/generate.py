@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from . import dist_util
 from .errors import UserError
-from .flags import FRACTION, FlagGroup, at_least, flag, int_list
+from .flags import FlagGroup, at_least, flag, int_list
 from .images import to_uint8
-from .solvers import SOLVERS
+from .solver_flags import SolverFlags
 
 
 @dataclass
@@ -22,27 +22,6 @@ class SampleFlags(FlagGroup):
     batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
     clip_denoised: bool = flag(True, "Clip the predicted clean images to the pixel range at each step.")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
-
-
-@dataclass
-class SolverFlags(FlagGroup):
-    """The solver."""
-
-    solver: str = flag("", "How a step is taken; empty is ddpm, or ddim with --use_ddim True.", choices=("", *SOLVERS))
-    use_ddim: bool = flag(False, "The published spelling of --solver ddim.")
-    eta: float = flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.", legal=FRACTION)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.use_ddim and self.solver not in ("", "ddim"):
-            raise UserError(f"--use_ddim True contradicts --solver {self.solver}")
-        if self.eta and self.name != "ddim":
-            raise UserError(f"--eta {self.eta} is read by --solver ddim alone")
-
-    @property
-    def name(self):
-        """The solver's name in SOLVERS."""
-        return self.solver or ("ddim" if self.use_ddim else "ddpm")
 
 
 @dataclass
@@ -124,12 +103,7 @@ def make_images(diffusion, model, solver_flags, noise, shape, clip_denoised=True
     :param cond_fn: gradient for guidance, or None.
     """
     x = noise.normal(*shape).to(dist_util.dev())
-    if solver_flags.name == "ddpm":
-        solver = diffusion.ddpm(cond_fn, model_kwargs)
-        cond_fn = None
-    else:
-        solver = diffusion.ddim(solver_flags.eta)
-    denoise = diffusion.denoiser(model, clip_denoised, None, cond_fn, model_kwargs)
+    solver, denoise = solver_flags.create(diffusion, model, clip_denoised, model_kwargs, cond_fn)
     for record in diffusion.sample_records(solver, denoise, x, noise):
         x = record.x
     return x

@@ -11,6 +11,7 @@ from .flags import FlagGroup, flag
 from .generate import SampleFlags
 from .methods.time_shift import ShiftStatistics
 from .sample_store import SampleStore
+from .sampling_report import log_calls, log_grid
 
 # Flags that name a file of which the content decides the images, not the name.
 FILES = ("model_path", "classifier_path", "base_samples")
@@ -99,12 +100,14 @@ def _make(store, parsed, diffusion, make_batch, name):
     if path:
         logger.log(f"{path} is complete: nothing to do")
         return
+    log_grid(diffusion)
     mine = chunks[part - 1 :: parts]
     missing = store.missing(mine)
     shift = diffusion.time_shift
     if shift is not None:
         shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
     _fill(store, missing, sum(map(len, mine)), make_batch)
+    log_calls(diffusion)
     if shift is not None:
         dist_util.all_reduce_sum(shift.observe.totals)
         if len(missing) < len(chunks):

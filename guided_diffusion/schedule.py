@@ -52,10 +52,25 @@ def per_sample(values, x):
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+# lambda below which a level counts as nearly pure noise: the linear schedule has none such, and DPM-Solver's
+# release leaves those of the cosine schedule out
+NEARLY_NOISE = -5.1
+
+
+def half_log_snr(alpha_bar):
+    """lambda = log(signal / noise) [N] of levels [N]: +inf at the data, -inf in pure noise.
+
+    Lu et al. 2022 ("DPM-Solver"), section 2; one half of log(alpha_bar / (1 - alpha_bar)).
+    """
+    return 0.5 * (alpha_bar.log() - torch.log1p(-alpha_bar))
+
+
 class NoiseSchedule:
     """alpha_bar of T training timesteps, held in float64, copied to each device once.
 
-    Time -1 is the data (alpha_bar = 1) and time T pure noise (alpha_bar = 0).
+    Time -1 is the data (alpha_bar = 1) and time T pure noise (alpha_bar = 0). Between two timesteps
+    log(signal / noise) is linear in time; between the data and timestep 0, where it is infinite, the ratio
+    noise variance / signal variance is.
     (Metal has no float64: the table is float32 there.)
 
     :param betas: [T], each in (0, 1).
@@ -70,14 +85,41 @@ class NoiseSchedule:
         self._on_device = {}
 
     def _table(self, device):
+        """(alpha_bar [T + 2] of times -1..T, lambda [T] of times 0..T-1)."""
         if device not in self._on_device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._on_device[device] = self._levels.to(device, dtype)
+            tables = self._levels, half_log_snr(self._levels)[1:-1]
+            self._on_device[device] = tuple(table.to(device, dtype) for table in tables)
         return self._on_device[device]
 
     def alpha_bar(self, t):
-        """alpha_bar [N] (float64) at integer times t [N] in -1..T."""
-        return self._table(t.device)[t + 1]
+        """alpha_bar [N] (float64) at times t [N]: integers in -1..T, or floats from -1 to T - 1."""
+        levels, _ = self._table(t.device)
+        if not t.is_floating_point():
+            return levels[t + 1]
+        whole = t.floor()
+        return torch.where(t == whole, levels[whole.long() + 1], torch.sigmoid(2 * self._between(t)))
+
+    def _between(self, t):
+        """lambda [N] at times t [N] that are not whole."""
+        _, table = self._table(t.device)
+        last = self.num_timesteps - 1
+        below = t.floor().long().clamp(0, last)
+        above = (below + 1).clamp(max=last)
+        fraction = (t - below).to(table.dtype)
+        inside = table[below] + fraction * (table[above] - table[below])
+        return torch.where(t < 0, table[0] - 0.5 * torch.log1p(t.to(table.dtype)), inside)
+
+    def time(self, half_log_snr):
+        """The time (float64, -1 to T - 1) at which lambda has these values, of any shape: inverse of the above."""
+        _, table = self._table(half_log_snr.device)
+        if len(table) == 1:
+            inside = torch.zeros_like(half_log_snr)
+        else:
+            above = torch.searchsorted(-table, -half_log_snr.contiguous()).clamp(1, len(table) - 1)
+            low, high = table[above - 1], table[above]
+            inside = above - 1 + ((half_log_snr - low) / (high - low)).clamp(max=1)
+        return torch.where(half_log_snr > table[0], torch.expm1(2 * (table[0] - half_log_snr)), inside)
 
 
 class Posterior(NamedTuple):

@@ -11,6 +11,8 @@ from .flags import COUNT_OR_UNSET, FRACTION, FlagGroup, at_least, flag, int_list
 from .methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
 from .methods.time_shift import VARIANTS, TimeShift
 from .respace import SpacedDiffusion, space_timesteps
+from .schedule import NoiseSchedule
+from .spacing import SPACINGS, spaced
 from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
 NUM_CLASSES = 1000
@@ -100,8 +102,19 @@ class EpsilonScalingFlags(FlagGroup):
         parse_eps_scaler(self.eps_scaler)
 
 
+@dataclass
+class SpacingFlags(FlagGroup):
+    """The sampling grid."""
+
+    spacing: str = flag(
+        "published",
+        "How the steps that --timestep_respacing counts are spread; published also reads its other forms.",
+        choices=("published", *SPACINGS),
+    )
+
+
 # the groups that sampling scripts take, and DiffusionFlags.create applies
-SAMPLING_METHODS = (TimeShiftFlags, EpsilonScalingFlags)
+SAMPLING_METHODS = (SpacingFlags, TimeShiftFlags, EpsilonScalingFlags)
 
 
 @dataclass
@@ -428,6 +441,7 @@ def create_gaussian_diffusion(
     rescale_timesteps=False,
     rescale_learned_sigmas=False,
     timestep_respacing="",
+    spacing="published",
     do_time_shift=False,
     window=2,
     cutoff=300,
@@ -441,8 +455,14 @@ def create_gaussian_diffusion(
 ):
     """A SpacedDiffusion of published flags; an empty `timestep_respacing` keeps all steps.
 
+    :param spacing: "published", or a name in spacing.SPACINGS, with a number of steps as `timestep_respacing`.
     :param eps_scaler: a number, or text as --eps_scaler takes it.
     """
+    betas = gd.get_named_beta_schedule(noise_schedule, steps)
+    if spacing == "published":
+        grid = space_timesteps(steps, timestep_respacing or [steps])
+    else:
+        grid = spaced(spacing, NoiseSchedule(betas), timestep_respacing)
     if use_kl:
         loss = gd.LossType.RESCALED_KL
     else:
@@ -452,8 +472,8 @@ def create_gaussian_diffusion(
     else:
         variance = gd.ModelVarType.FIXED_SMALL if sigma_small else gd.ModelVarType.FIXED_LARGE
     diffusion = SpacedDiffusion(
-        space_timesteps(steps, timestep_respacing or [steps]),
-        betas=gd.get_named_beta_schedule(noise_schedule, steps),
+        grid,
+        betas=betas,
         model_mean_type=gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON,
         model_var_type=variance,
         loss_type=loss,

@@ -13,7 +13,6 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     chosen_classes,
     labels_of,
@@ -23,6 +22,7 @@ from guided_diffusion.generate import (
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
 from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 
 @dataclass

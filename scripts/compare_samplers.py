@@ -33,7 +33,6 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     chosen_classes,
     labels_of,
     make_images,
@@ -42,6 +41,7 @@ from guided_diffusion.images import to_uint8
 from guided_diffusion.methods.time_shift import ShiftStatistics
 from guided_diffusion.sampling_job import ShardFlags
 from guided_diffusion.script_util import TimeShiftFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 
 @dataclass
@@ -141,18 +141,6 @@ def dealt(items, work):
     return parts and [parts[i % size][i // size] for i in range(len(items))]
 
 
-class CountedCalls:
-    """A network that counts the images it is called with."""
-
-    def __init__(self, model):
-        self.model = model
-        self.images = 0
-
-    def __call__(self, x, t, **kwargs):
-        self.images += len(x)
-        return self.model(x, t, **kwargs)
-
-
 class Target(NamedTuple):
     """What samples are compared with.
 
@@ -184,7 +172,7 @@ def sample_setting(name, steps, parsed, target, compare):
         real = "x".join(map(str, target.size))
         raise UserError(f"setting {name!r}: --model_path makes images of {size}x{size}; --reference has {real}")
     classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
-    model, seconds = CountedCalls(model), 0.0
+    seconds = 0.0
     shift = diffusion.time_shift
     if shift is not None:
         shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
@@ -205,7 +193,7 @@ def sample_setting(name, steps, parsed, target, compare):
         return target.extract(images).pool.cpu(), images[:shown]
 
     made = dealt([(repeat, batch) for repeat in range(compare.repeats) for batch in batches], make)
-    spent = dist_util.gather_object((model.images, seconds))
+    spent = dist_util.gather_object((diffusion.network_calls, seconds))
     if shift is not None:
         dist_util.all_reduce_sum(shift.observe.totals)
     if made is None:

@@ -11,7 +11,6 @@ from guided_diffusion.generate import (
     ClassFlags,
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     chosen_classes,
     labels_of,
@@ -20,6 +19,7 @@ from guided_diffusion.generate import (
 )
 from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 GROUPS = [
     CheckpointFlags,

@@ -15,13 +15,13 @@ from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     make_images,
 )
 from guided_diffusion.image_datasets import read_npz
 from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, SuperResFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 
 @dataclass

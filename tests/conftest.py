@@ -1,4 +1,4 @@
-"""Lets tests import each other's helpers, and keeps torch to one thread, which is fastest for small tensors."""
+"""Lets tests import each other's helpers and benchmarks; keeps torch to one thread, fastest for small tensors."""
 
 import os
 import sys
@@ -6,5 +6,5 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "benchmarks")]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))

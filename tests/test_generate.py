@@ -11,7 +11,6 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
-    SolverFlags,
     as_arrays,
     chosen_classes,
     generate,
@@ -20,6 +19,7 @@ from guided_diffusion.generate import (
     preview_sampler,
 )
 from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 SHAPE = (3, 4, 4)
 

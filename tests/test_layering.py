@@ -15,23 +15,23 @@ LAYERS = [
     ["dist_util", "presets", "manifest"],
     ["logger", "interruption", "folder_lock"],
     ["progress"],
-    ["denoiser", "unet", "images", "image_datasets", "resample", "fp16_util"],
+    ["denoiser", "spacing", "unet", "images", "image_datasets", "resample", "fp16_util"],
     ["sample_store"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
-    ["sampling"],
+    ["sampling", "solver_flags"],
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
     ["architecture"],
-    ["checkpoints"],
+    ["checkpoints", "sampling_report"],
     ["resume"],
     ["generate", "train_util", "launch"],
     ["sampling_job"],
     ["scripts"],
 ]
-WORDS = ("schedule", "denoiser", "sampling", "losses", "solvers", "methods")
+WORDS = ("schedule", "spacing", "denoiser", "sampling", "losses", "solvers", "methods")
 OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
     f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util")
 }

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from guided_diffusion.errors import UserError
-from guided_diffusion.schedule import NoiseSchedule, betas_for_alpha_bar, get_named_beta_schedule, posterior
+from guided_diffusion.schedule import (
+    NoiseSchedule,
+    betas_for_alpha_bar,
+    get_named_beta_schedule,
+    half_log_snr,
+    posterior,
+)
 
 ALL_T = [21, 50, 100, 199, 1000, 4000]
 
@@ -107,3 +113,37 @@ def test_pairs_of_levels_give_the_tables_of_respaced_betas(name, kept):
     np.testing.assert_allclose(q.variance, betas * (1 - earlier) / (1 - levels), atol=1e-14)
     np.testing.assert_allclose(q.x0_coef, betas * np.sqrt(earlier) / (1 - levels), atol=1e-14)
     np.testing.assert_allclose(q.xt_coef, (1 - earlier) * np.sqrt(1 - betas) / (1 - levels), atol=1e-14)
+
+
+BETWEEN = torch.tensor([-0.999, -0.5, -1e-3, 0.5, 1.25, 499.5, 997.75, 998.999], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_whole_times_keep_every_bit_as_floats(name):
+    schedule = NoiseSchedule(get_named_beta_schedule(name, 1000))
+    t = torch.arange(-1, 1000)
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(schedule.alpha_bar(t.to(dtype)), schedule.alpha_bar(t))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_between_timesteps_log_snr_is_linear_and_time_is_its_inverse(name):
+    schedule = NoiseSchedule(get_named_beta_schedule(name, 1000))
+    levels = np.cumprod(1 - get_named_beta_schedule(name, 1000))
+    inner = BETWEEN[BETWEEN > 0]
+    log_snr = np.interp(inner, np.arange(1000), np.log(levels / (1 - levels)))
+    np.testing.assert_allclose(schedule.alpha_bar(inner), 1 / (1 + np.exp(-log_snr)), rtol=1e-10)
+    # towards the data, noise variance over signal variance falls to 0 in proportion
+    near = BETWEEN[BETWEEN < 0]
+    ratio = (1 / levels[0] - 1) * (1 + near.numpy())
+    np.testing.assert_allclose(schedule.alpha_bar(near), 1 / (1 + ratio), rtol=1e-14)
+    times = torch.cat([torch.arange(-1, 1000), BETWEEN])
+    lambdas = half_log_snr(schedule.alpha_bar(times))
+    np.testing.assert_allclose(schedule.time(lambdas), times, atol=1e-6)
+    assert schedule.time(torch.tensor([float("inf"), 20.0, -20.0], dtype=torch.float64))[[0, 2]].tolist() == [-1, 999]
+
+
+def test_a_schedule_of_one_timestep_has_times():
+    schedule = NoiseSchedule([0.5])
+    lambdas = half_log_snr(schedule.alpha_bar(torch.tensor([-1.0, -0.5, 0.0], dtype=torch.float64)))
+    np.testing.assert_allclose(schedule.time(lambdas), [-1, -0.5, 0])

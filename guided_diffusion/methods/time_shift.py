@@ -41,6 +41,17 @@ class TimeShift:
         self.observe = lambda centre, found, at_edge: None
         self._moves = torch.tensor([self._above_is_past_cutoff(t) for t in range(schedule.num_timesteps)])
 
+    @property
+    def reach(self):
+        """The farthest a time is moved, in timesteps."""
+        return abs(self.constant) or self.half
+
+    @property
+    def smallest_gap(self):
+        """The least distance, in timesteps, from a moved step of the paper's variant to the step before it."""
+        kept = self.times[1:]
+        return min((b - a for a, b in zip(kept, kept[1:]) if b > self.cutoff), default=self.schedule.num_timesteps)
+
     def _above_is_past_cutoff(self, t):
         """Whether the state at time t came from a step above the cutoff."""
         above = [time for time in self.times if time > t]
@@ -60,9 +71,14 @@ class TimeShift:
         return t, s
 
     def network_time(self, x, t):
-        """The time [N] that the network is given for a state x [N, C, ...] at timesteps t [N] ("net")."""
+        """The time [N] that the network is given for a state x [N, C, ...] at times t [N] ("net").
+
+        The search is round the whole timestep nearest to t.
+        """
+        if not (self.half or self.constant):
+            return t
         self._moves = self._moves.to(t.device)
-        return torch.where(self._moves[t], self.find(x, t), t)
+        return torch.where(self._moves[t.ceil().long()], self.find(x, t.round().long()), t)
 
     def find(self, x, centre):
         """The training timesteps [N] nearest in variance to x [N, C, ...], within the window round `centre` [N]."""

@@ -1,10 +1,34 @@
-"""Solvers: one file each, `(denoise, x, t, s, state, noise) -> Step` between any two times.
+"""Solvers: one file a family, `(denoise, x, t, s, state, noise) -> Step` between any two times.
 
 t and s are [N] training timesteps, `noise(x)` draws standard normal noise like x, and `state` is
-what the solver returned from its step before (None at first). A class declares its `order`.
+what the solver returned from its step before (None at first). A solver declares its `order`.
 """
+
+from functools import partial
 
 from .ddim import DDIM
 from .ddpm import DDPM
+from .deis import DEIS
+from .dpm_solver_pp import DPMSolverPP2S, DPMSolverPPMultistep, DPMSolverPPSDE
+from .heun import Heun
+from .pndm import PNDM
+from .unipc import UniPC
 
-SOLVERS = {"ddpm": DDPM, "ddim": DDIM}
+# all but ddpm are made of the NoiseSchedule and of options that are flags
+SOLVERS = {
+    "ddpm": DDPM,
+    "ddim": DDIM,
+    "pndm_s": partial(PNDM, terms=2, warm_up="heun"),
+    "pndm_f": partial(PNDM, terms=4, warm_up="runge_kutta"),
+    "plms": partial(PNDM, terms=4, warm_up="heun"),
+    "ipndm": partial(PNDM, terms=4, warm_up=""),
+    "deis": DEIS,
+    "dpmpp_1": partial(DPMSolverPPMultistep, terms=1),
+    "dpmpp_2s": DPMSolverPP2S,
+    "dpmpp_2m": partial(DPMSolverPPMultistep, terms=2),
+    "dpmpp_3m": partial(DPMSolverPPMultistep, terms=3),
+    "dpmpp_3m_exact": partial(DPMSolverPPMultistep, terms=3, second_difference=2),
+    "dpmpp_sde_2m": DPMSolverPPSDE,
+    "unipc": UniPC,
+    "heun": Heun,
+}

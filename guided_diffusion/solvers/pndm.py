@@ -1,0 +1,75 @@
+"""PNDM, its second-order variant, PLMS and iPNDM: multistep methods along DDIM's straight line.
+
+Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models on Manifolds": equation 11 (transfer), 12 (linear
+multistep), 13 (Runge-Kutta), algorithm 2; appendix for the second-order variant S-PNDM. PLMS is F-PNDM with a
+cheaper start (Rombach et al. 2022, released code). iPNDM, without any, is from Zhang & Chen 2023 ("DEIS").
+
+| paper | here |
+| --- | --- |
+| phi(x, eps, t, t') | `transfer(prediction, alpha_bar(t'), eps)` |
+| e_t, e_{t+delta}, ... | `history`, newest first |
+| t + delta / 2 | `middle`, between two timesteps where needed |
+
+Order 2, all of them, whatever the number of terms: the weights assume steps that are uniform in the variable
+along which the transfer is straight, which no usual grid is.
+
+Departures from the paper: the last step, to the data, is DDIM's, and so is a step from nearly pure noise (see
+`is_plain`). From the released code: the network is told the timestep whose alpha_bar is used, and not the one
+before it; a middle between two timesteps stays a fraction; the noisiest step is not dropped; the last step ends
+at the data and not at alpha_bar of timestep 0.
+"""
+
+from ..schedule import per_sample
+from .step import Step, is_plain, transfer
+
+ADAMS_BASHFORTH = (
+    (1,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+class PNDM:
+    """Noise predictions of the latest steps in fixed proportion, carried along DDIM's straight line.
+
+    :param schedule: the NoiseSchedule.
+    :param terms: noise predictions in the average, once there are so many.
+    :param warm_up: what stands in while there are fewer: "runge_kutta" for terms - 1 steps (4 calls each),
+        "heun" for the first step (2 calls), or "" for what averages there are.
+    """
+
+    order = 2
+
+    def __init__(self, schedule, terms=4, warm_up="runge_kutta"):
+        self.schedule = schedule
+        self.terms = terms
+        self.warm_up_steps = {"runge_kutta": terms - 1, "heun": 1, "": 0}[warm_up]
+        self.average = self._runge_kutta if warm_up == "runge_kutta" else self._heun
+
+    def __call__(self, denoise, x, t, s, state, noise):
+        prediction = denoise(x, t)
+        history = (prediction.eps, *(state or ()))[: self.terms]
+        plain = is_plain(prediction, s)
+        if len(history) <= self.warm_up_steps and not plain.all():
+            # only plain steps, whose average is not used, go to the data
+            eps = self.average(denoise, prediction, t, s.clamp(min=0))
+        else:
+            eps = sum(weight * e for weight, e in zip(ADAMS_BASHFORTH[len(history) - 1], history))
+        eps = eps.where(~per_sample(plain, x).bool(), prediction.eps)
+        state = history[: self.terms - 1]
+        return Step(transfer(prediction, self.schedule.alpha_bar(s), eps), prediction, state)
+
+    def _eps_after(self, denoise, start, eps, t):
+        return denoise(transfer(start, self.schedule.alpha_bar(t), eps), t).eps
+
+    def _heun(self, denoise, start, t, s):
+        return (start.eps + self._eps_after(denoise, start, start.eps, s)) / 2
+
+    def _runge_kutta(self, denoise, start, t, s):
+        """Equation 13."""
+        middle = (t + s) / 2
+        second = self._eps_after(denoise, start, start.eps, middle)
+        third = self._eps_after(denoise, start, second, middle)
+        fourth = self._eps_after(denoise, start, third, s)
+        return (start.eps + 2 * second + 2 * third + fourth) / 6

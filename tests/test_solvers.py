@@ -1,0 +1,341 @@
+"""Solvers: their orders against closed forms, their kinship, their calls, and how they live with the methods."""
+
+import itertools
+from dataclasses import replace
+
+import gaussians
+import numpy as np
+import pytest
+import solver_orders
+import torch
+from recipe import tensor
+from scipy.integrate import quad
+from test_golden_diffusion import closed_form, cond_fn
+
+from guided_diffusion.denoiser import dynamic_threshold
+from guided_diffusion.errors import UserError
+from guided_diffusion.generate import IndexedNoise, make_images
+from guided_diffusion.methods.time_shift import VARIANTS
+from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
+from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solver_flags import INTERPOLATING, READERS, SolverFlags
+from guided_diffusion.solvers import DDIM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
+
+SHAPE = (3, 3, 8, 8)
+STOCHASTIC = ("ddpm", "dpmpp_sde_2m")
+NEW = [name for name in SOLVERS if name not in ("ddpm", "ddim")]
+
+
+def process(schedule="linear", steps="6", **methods):
+    return create_gaussian_diffusion(noise_schedule=schedule, learn_sigma=True, timestep_respacing=steps, **methods)
+
+
+def network(schedule="linear"):
+    return closed_form({"steps": 1000, "noise_schedule": schedule, "learn_sigma": True})
+
+
+def images(diffusion, name, schedule="linear", clip=True, guided=False, seed=1, **options):
+    noise = IndexedNoise(seed, range(SHAPE[0]))
+    guide = cond_fn if guided else None
+    flags = SolverFlags(solver=name, **options)
+    return make_images(diffusion, network(schedule), flags, noise, SHAPE[1:], clip, cond_fn=guide)
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", solver_orders.CHOICES)
+def test_deterministic_solvers_have_their_declared_order(name):
+    solver = solver_orders.CHOICES[name](solver_orders.SCHEDULE)
+    (coarse, _), (fine, _) = (solver_orders.error_and_calls(solver, steps) for steps in (40, 320))
+    assert abs(np.log2(coarse / fine) / 3 - solver.order) < 0.25
+
+
+def variance_error(terms, steps):
+    """Of the last variance [4] of Gaussian data, by exact second moments: row k hears unit noise at draw k alone."""
+    schedule = solver_orders.SCHEDULE
+    lambdas = torch.linspace(*solver_orders.ENDS, steps + 1, dtype=torch.float64)
+    times, levels = schedule.time(lambdas), torch.sigmoid(2 * lambdas[[0, -1]]).numpy()
+    x = torch.zeros(steps + 2, 4, 1, 1, dtype=torch.float64)
+    x[steps] = 1
+    denoise, solver, state = gaussians.denoiser(schedule), DPMSolverPPSDE(schedule, terms), None
+    for i, (t, s) in enumerate(zip(times, times[1:])):
+        z = torch.zeros_like(x)
+        z[i] = 1
+        x, _, state = solver(denoise, x, t.expand(len(x)), s.expand(len(x)), state, lambda _, z=z: z)
+    x = (x - x[-1])[:-1, :, 0, 0].numpy()
+    start, end = (level * gaussians.VARIANCE + 1 - level for level in levels)
+    variance = (x[:-1] ** 2).sum(axis=0) + x[-1] ** 2 * start
+    return np.abs(variance - end).max()
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_the_stochastic_solver_has_its_declared_weak_order(terms):
+    measured = np.log2(variance_error(terms, 40) / variance_error(terms, 160)) / 2
+    assert abs(measured - DPMSolverPPSDE(solver_orders.SCHEDULE, terms).order) < 0.25
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_deis_integrates_its_polynomials(degree):
+    """Its integrals of the Lagrange polynomials against adaptive quadrature of the same, and their sum."""
+    schedule = NoiseSchedule(get_named_beta_schedule("linear", 1000))
+    times = torch.tensor([400, 520, 600, 750], dtype=torch.float64)[: degree + 1, None]
+    ends = [half_log_snr(schedule.alpha_bar(torch.tensor([t]))) for t in (400, 310)]
+    integrals = DEIS(schedule, degree)._integrals(times, *ends)[:, 0].numpy()
+    rho = [float(torch.exp(-end)) for end in ends]
+    assert integrals.sum() == pytest.approx(rho[1] - rho[0], rel=1e-9)
+    for node, found in zip(times[:, 0].tolist(), integrals):
+        others = [t for t in times[:, 0].tolist() if t != node]
+
+        def basis(r, node=node, others=others):
+            t = schedule.time(torch.tensor([-np.log(r)])).item()
+            return np.prod([(t - other) / (node - other) for other in others])
+
+        assert found == pytest.approx(quad(basis, *rho, limit=200)[0], rel=1e-5)
+
+
+# -- kinship ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_first_order_solvers_are_ddim(schedule, clip):
+    diffusion = process(schedule)
+    expected = images(diffusion, "ddim", schedule, clip)
+    assert torch.equal(images(diffusion, "dpmpp_1", schedule, clip), expected)
+    plain = PNDM(diffusion.schedule, terms=1, warm_up="")
+    *_, last = diffusion.sample_records(
+        plain, diffusion.denoiser(network(schedule), clip), IndexedNoise(1, range(3)).normal(*SHAPE[1:])
+    )
+    assert torch.equal(last.x, expected)
+
+
+def test_the_first_order_sde_is_ddpm_and_ddim_with_eta_one():
+    diffusion = create_gaussian_diffusion(sigma_small=True, timestep_respacing="20")
+    denoise, runs = gaussians.denoiser(diffusion.schedule), []
+    start = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for solver in (DPMSolverPPSDE(diffusion.schedule, 1), diffusion.ddpm(), DDIM(diffusion.schedule, eta=1.0)):
+        noise = IndexedNoise(4, range(2))
+        runs.append(torch.stack([r.x for r in diffusion.sample_records(solver, denoise, start, noise)]))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(runs[0], runs[2], rtol=1e-9, atol=1e-9)
+
+
+def test_unipc_without_its_corrector_is_2m():
+    """UniP-2 with bh2 and the coefficient 1/2."""
+    schedule = solver_orders.SCHEDULE
+    denoise, x = solver_orders.denoiser(schedule), solver_orders.STARTS
+    times = schedule.time(torch.linspace(-3, 2, 4, dtype=torch.float64))[:, None]
+    first = DPMSolverPPMultistep(schedule, 2)
+    x1, _, state = first(denoise, x, times[0], times[1], None, None)
+    x2 = first(denoise, x1, times[1], times[2], state, None).x
+    _, _, memory = UniPC(schedule, 2)(denoise, x, times[0], times[1], None, None)
+    here = denoise(x1, times[1])
+    history = ((half_log_snr(here.alpha_bar), here.x0), *memory.history)
+    torch.testing.assert_close(UniPC(schedule, 2)._step(here, history, schedule.alpha_bar(times[2])), x2)
+
+
+def test_solved_systems_give_bh1_and_bh2_the_same_step():
+    errors = {
+        n: solver_orders.error_and_calls(solver_orders.CHOICES[n](solver_orders.SCHEDULE), 20)[0]
+        for n in ("unipc 3 bh1", "unipc 3 bh2", "unipc 2 bh1", "unipc 2 bh2")
+    }
+    # the warm-up of order 3 still takes shortcuts
+    assert errors["unipc 3 bh1"] == pytest.approx(errors["unipc 3 bh2"], rel=0.2)
+    assert errors["unipc 2 bh1"] != pytest.approx(errors["unipc 2 bh2"], rel=0.2)
+
+
+# -- calls and short runs --------------------------------------------------------------------------
+
+CALLS = {
+    "pndm_s": lambda n: n + min(1, n - 1),
+    "pndm_f": lambda n: n + 3 * min(3, n - 1),
+    "plms": lambda n: n + min(1, n - 1),
+    "dpmpp_2s": lambda n: 2 * n - 1,
+    "heun": lambda n: 2 * n - 1,
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+def test_calls_are_as_declared_and_few_steps_work(name, steps):
+    diffusion = process(steps=str(steps))
+    made = images(diffusion, name)
+    assert torch.isfinite(made).all()
+    assert diffusion.images_begun == 3
+    assert diffusion.network_calls == 3 * CALLS.get(name, lambda n: n)(steps)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("spacing", ["published", "uniform", "quad", "logsnr", "karras"])
+def test_the_noisiest_cosine_timesteps_do_no_harm(name, spacing):
+    """Where alpha_bar is 2.4e-9, errors of the predicted noise count 20,000-fold."""
+    diffusion = process("cosine", "12", spacing=spacing)
+    assert images(diffusion, name, "cosine").abs().max() < 2
+    solver, _ = SolverFlags(solver=name).create(diffusion, None)
+    start = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoise = gaussians.denoiser(diffusion.schedule)
+    *_, last = diffusion.sample_records(
+        solver, lambda x, t: with_variance(denoise(x, t)), start, IndexedNoise(2, range(3))
+    )
+    assert last.x.abs().max() < 10  # the data's standard deviation is at most 1.4
+
+
+def with_variance(prediction):
+    """The prediction with a learned variance, which ddpm reads."""
+    return replace(prediction, variance=torch.zeros_like(prediction.x0))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_last_step_is_the_last_prediction_or_near(name):
+    diffusion = process(steps="5")
+    solver, denoise = SolverFlags(solver=name).create(diffusion, network())
+    *_, last = diffusion.sample_records(solver, denoise, tensor("start", *SHAPE), IndexedNoise(0, range(3)))
+    # a corrected or averaged state differs by what its prediction was not asked about
+    torch.testing.assert_close(last.x, last.x0, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_state_does_not_grow(name):
+    def size(state):
+        if isinstance(state, torch.Tensor):
+            return state.numel()
+        values = vars(state).values() if hasattr(state, "__dict__") else state
+        return sum(map(size, values or ())) if isinstance(values, (tuple, list, type({}.values()))) else 0
+
+    diffusion = process(steps="12")
+    solver, denoise = SolverFlags(solver=name).create(diffusion, network())
+    x, state, sizes = tensor("start", *SHAPE), None, []
+    times = [*reversed(diffusion.timestep_map)]
+    for t, s in zip(times, times[1:]):
+        x, _, state = solver(denoise, x, torch.full((3,), t), torch.full((3,), s), state, IndexedNoise(0, range(3)))
+        sizes.append(size(state))
+    assert len(set(sizes[3:])) == 1
+    assert sizes[-1] <= 8 * x.numel()
+
+
+# -- with the methods ------------------------------------------------------------------------------
+
+IDENTITIES = {
+    "scaler 1": {"eps_scaler": 1.0},
+    **{f"{v}, window 0": {"do_time_shift": True, "window": 0, "time_shift_variant": v} for v in VARIANTS},
+    **{f"{v}, cutoff": {"do_time_shift": True, "window": 80, "cutoff": 999, "time_shift_variant": v} for v in VARIANTS},
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_identity_settings_change_no_bit(name):
+    for guided in (False, True):
+        plain = images(process("cosine"), name, "cosine", guided=guided)
+        for settings in IDENTITIES.values():
+            assert torch.equal(images(process("cosine", **settings), name, "cosine", guided=guided), plain)
+
+
+SHIFTS = [*itertools.product(VARIANTS, [0, 25, -25]), ("paper", 0)]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_every_method_works_with_every_solver(name, schedule):
+    """Time shift by each variant, searched and constant, with guidance and epsilon scaling: finite, and not idle."""
+    plain = images(process(schedule, "10"), name, schedule, guided=True)
+    for variant, constant in SHIFTS:
+        options = {"time_shift_variant": variant, "time_shift_constant": constant, "window": 60, "cutoff": 150}
+        shift = process(schedule, "10", do_time_shift=True, time_shift_data_variance=0.1, **options)
+        made = images(shift, name, schedule, guided=True)
+        assert torch.isfinite(made).all() and made.abs().max() < 20
+        assert not torch.equal(made, plain), (variant, constant)
+    assert not torch.equal(images(process(schedule, "10", eps_scaler=1.01), name, schedule, guided=True), plain)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_times_are_per_sample(name):
+    """One batch whose samples take different times gives each what it gets alone, the history included."""
+    diffusion = process(steps="10")
+    solver, denoise = SolverFlags(solver=name).create(diffusion, network())
+    start = tensor("start", *SHAPE)
+    times = torch.tensor([[900, 999, 800], [700, 640, 790], [450, 500, 450], [200, 130, 300], [20, 60, 100]])
+    targets = torch.cat([times[1:], torch.tensor([[-1, 7, -1]])])
+    targets[1, 2] = -1  # as the coupling of TS-DPM-ADM may do, which then goes on from the nominal time
+
+    def walk(x, times, targets, state=None):
+        for t, s in zip(times, targets):
+            x, _, state = solver(denoise, x, t, s, state, torch.zeros_like)
+        return x
+
+    together = walk(start, times, targets)
+    for i in range(len(start)):
+        alone = walk(start[i : i + 1], times[:, i : i + 1], targets[:, i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nodes_that_may_meet_are_refused(name):
+    diffusion = process(steps="50", do_time_shift=True, window=40, cutoff=300, time_shift_variant="paper")
+    if name in INTERPOLATING:
+        with pytest.raises(UserError, match="--time_shift_variant paper .* by 20 .* is 20 away.*expected at most 6"):
+            images(diffusion, name)
+    else:
+        assert torch.isfinite(images(diffusion, name)).all()
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_solvers_draw_by_image(name):
+    diffusion = process(steps="5")
+
+    def make(indices):
+        return make_images(diffusion, network(), SolverFlags(solver=name), IndexedNoise(1, indices), SHAPE[1:])
+
+    torch.testing.assert_close(torch.cat([make([0, 1]), make([2])]), make(range(3)), rtol=0, atol=1e-5)
+    assert not torch.equal(make([0]), make([1]))
+
+
+# -- flags and thresholding ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_options_that_a_solver_does_not_read_are_refused(name):
+    for option, value in {"eta": 0.5, "order": 1, "variant": "bh1"}.items():
+        if name in READERS[option]:
+            SolverFlags(solver=name, **{option: value})
+        else:
+            with pytest.raises(UserError, match=f"--{option} {value} is read by --solver {READERS[option][0]}"):
+                SolverFlags(solver=name, **{option: value})
+
+
+def test_the_flags_reach_the_solver():
+    diffusion = process()
+    unipc, _ = SolverFlags(solver="unipc", order=3, variant="bh1").create(diffusion, network())
+    assert (unipc.terms, unipc.variant, unipc.order) == (3, "bh1", 4)
+    assert SolverFlags(solver="deis").create(diffusion, network())[0].order == 4
+    assert SolverFlags(solver="deis", order=1).create(diffusion, network())[0].order == 2
+    assert SolverFlags(solver="ddim", eta=0.5).create(diffusion, network())[0].eta == 0.5
+
+
+def test_dynamic_thresholding_scales_each_image_by_its_percentile():
+    x0 = torch.stack([torch.linspace(-3, 3, 300), torch.linspace(-0.5, 0.5, 300)]).reshape(2, 3, 10, 10)
+    bounded = dynamic_threshold(x0, 90)
+    limit = np.quantile(x0[0].abs().numpy(), 0.9)
+    np.testing.assert_allclose(bounded[0], np.clip(x0[0], -limit, limit) / limit, rtol=1e-6)
+    assert torch.equal(bounded[1], x0[1])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_dynamic_thresholding_bounds_every_solver_even_under_guidance(name):
+    diffusion = process(steps="8")
+    flags = SolverFlags(solver=name, thresholding="dynamic")
+    solver, denoise = flags.create(diffusion, network(), cond_fn=lambda x, t, **_: 50 * cond_fn(x, t))
+    noise = IndexedNoise(0, range(3))
+    for record in diffusion.sample_records(solver, denoise, tensor("start", *SHAPE), noise):
+        assert record.x0.abs().max() <= 1
+    assert torch.isfinite(record.x).all()
+    assert not torch.equal(images(diffusion, name, thresholding="dynamic"), images(diffusion, name))
+
+
+def test_thresholding_flags_that_contradict_are_refused():
+    with pytest.raises(UserError, match="--thresholding dynamic contradicts --clip_denoised False"):
+        images(process(), "ddim", clip=False, thresholding="dynamic")
+    with pytest.raises(UserError, match="--threshold_percentile 90 is read by --thresholding dynamic alone"):
+        SolverFlags(threshold_percentile=90)
+    with pytest.raises(UserError, match="--threshold_percentile is 0"):
+        SolverFlags(thresholding="dynamic", threshold_percentile=0)

@@ -6,9 +6,10 @@ denoiser that is a function of (x, t): clipped, epsilon-scaled, or told a shifte
 
 import torch
 
+from .denoiser import Prediction
 from .sampling import sample
-from .schedule import per_sample
-from .solvers.bdia import Before
+from .solvers.bdia import Before, on_lattice
+from .solvers.step import transfer
 
 
 @torch.no_grad()
@@ -25,12 +26,11 @@ def encode(denoise, solver, schedule, grid, images):
     :param images: [N, C, ...] in [-1, 1].
     :return: x [N, C, ...] at grid[-1], and the Before at grid[-2].
     """
-    times = [images.new_full((len(images),), t, dtype=torch.long) for t in (-1, *grid)]
-    level = schedule.alpha_bar(times[1])
-    seen = denoise(images, times[1]).eps
-    x = per_sample(level.sqrt(), images) * images + per_sample((1 - level).sqrt(), images) * seen
-    before = Before(images, times[0])
-    for t, s in zip(times[1:], times[2:]):
+    data, *times = (images.new_full((len(images),), t, dtype=torch.long) for t in (-1, *grid))
+    images = on_lattice(images)
+    seen = Prediction.from_eps(images, schedule.alpha_bar(data), denoise(images, times[0]).eps)
+    x, before = on_lattice(transfer(seen, schedule.alpha_bar(times[0]))), Before(images, data)
+    for t, s in zip(times, times[1:]):
         step = solver(denoise, x, t, s, before, torch.zeros_like)
         x, before = step.x, Before(x, t)
     return x, before

@@ -16,8 +16,9 @@ A step is linear in the states around x_t, hence the same formula walks in both 
 data and 1 / gamma towards the noise. At gamma 1 it is the leapfrog rule. The first step, which has no state
 before it, is DDIM's.
 
-Departures: P - gamma Q is one sum with coefficients in float64, which rounds less; times may differ from sample
-to sample; the last target is the data itself (alpha_bar = 1).
+Departures: at gamma 1, P - Q is rounded to a lattice on which x_u + (P - Q) is exact, so that the walk back returns
+every bit (Levesque & Verlet 1993 made the leapfrog of molecular dynamics reversible in this way). Times may
+differ from sample to sample; the last target is the data itself (alpha_bar = 1).
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import torch
 
 from ..schedule import per_sample
-from .step import Step
+from .step import Step, transfer
 
 
 class Before(NamedTuple):
@@ -39,12 +40,18 @@ class Before(NamedTuple):
     t: torch.Tensor
 
 
+def on_lattice(x):
+    """x rounded to multiples of 8 machine epsilons (2^-20 in float32), whose sums below 16 are exact."""
+    spacing = 8 * torch.finfo(x.dtype).eps
+    return (x / spacing).round() * spacing
+
+
 class BDIA:
     """The rule above between any two levels; s > t encodes data into noise and needs gamma > 0.
 
     :param schedule: the NoiseSchedule.
-    :param gamma: in [0, 1]. 0 is DDIM, 1 can be inverted without loss; between, a rounding error grows by
-        1 / gamma with every step towards noise.
+    :param gamma: in [0, 1]. 0 is DDIM, 1 is inverted bit by bit; between, the states and their rounding errors
+        may grow by 1 / gamma with every step towards noise.
     :ivar order: 2 at gamma 1, else 1.
     """
 
@@ -56,12 +63,12 @@ class BDIA:
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
         target = self.schedule.alpha_bar(s)
-        signal, spread = target.sqrt(), (1 - target).sqrt()
-        rest = 0
-        if state is not None:
-            origin = self.schedule.alpha_bar(state.t)
-            weight = torch.full_like(target, self.gamma).pow(torch.where(s < t, 1, -1))
-            signal, spread = signal - weight * origin.sqrt(), spread - weight * (1 - origin).sqrt()
-            rest = per_sample(weight, x) * state.x
-        moved = per_sample(signal, x) * prediction.x0 + per_sample(spread, x) * prediction.eps
-        return Step(moved + rest, prediction, Before(x, t))
+        ahead = transfer(prediction, target)
+        if state is None:
+            return Step(ahead, prediction, Before(x, t))
+        back = transfer(prediction, self.schedule.alpha_bar(state.t))
+        weight = per_sample(torch.full_like(target, self.gamma).pow(torch.where(s < t, 1, -1)), x)
+        change = ahead - weight * back
+        if self.gamma == 1:
+            change = on_lattice(change)
+        return Step(weight * state.x + change, prediction, Before(x, t))

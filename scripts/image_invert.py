@@ -8,6 +8,9 @@ Writes `states.npz` (float32 `noisiest` and `before` [N, 3, H, W], the states at
 `timesteps`, from which alone `guided_diffusion.inversion.decode` gives the images back; `labels` where there are
 classes), `reconstructions.npz` and `edits.npz` as samples are written, and a picture of originals, reconstructions
 and edits, a row each.
+
+Edits are made by DDIM from `noisiest` alone: the pair fits the class that it was encoded with, and BDIA, which
+keeps all of it, would leave the misfit as noise in the image.
 """
 
 from dataclasses import dataclass
@@ -106,19 +109,27 @@ def main(parsed):
             "reconstruction": decode(denoise, solver, grid, x, before),
         }
         naive, _ = encode(denoise, diffusion.ddim(), diffusion.schedule, grid, images)
-        for record in diffusion.sample_records(diffusion.ddim(), denoise, naive):
-            made["ddim"] = record.x
+        made["ddim"] = by_ddim(diffusion, denoise, naive)
         if edit_class >= 0:
             other = {"y": torch.full_like(kwargs["y"], edit_class)}
-            edit = diffusion.denoiser(model, flags.clip_denoised, model_kwargs=other)
-            made["edit"] = decode(edit, solver, grid, x, before)
+            _, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, other)
+            made["edit"] = by_ddim(diffusion, denoise, x)
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
 
     made = generate(flags, make_batch)
     if made is not None:
         save(made, grid, edit_class)
+        logger.log(
+            f"states at timestep {grid[-1]}: standard deviation {made['noisiest'].std():.3g}; that of noise is 1"
+        )
         report(made, "reconstruction", f"BDIA with --gamma {parsed[SolverFlags].gamma}")
         report(made, "ddim", "DDIM, for comparison")
+
+
+def by_ddim(diffusion, denoise, x):
+    """The images [N, 3, H, W] that DDIM makes of states x at the noisiest timestep."""
+    *_, last = diffusion.sample_records(diffusion.ddim(), denoise, x)
+    return last.x
 
 
 def save(made, grid, edit_class):

@@ -84,7 +84,7 @@ def check(parsed, unet, steps):
     if solver.gamma < 1:
         logger.warn(
             f"--gamma {solver.gamma} can enlarge states and rounding errors by 1 / gamma at each step towards noise, "
-            f"{solver.gamma ** (1 - steps):.0e} times in all; 1 is exact"
+            f"{solver.gamma ** (1 - steps):.2g} times in all; 1 is exact"
         )
 
 

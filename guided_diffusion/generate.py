@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from . import dist_util
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag, int_list
+from .image_datasets import describe
 from .images import to_uint8
 from .solver_flags import SolverFlags
 
@@ -107,6 +108,20 @@ def make_images(diffusion, model, solver_flags, noise, shape, clip_denoised=True
     for record in diffusion.sample_records(solver, denoise, x, noise):
         x = record.x
     return x
+
+
+def dataset_in_order(data, unet, flags):
+    """(dataset, flags): images for a script that takes them by index, and SampleFlags with no more than there are.
+
+    :param data: DataFlags; the images are not mirrored.
+    :param unet: UNetFlags, which say their size, and whether they have classes.
+    """
+    dataset = dataclasses.replace(data, random_flip=False).dataset(unet.image_size, unet.class_cond, unet.num_classes)
+    logger.log(describe(dataset))
+    if flags.num_samples > len(dataset):
+        logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
+        flags = dataclasses.replace(flags, num_samples=len(dataset))
+    return dataset, flags
 
 
 def generate(flags, make_batch):

@@ -27,7 +27,7 @@ def no_coupling(i, x, t, s):
     return t, s
 
 
-def sample(denoise, solver, grid, x, noise=torch.randn_like, coupling=no_coupling):
+def sample(denoise, solver, grid, x, noise=torch.randn_like, coupling=no_coupling, state=None):
     """Walk from the noisiest time of the grid to the data; yields a Record after each step.
 
     :param denoise: `(x, t) -> Prediction`.
@@ -37,8 +37,8 @@ def sample(denoise, solver, grid, x, noise=torch.randn_like, coupling=no_couplin
     :param x: [N, C, ...] the start, at level grid[-1].
     :param noise: draws noise like x.
     :param coupling: may move (t, s) of a step.
+    :param state: the solver's memory of steps before these.
     """
-    state = None
     times = [-1, *[int(t) for t in grid]]
     for i in reversed(range(len(grid))):
         t = x.new_full((x.shape[0],), times[i + 1], dtype=torch.long)

@@ -10,7 +10,7 @@ from .solvers import SOLVERS
 from .solvers.unipc import VARIANTS
 
 # option: the solvers that read it, as an argument of that name
-READERS = {"eta": ("ddim",), "order": ("deis", "unipc"), "variant": ("unipc",)}
+READERS = {"eta": ("ddim",), "order": ("deis", "unipc"), "variant": ("unipc",), "gamma": ("bdia",)}
 
 # solvers that divide by distances between the nodes of their steps
 INTERPOLATING = ("deis", "dpmpp_2m", "dpmpp_3m", "dpmpp_3m_exact", "dpmpp_sde_2m", "unipc")
@@ -29,6 +29,9 @@ class SolverFlags(FlagGroup):
         legal=Legal("0 to 3", lambda value: 0 <= value <= 3),
     )
     variant: str = flag("bh2", "The function B(h) of unipc.", choices=VARIANTS)
+    gamma: float = flag(
+        1.0, "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.", legal=FRACTION
+    )
     thresholding: str = flag(
         "static",
         "How --clip_denoised keeps predicted images in the pixel range: clamped, or each scaled by its own percentile.",

@@ -4,15 +4,13 @@ mpirun -n 2 python scripts/image_nll.py --model_path models/digits16.pt --data_d
     --num_samples 360 --batch_size 60 --timestep_respacing 100
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, launch, logger
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.generate import IndexedNoise, SampleFlags, generate
-from guided_diffusion.image_datasets import DataFlags, describe
+from guided_diffusion.generate import IndexedNoise, SampleFlags, dataset_in_order, generate
+from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 
 GROUPS = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]
@@ -21,12 +19,7 @@ OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_
 
 def main(parsed):
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
-    flags, unet, data = parsed[SampleFlags], parsed[UNetFlags], replace(parsed[DataFlags], random_flip=False)
-    dataset = data.dataset(unet.image_size, unet.class_cond, unet.num_classes)
-    logger.log(describe(dataset))
-    if flags.num_samples > len(dataset):
-        logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
-        flags = replace(flags, num_samples=len(dataset))
+    dataset, flags = dataset_in_order(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags])
     if not launch.announce(parsed):
         return
 

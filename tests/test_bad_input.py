@@ -69,6 +69,8 @@ CLASSIFIED = GUIDED + " --classifier_path {place}"
 LARGER = "super_res_sample --model_path {place}/upsampler/model000002.pt --timestep_respacing 2 --num_samples 1"
 TRAIN = " ".join(["image_train --data_dir {place}/data", *TRAINING, *NETWORK, *PROCESS])
 CLASSIFY = " ".join(["classifier_train --data_dir {place}/data", *TRAINING, *CLASSIFIER, *PROCESS])
+INVERT = "image_invert --data_dir {place}/data --model_path {place}/conditional/model000002.pt --timestep_respacing 4"
+SHIFTED = INVERT + " --do_time_shift True --window 20 --cutoff 10 --time_shift_variant "
 NLL = "image_nll --data_dir {place}/data --model_path {place}/unconditional/model000002.pt --timestep_respacing 2"
 
 # command -> words of the answer
@@ -150,6 +152,22 @@ BAD = {
     CLASSIFY + " --val_data_dir {place}/none": ["{place}/none"],
     NLL.replace("{place}/data", "{place}/empty"): ["--data_dir", "{place}/empty"],
     NLL.replace("{place}/data", "{place}/corrupt"): ["{place}/corrupt/ant_0.png", "--skip_bad"],
+    # inversion
+    INVERT + " --solver ddpm": ["--solver ddpm", "expected bdia", "noise"],
+    INVERT + " --solver ddim --eta 0.5": ["--solver ddim", "--eta"],
+    INVERT + " --eta 0.5": ["--eta 0.5", "ddim"],
+    INVERT + " --gamma 0": ["--gamma 0", "DDIM", "above 0"],
+    INVERT + " --gamma 1.5": ["--gamma", "1.5", "0 to 1"],
+    SAMPLE + " --solver ddim --gamma 0.5": ["--gamma", "bdia"],
+    SHIFTED + "adm": ["--time_shift_variant adm", "expected net"],
+    SHIFTED + "paper": ["--time_shift_variant paper", "expected net"],
+    SHIFTED + "target": ["--time_shift_variant target", "expected net"],
+    INVERT.replace("respacing 4", "respacing 1"): ["--timestep_respacing", "at least 2"],
+    INVERT + " --edit_class 3": ["--edit_class", "3", "0 to 2"],
+    INVERT + " --edit_class -2": ["--edit_class", "-2", "at least -1"],
+    INVERT.replace("conditional", "unconditional") + " --edit_class 1": ["--edit_class", "no classes"],
+    INVERT.replace("{place}/data", "{place}/empty"): ["--data_dir", "{place}/empty"],
+    INVERT.replace("--data_dir {place}/data", ""): ["--data_dir"],
     # networks
     TRAIN + " --image_size 17": ["--image_size", "17", "16 and 18"],
     TRAIN + " --image_size 48 --channel_mult=": ["--image_size", "48", "32", "64"],

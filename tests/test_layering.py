@@ -21,6 +21,7 @@ LAYERS = [
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
     ["sampling", "solver_flags"],
+    ["inversion"],
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
@@ -31,7 +32,7 @@ LAYERS = [
     ["sampling_job"],
     ["scripts"],
 ]
-WORDS = ("schedule", "spacing", "denoiser", "sampling", "losses", "solvers", "methods")
+WORDS = ("schedule", "spacing", "denoiser", "sampling", "inversion", "losses", "solvers", "methods")
 OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
     f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util")
 }

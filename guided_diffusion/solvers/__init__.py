@@ -6,6 +6,7 @@ what the solver returned from its step before (None at first). A solver declares
 
 from functools import partial
 
+from .bdia import BDIA
 from .ddim import DDIM
 from .ddpm import DDPM
 from .deis import DEIS
@@ -31,4 +32,5 @@ SOLVERS = {
     "dpmpp_sde_2m": DPMSolverPPSDE,
     "unipc": UniPC,
     "heun": Heun,
+    "bdia": BDIA,
 }

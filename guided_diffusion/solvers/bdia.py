@@ -1,0 +1,74 @@
+"""BDIA (Zhang, Lewis & Kleijn 2023, "Exact Diffusion Inversion via Bi-directional Integration Approximation").
+
+DDIM's increment from x_t is a guess of the way to s, and of the way back to where x_t came from. BDIA takes the
+first, and a share gamma of the error that the second shows (the paper's DDIM case, with P = the DDIM step
+forward and Q = the one back, both from one answer about x_t):
+
+    x_s = P(x_t) + gamma (x_u - Q(x_t)),    so    x_u = Q(x_t) + (x_s - P(x_t)) / gamma.
+
+| here | paper |
+| --- | --- |
+| u, t, s: times of the state before, now and next | t_{i+1}, t_i, t_{i-1} |
+| `before`: x_u and u | z_{i+1} |
+| alpha_bar | alpha_t^2 |
+
+A step is linear in the states around x_t, hence the same formula walks in both directions, with gamma towards the
+data and 1 / gamma towards the noise. At gamma 1 it is the leapfrog rule. The first step, which has no state
+before it, is DDIM's.
+
+Departures: at gamma 1, P - Q is rounded to a lattice on which x_u + (P - Q) is exact, so that the walk back returns
+every bit (Levesque & Verlet 1993 made the leapfrog of molecular dynamics reversible in this way). Times may
+differ from sample to sample; the last target is the data itself (alpha_bar = 1).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ..schedule import per_sample
+from .step import Step, transfer
+
+
+class Before(NamedTuple):
+    """BDIA's memory: the state that the step before started from.
+
+    :ivar x: [N, C, ...] the images.
+    :ivar t: [N] their times.
+    """
+
+    x: torch.Tensor
+    t: torch.Tensor
+
+
+def on_lattice(x):
+    """x rounded to multiples of 8 machine epsilons (2^-20 in float32), whose sums below 16 are exact."""
+    spacing = 8 * torch.finfo(x.dtype).eps
+    return (x / spacing).round() * spacing
+
+
+class BDIA:
+    """The rule above between any two levels; s > t encodes data into noise and needs gamma > 0.
+
+    :param schedule: the NoiseSchedule.
+    :param gamma: in [0, 1]. 0 is DDIM, 1 is inverted bit by bit; between, the states and their rounding errors
+        may grow by 1 / gamma with every step towards noise.
+    :ivar order: 2 at gamma 1, else 1.
+    """
+
+    def __init__(self, schedule, gamma=1.0):
+        self.schedule = schedule
+        self.gamma = gamma
+        self.order = 2 if gamma == 1 else 1
+
+    def __call__(self, denoise, x, t, s, state, noise):
+        prediction = denoise(x, t)
+        target = self.schedule.alpha_bar(s)
+        ahead = transfer(prediction, target)
+        if state is None:
+            return Step(ahead, prediction, Before(x, t))
+        back = transfer(prediction, self.schedule.alpha_bar(state.t))
+        weight = per_sample(torch.full_like(target, self.gamma).pow(torch.where(s < t, 1, -1)), x)
+        change = ahead - weight * back
+        if self.gamma == 1:
+            change = on_lattice(change)
+        return Step(weight * state.x + change, prediction, Before(x, t))

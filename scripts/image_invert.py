@@ -1,0 +1,179 @@
+"""Encode images into noise by BDIA and decode them again, as they were or as another class.
+
+python datasets/digits.py --out_dir data/digits_heldout --image_size 16 --split heldout
+python scripts/image_invert.py --model_path models/digits16.pt --data_dir data/digits_heldout --num_samples 16 \\
+    --timestep_respacing 20 --edit_class 3
+
+Writes `states.npz` (float32 `noisiest` and `before` [N, 3, H, W], the states at the two training timesteps
+`timesteps`, from which alone `guided_diffusion.inversion.decode` gives the images back; `labels` where there are
+classes), `reconstructions.npz` and `edits.npz` as samples are written, and a picture of originals, reconstructions
+and edits, a row each.
+
+Edits are made by DDIM from `noisiest` alone: the pair fits the class that it was encoded with, and BDIA, which
+keeps all of it, would leave the misfit as noise in the image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from guided_diffusion import checkpoints, dist_util, files, launch, logger
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.generate import SampleFlags, dataset_in_order, generate
+from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.images import save_grid, to_uint8
+from guided_diffusion.inversion import decode, encode
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, TimeShiftFlags, UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
+
+
+@dataclass
+class EditFlags(FlagGroup):
+    """Editing."""
+
+    edit_class: int = flag(-1, "Also decode the images as this class; -1 does not.", legal=at_least(-1))
+
+
+GROUPS = [
+    CheckpointFlags,
+    DataFlags,
+    SampleFlags,
+    SolverFlags,
+    UNetFlags,
+    DiffusionFlags,
+    *SAMPLING_METHODS,
+    EditFlags,
+]
+OVERRIDES = {
+    "num_samples": 16,
+    "solver": "bdia",
+    "use_ddim": None,
+    "seed": None,
+    "random_flip": None,
+    "random_crop": None,
+    "num_workers": None,
+}
+SHOWN = 16  # images in the picture
+
+
+def check(parsed, unet, steps):
+    """Refuse what cannot be inverted or edited, and warn of a gamma that enlarges rounding errors."""
+    solver, shift, edit_class = parsed[SolverFlags], parsed[TimeShiftFlags], parsed[EditFlags].edit_class
+    if solver.name != "bdia":
+        raise UserError(
+            f"--solver {solver.name} cannot be inverted exactly; expected bdia, "
+            "as ddpm and --eta draw noise that an image does not tell, and other solvers lose their way back"
+        )
+    if solver.gamma == 0:
+        raise UserError("--gamma 0 is DDIM, which has no exact way back; expected above 0")
+    if shift.do_time_shift and shift.time_shift_variant != "net":
+        raise UserError(
+            f"--time_shift_variant {shift.time_shift_variant} moves a step by a state that the way back does not "
+            "know yet; expected net, which shifts the network's time alone"
+        )
+    if steps < 2:
+        raise UserError("--timestep_respacing keeps 1 timestep; expected at least 2, the pair that BDIA decodes from")
+    if edit_class >= 0 and not unet.class_cond:
+        raise UserError(
+            f"--edit_class has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
+        )
+    if edit_class >= unet.num_classes:
+        raise UserError(f"--edit_class is {edit_class}; expected 0 to {unet.num_classes - 1}")
+    if solver.gamma < 1:
+        logger.warn(
+            f"--gamma {solver.gamma} can enlarge states and rounding errors by 1 / gamma at each step towards noise, "
+            f"{solver.gamma ** (1 - steps):.2g} times in all; 1 is exact"
+        )
+
+
+def main(parsed):
+    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, diffusion.timestep_map
+    check(parsed, unet, len(grid))
+    dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
+    if not launch.announce(parsed):
+        return
+
+    def make_batch(indices):
+        images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
+        images = images.to(dist_util.dev())
+        kwargs = {k: v.to(dist_util.dev()) for k, v in extra.items()}
+        solver, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, kwargs)
+        x, before = encode(denoise, solver, diffusion.schedule, grid, images)
+        made = {
+            "original": images,
+            "noisiest": x,
+            "before": before.x,
+            "reconstruction": decode(denoise, solver, grid, x, before),
+        }
+        naive, _ = encode(denoise, diffusion.ddim(), diffusion.schedule, grid, images)
+        made["ddim"] = by_ddim(diffusion, denoise, naive)
+        if edit_class >= 0:
+            other = {"y": torch.full_like(kwargs["y"], edit_class)}
+            _, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, other)
+            made["edit"] = by_ddim(diffusion, denoise, x)
+        return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
+
+    made = generate(flags, make_batch)
+    if made is not None:
+        save(made, grid, edit_class)
+        logger.log(
+            f"states at timestep {grid[-1]}: standard deviation {made['noisiest'].std():.3g}; that of noise is 1"
+        )
+        report(made, "reconstruction", f"BDIA with --gamma {parsed[SolverFlags].gamma}")
+        report(made, "ddim", "DDIM, for comparison")
+
+
+def by_ddim(diffusion, denoise, x):
+    """The images [N, 3, H, W] that DDIM makes of states x at the noisiest timestep."""
+    *_, last = diffusion.sample_records(diffusion.ddim(), denoise, x)
+    return last.x
+
+
+def save(made, grid, edit_class):
+    """Write the states, the decoded images and the picture to the output folder.
+
+    :param made: {name: array} of the whole run, as `main` makes it.
+    """
+    labels = made.get("y")
+    states = {name: made[name] for name in ("noisiest", "before")}
+    write("states.npz", **states, timesteps=np.array(grid[:-3:-1]), labels=labels)
+    rows = [pictures(made["original"]), pictures(made["reconstruction"])]
+    write("reconstructions.npz", arr_0=rows[1], arr_1=labels)
+    if "edit" in made:
+        rows.append(pictures(made["edit"]))
+        write("edits.npz", arr_0=rows[2], arr_1=np.full_like(labels, edit_class))
+    path = files.join(logger.get_dir(), "inversion.png")
+    shown = [row[:SHOWN] for row in rows]
+    save_grid(path, np.concatenate(shown), columns=len(shown[0]))
+    logger.log(f"saved {path}")
+
+
+def write(name, **arrays):
+    """Write the arrays that are not None as an npz of the output folder."""
+    path = files.join(logger.get_dir(), name)
+    files.write_npz(path, {key: array for key, array in arrays.items() if array is not None})
+    logger.log(f"saved {path}")
+
+
+def pictures(images):
+    """uint8 [N, H, W, 3] of images [N, 3, H, W] in [-1, 1], rounded, so that 8-bit originals return unchanged."""
+    half_a_level = 1 / 255
+    return to_uint8(torch.from_numpy(images) + half_a_level)
+
+
+def report(made, name, method):
+    """Log the round-trip error of the images called `name`."""
+    error = made[name].astype(np.float64) - made["original"]
+    largest, typical = np.abs(error).max(), np.sqrt((error**2).mean())
+    logger.log(
+        f"round trip by {method}: error at most {largest:.2g}, RMS {typical:.2g} in [-1, 1], "
+        f"which is {127.5 * largest:.2g} and {127.5 * typical:.2g} grey levels of 255"
+    )
+
+
+if __name__ == "__main__":
+    launch.run("image_invert", __doc__, GROUPS, main, OVERRIDES)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import dist_util
+from . import dist_util, logger
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag, int_list
 from .image_datasets import describe

@@ -145,7 +145,7 @@ def test_every_flag_is_explained_in_help(name):
     for group in script.groups:
         for field in dataclasses.fields(group):
             if script.overrides.get(field.name, "") is None:
-                assert f"--{field.name} " not in text
+                assert f"--{field.name} {type(field.default).__name__.upper()} " not in text
                 continue
             sentence = field.metadata["help"]
             assert re.fullmatch(r"\w.*\w.*[^.]\.", sentence), field.name

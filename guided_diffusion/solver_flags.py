@@ -30,7 +30,7 @@ class SolverFlags(FlagGroup):
     )
     variant: str = flag("bh2", "The function B(h) of unipc.", choices=VARIANTS)
     gamma: float = flag(
-        1.0, "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.", legal=FRACTION
+        0.5, "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.", legal=FRACTION
     )
     thresholding: str = flag(
         "static",
@@ -87,7 +87,12 @@ class SolverFlags(FlagGroup):
         return solver, ClippedDenoiser(denoise, clip=False, denoised_fn=threshold)
 
     def _check_nodes(self, shift):
-        """Refuse a time shift whose moved nodes could come near each other, in solvers that divide by the distance."""
+        """Refuse a time shift that moves nodes where a solver needs them to stay, or to stay apart."""
+        if shift is not None and self.name == "bdia" and shift.variant != "net":
+            raise UserError(
+                f"--time_shift_variant {shift.variant} moves the ends of steps, and --solver bdia measures the error of "
+                "the step before between them; expected net"
+            )
         if shift is None or shift.variant != "paper" or self.name not in INTERPOLATING:
             return
         if 3 * shift.reach > shift.smallest_gap:

@@ -50,6 +50,7 @@ GROUPS = [
 OVERRIDES = {
     "num_samples": 16,
     "solver": "bdia",
+    "gamma": 1.0,
     "use_ddim": None,
     "seed": None,
     "random_flip": None,

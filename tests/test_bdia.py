@@ -98,7 +98,7 @@ def test_each_sample_may_have_times_of_its_own():
 def test_few_steps_end_in_finite_images(steps):
     diffusion = create_gaussian_diffusion(noise_schedule="cosine", timestep_respacing=steps)
     records = list(
-        diffusion.sample_records(BDIA(diffusion.schedule), diffusion.denoiser(wavy), torch.randn(2, 3, 4, 4))
+        diffusion.sample_records(BDIA(diffusion.schedule, 1.0), diffusion.denoiser(wavy), torch.randn(2, 3, 4, 4))
     )
     assert len(records) == int(steps) and records[-1].x.isfinite().all()
 
@@ -144,7 +144,7 @@ def test_digits_return_without_loss(digits, methods, clip):
 def test_another_batch_decodes_to_the_same_pictures(digits):
     """There the network rounds otherwise, and no longer every bit returns."""
     (model, images, labels), diffusion = digits, process()
-    grid, solver = diffusion.timestep_map, BDIA(diffusion.schedule)
+    grid, solver = diffusion.timestep_map, BDIA(diffusion.schedule, 1.0)
     x, before = encode(diffusion.denoiser(model, model_kwargs={"y": labels}), solver, diffusion.schedule, grid, images)
     alone = diffusion.denoiser(model, model_kwargs={"y": labels[:1]})
     decoded = decode(alone, solver, grid, x[:1], before._replace(x=before.x[:1], t=before.t[:1]))
@@ -207,7 +207,7 @@ def test_its_states_are_enough_to_decode_from(inverted, data, digits):
     assert saved["timesteps"].tolist() == [grid[-1], grid[-2]]
     denoise = diffusion.denoiser(digits[0], model_kwargs={"y": torch.from_numpy(saved["labels"])})
     state = (torch.from_numpy(saved["before"]), torch.full((5,), grid[-2]))
-    images = decode(denoise, BDIA(diffusion.schedule), grid, torch.from_numpy(saved["noisiest"]), Before(*state))
+    images = decode(denoise, BDIA(diffusion.schedule, 1.0), grid, torch.from_numpy(saved["noisiest"]), Before(*state))
     expected = arrays(data)["arr_0"].transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images, expected, atol=0.5 / 127.5)
 

@@ -55,7 +55,7 @@ class BDIA:
     :ivar order: 2 at gamma 1, else 1.
     """
 
-    def __init__(self, schedule, gamma=1.0):
+    def __init__(self, schedule, gamma=0.5):
         self.schedule = schedule
         self.gamma = gamma
         self.order = 2 if gamma == 1 else 1

@@ -90,8 +90,8 @@ class SolverFlags(FlagGroup):
         """Refuse a time shift that moves nodes where a solver needs them to stay, or to stay apart."""
         if shift is not None and self.name == "bdia" and shift.variant != "net":
             raise UserError(
-                f"--time_shift_variant {shift.variant} moves the ends of steps, and --solver bdia measures the error of "
-                "the step before between them; expected net"
+                f"--time_shift_variant {shift.variant} moves the ends of steps, between which --solver bdia measures "
+                "the error of the step before; expected net"
             )
         if shift is None or shift.variant != "paper" or self.name not in INTERPOLATING:
             return

@@ -30,7 +30,9 @@ class SolverFlags(FlagGroup):
     )
     variant: str = flag("bh2", "The function B(h) of unipc.", choices=VARIANTS)
     gamma: float = flag(
-        0.5, "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.", legal=FRACTION
+        0.5,
+        "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible and what image_invert takes.",
+        legal=FRACTION,
     )
     thresholding: str = flag(
         "static",

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from guided_diffusion import dist_util
+from guided_diffusion import dist_util, progress
 from guided_diffusion.errors import UserError
 
 from .fid import Moments, MomentSum
@@ -40,7 +39,7 @@ def activations_of(images, extract, batch_size, keep=True):
     size = dist_util.world_size()
     mine = images.batches(batch_size, dist_util.rank(), size)
     features, moments, spatial = None, None, None
-    with tqdm(total=images.count, desc=images.flag, unit="image", disable=not dist_util.is_main()) as bar:
+    with progress.shown(images.count, 0, "image", images.flag) as add:
         for _ in range(0, images.count, batch_size * size):
             start, pixels = next(mine, (None, None))
             part = None if start is None else (start, *map(_as_array, extract(pixels)))
@@ -56,7 +55,7 @@ def activations_of(images, extract, batch_size, keep=True):
                 moments.add(torch.from_numpy(seen))
                 if spatial is not None:
                     spatial.add(torch.from_numpy(seen_spatial))
-                bar.update(len(seen))
+                add(len(seen))
     if not dist_util.is_main():
         return None
     return Activations(images.count, features, _moments(moments), _moments(spatial))

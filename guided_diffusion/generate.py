@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from . import dist_util, logger
+from . import dist_util, logger, progress
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag, int_list
 from .image_datasets import describe
@@ -137,12 +136,12 @@ def generate(flags, make_batch):
     starts = range(0, flags.num_samples, flags.batch_size)
     batches = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
     parts = []
-    with tqdm(total=flags.num_samples, unit="image", disable=not dist_util.is_main()) as bar:
+    with progress.shown(flags.num_samples, 0, "image") as add:
         for first in range(0, len(batches), size):
             mine = batches[first : first + size][rank : rank + 1]
             made = dist_util.gather_object(make_batch(mine[0]) if mine else None)
             parts += [part for part in made or () if part]
-            bar.update(min(flags.num_samples, (first + size) * flags.batch_size) - bar.n)
+            add(min(flags.num_samples - first * flags.batch_size, size * flags.batch_size))
     if not dist_util.is_main():
         return None
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -13,12 +13,13 @@ LINE_EVERY = 30  # seconds
 
 
 @contextlib.contextmanager
-def shown(total, done, unit):
+def shown(total, done, unit, name=""):
     """Yield `add(count)`, which says that so many more are made; rank 0 shows their rate and the time left.
 
     :param total: how many there are in all.
     :param done: how many of them were there before.
     :param unit: what they are, such as "image".
+    :param name: of the job, where a run has several.
     """
     began = time.monotonic()
     count, last = done, 0.0
@@ -33,7 +34,9 @@ def shown(total, done, unit):
             last = passed
             rate = (count - done) / passed
             left = timedelta(seconds=round((total - count) / rate))
-            logger.log(f"{count} of {total} {unit}s, {rate:.3g} {unit}s/s, {left} left")
+            title = f"{name}: " if name else ""
+            logger.log(f"{title}{count} of {total} {unit}s, {rate:.3g} {unit}s/s, {left} left")
 
-    with tqdm(total=total, initial=done, unit=unit, disable=not (terminal and dist_util.is_main())) as bar:
+    hidden = not (terminal and dist_util.is_main())
+    with tqdm(total=total, initial=done, unit=unit, desc=name or None, disable=hidden) as bar:
         yield add

@@ -8,7 +8,7 @@ from .errors import UserError
 AUTO = "auto"
 
 # What TrainLoop saves as stateNNNNNN.pt.
-STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "bad_steps", "sampler", "random"}
+STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "sampler", "random"}
 
 
 def starting_point(parsed, kind):

@@ -1,6 +1,7 @@
 """The training loop: any objective, any number of ranks."""
 
 import contextlib
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -220,6 +221,7 @@ class TrainLoop:
         self.device = next(model.parameters()).device
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
+        self.saved_step = self.step if flags.resume_checkpoint else None
         if flags.resume_checkpoint:
             checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
         elif flags.init_from:
@@ -227,6 +229,8 @@ class TrainLoop:
                 logger.warn(f"{name} is not taken from {flags.init_from}, which has other classes")
         dist_util.sync_params(model.parameters())
         self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
+        if not math.isfinite(self.mp_trainer.param_norm()):
+            raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         if flags.resume_checkpoint:
@@ -268,7 +272,6 @@ class TrainLoop:
             )
             return
         self.samples = state["samples"]
-        self.mp_trainer.bad_steps = state["bad_steps"]
         if self.mp_trainer.scales_loss and state["lg_loss_scale"] is not None:
             self.mp_trainer.lg_loss_scale = state["lg_loss_scale"]
         if state["seed"] != flags.seed:
@@ -301,13 +304,17 @@ class TrainLoop:
             "step_size": [self.flags.batch_size, dist_util.world_size()],
             "seed": self.flags.seed,
             "lg_loss_scale": self.mp_trainer.lg_loss_scale if self.mp_trainer.scales_loss else None,
-            "bad_steps": self.mp_trainer.bad_steps,
             "sampler": {} if sampler is None else sampler.state_dict(),
             "random": random,
         }
 
     def run_loop(self):
-        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run."""
+        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run.
+
+        Nothing is saved after a step that was not finite: a checkpoint that is due then waits for the next good step.
+
+        :raises UserError: when training diverges, or ends with steps that were not finite.
+        """
         last = self.flags.last_step()
         if last is not None and self.step >= last > 0:
             raise UserError(
@@ -317,7 +324,7 @@ class TrainLoop:
             files.remove_unfinished(logger.get_dir())
         clock = _Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
-            signal = 0
+            signal, due = 0, False
             while not signal and (last is None or self.step < last):
                 doing("the next batch", step=self.step + 1)
                 batch, cond = next(self.data)
@@ -326,11 +333,19 @@ class TrainLoop:
                 doing("its log row, and for those of the other ranks")
                 self._report(len(batch) * dist_util.world_size(), clock, last)
                 signal = asked()
-                if self.step % self.flags.save_interval == 0 or signal or self.step == last:
+                due = due or self.step % self.flags.save_interval == 0 or signal or self.step == last
+                if due and not self.mp_trainer.bad_steps:
                     doing("its checkpoint, which rank 0 writes")
                     self.save()
+                    due = False
+        unsaved = f"step {self.step} is not saved, for its loss or gradient is not finite; {self._last_good()}"
         if signal and self.step != last:
-            interruption.stop(signal, f"saved at step {self.step}; --resume_checkpoint auto goes on from there")
+            advice = unsaved if due else f"saved at step {self.step}"
+            if self.saved_step is not None:
+                advice += "; --resume_checkpoint auto goes on from there"
+            interruption.stop(signal, advice)
+        if due:
+            raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
 
     def _report(self, images, clock, last):
         """Count a step of so many images, log it and draw it."""
@@ -372,7 +387,7 @@ class TrainLoop:
             logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
         if not stepped:
             logger.warn(f"step {self.step + 1}: the loss or a gradient is not finite, so the weights stay as they are")
-            self._expect_recovery(grad_norm)
+            self._expect_recovery(grad_norm, param_norm)
         else:
             for rate, params in self.ema.items():
                 update_ema(params, self.model.parameters(), rate=float(rate))
@@ -406,31 +421,46 @@ class TrainLoop:
         save_grid(path, images)
         logger.log(f"wrote {path}")
 
-    def _expect_recovery(self, grad_norm):
-        """Give up after BAD_STEPS steps in a row that are not finite, or at a loss scale below 1."""
+    def _expect_recovery(self, grad_norm, param_norm):
+        """Give up at weights that are not finite, after BAD_STEPS bad steps in a row, or at a loss scale below 1."""
         trainer = self.mp_trainer
-        if trainer.bad_steps < BAD_STEPS and trainer.lg_loss_scale >= 0:
+        if not math.isfinite(param_norm):
+            cause = f"the norm of the weights is {param_norm:g}"
+        elif trainer.bad_steps < BAD_STEPS and trainer.lg_loss_scale >= 0:
             return
-        cause = f"{trainer.bad_steps} steps in a row had a loss or gradient that is not finite"
-        if trainer.lg_loss_scale < 0:
-            cause += " and the loss scale fell below 1"
-        remedies = "a lower --lr, --grad_clip 1" + (", --use_bf16 for --use_fp16" if trainer.scales_loss else "")
-        raise UserError(
-            f"training diverged at step {self.step + 1}: {cause}, with learning rate "
-            f"{self.opt.param_groups[0]['lr']:g} and gradient norm {grad_norm:g}; {self._last_good()}; try {remedies}"
+        else:
+            cause = f"{trainer.bad_steps} steps in a row had a loss or gradient that is not finite"
+            if trainer.lg_loss_scale < 0:
+                cause += " and the loss scale fell below 1"
+        raise self._diverged(self.step + 1, f"{cause}, with gradient norm {grad_norm:g}")
+
+    def _diverged(self, step, cause):
+        """The UserError that ends a run at a step."""
+        remedies = "a lower --lr, --grad_clip 1" + (
+            ", --use_bf16 for --use_fp16" if self.mp_trainer.scales_loss else ""
+        )
+        rate = self.opt.param_groups[0]["lr"]
+        return UserError(
+            f"training diverged at step {step}: {cause} and learning rate {rate:g}; {self._last_good()}; try {remedies}"
         )
 
     def _last_good(self):
-        complete = manifest.steps(logger.get_dir())
-        return f"the checkpoint of step {complete[0]} is whole" if complete else "there is no checkpoint yet"
+        """Which checkpoint this run wrote last, or goes on from: none is written in a bad state."""
+        if self.saved_step is None:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of step {self.saved_step} is whole"
 
     def save(self):
         """Write model, moving averages and optimiser under their published names, the state, and then the manifest.
 
         Rank 0 writes; every rank must call it.
 
-        :raises UserError: on every rank, if it cannot be written; nothing of it stays then.
+        :raises UserError: on every rank, if it cannot be written, and nothing of it stays then; or if the weights are
+            not finite.
         """
+        norm = self.mp_trainer.param_norm()
+        if not math.isfinite(norm):
+            raise self._diverged(self.step, f"the norm of the weights is {norm:g}, so they are not saved,")
         random = dist_util.gather_object(random_state.capture(self.device))
         failed = None
         if dist_util.is_main():
@@ -447,6 +477,7 @@ class TrainLoop:
         failed = dist_util.broadcast_object(failed)
         if failed:
             raise UserError(failed)
+        self.saved_step = self.step
 
     def _parts(self, random):
         """(file name, content) of a checkpoint, in turn."""

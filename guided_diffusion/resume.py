@@ -14,17 +14,17 @@ STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "sampler", "ra
 def starting_point(parsed, kind):
     """The Parsed flags of a training run, with the path of its checkpoint in place of `auto` or of a path.
 
-    Flags that were not given come from that of --resume_checkpoint, or, for the network, from that of --init_from.
-    Every rank must call it.
+    Flags that were not given come from that checkpoint or, where a run starts, for the network from that of
+    --init_from. Every rank must call it.
 
     :param kind: the Kind of network that is trained.
     :raises UserError: for a checkpoint that is not there, not whole, or of another network.
     """
     values = parsed.values()
-    if values["init_from"]:
-        return checkpoints.initialise(parsed, values["init_from"], kind)
     path = _agreed(values["resume_checkpoint"], logger.get_dir())
-    return checkpoints.resume(parsed.with_values({"resume_checkpoint": path}), path, kind)
+    if path:
+        return checkpoints.resume(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, kind)
+    return checkpoints.initialise(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], kind)
 
 
 def _agreed(wanted, folder):

@@ -49,7 +49,11 @@ class TrainFlags(FlagGroup):
     resume_checkpoint: str = flag(
         "", "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder."
     )
-    init_from: str = flag("", "Checkpoint to take the weights from, and nothing else; its classes may differ.")
+    init_from: str = flag(
+        "",
+        "Checkpoint to take the weights from, and nothing else; its classes may differ. With --resume_checkpoint auto, "
+        "only where that finds none.",
+    )
     grad_clip: float = flag(
         0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)
     )
@@ -59,10 +63,10 @@ class TrainFlags(FlagGroup):
     def __post_init__(self):
         super().__post_init__()
         self.ema_rates()
-        if self.init_from and self.resume_checkpoint:
+        if self.init_from and self.resume_checkpoint not in ("", resume.AUTO):
             raise UserError(
                 f"--init_from {self.init_from} starts a run, and --resume_checkpoint {self.resume_checkpoint} goes on "
-                "with one; expected one of them"
+                "with one; expected one of them, or --resume_checkpoint auto"
             )
 
     def ema_rates(self):

@@ -196,8 +196,19 @@ def test_another_network_is_no_beginning(images, whole, tmp_path):
 
 
 def test_to_begin_and_to_go_on_exclude_each_other():
-    with pytest.raises(UserError, match="--init_from a.pt starts a run, and --resume_checkpoint auto goes on with one"):
-        TrainFlags(init_from="a.pt", resume_checkpoint="auto")
+    with pytest.raises(UserError, match="--init_from a.pt starts a run, and --resume_checkpoint model01.pt goes on"):
+        TrainFlags(init_from="a.pt", resume_checkpoint="model01.pt")
+
+
+def test_one_command_begins_from_weights_and_then_goes_on(images, whole, tmp_path):
+    command = ["--init_from", whole / "model000040.pt", "--resume_checkpoint", "auto", "--lr", 1e-12]
+    train(images, tmp_path, *command, "--iterations", 1)
+    first = weights(tmp_path / "model000001.pt")
+    assert all(torch.allclose(first[k], v, atol=1e-9) for k, v in weights(whole / "model000040.pt").items())
+    train(images, tmp_path, *command, "--iterations", 2)
+    assert weights(tmp_path / "opt000002.pt")["state"][0]["step"] == 2
+    said = train(images, tmp_path, *command[:2], "--iterations", 1, "--dry_run", True)
+    assert "has checkpoints of an earlier run, the last at step 2" in said
 
 
 # ------------------------------------------------------------------------------------- divergence

@@ -71,12 +71,26 @@ def _newest(folder):
             f"--resume_checkpoint auto: no checkpoint in {folder} is whole (see the warnings above); expected one, or "
             "another --out_dir to start afresh"
         )
-    if any(re.fullmatch(r"model\d+\.pt", name) for name, _ in files.entries(folder)):
-        logger.warn(
-            f"the checkpoints in {folder} have no manifest, so none is known to be complete; go on from one by its path"
-        )
+    _refuse_unlisted(folder)
     logger.log(f"no checkpoint to go on from in {folder}: training starts at step 0")
     return ""
+
+
+def _refuse_unlisted(folder):
+    """Leave no checkpoints without manifest, such as published ones, to a run that starts afresh and replaces them.
+
+    A single one with its flags beside it is what a first save leaves that was killed, and may be replaced.
+    """
+    unlisted = [files.join(folder, name) for name, _ in files.entries(folder) if re.fullmatch(r"model\d+\.pt", name)]
+    if not unlisted:
+        return
+    newest = max(unlisted, key=step_of)
+    if len(unlisted) > 1 or not files.exists(checkpoints.sidecar_path(newest)):
+        raise UserError(
+            f"--resume_checkpoint auto: the checkpoints in {folder} have no manifest, so none is known to be whole; "
+            f"expected --resume_checkpoint {newest}, or another --out_dir to start afresh"
+        )
+    logger.warn(f"{newest} has no manifest, so it was not written to its end, and is replaced")
 
 
 def _checked(path):

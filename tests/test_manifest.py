@@ -93,13 +93,29 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
 def test_none_whole_is_an_error_and_none_at_all_a_fresh_start(tmp_path, capsys):
     found, said = find(tmp_path, capsys)
     assert found == "" and "training starts at step 0" in said
-    (tmp_path / "model000002.pt").touch()  # a save that was killed before its manifest
+    (tmp_path / "model000002.json").touch()  # a first save that was killed before its manifest
+    (tmp_path / "model000002.pt").touch()
     found, said = find(tmp_path, capsys)
-    assert found == "" and "have no manifest" in said
+    assert found == "" and "has no manifest" in said
     write(tmp_path, 2)
     (tmp_path / "opt000002.pt").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint in .* is whole"):
         find(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("steps, beside", [((2,), False), ((2, 10), False), ((2, 10), True)])
+def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside):
+    for step in steps:
+        for name in ("model", "ema_0.9999_", "opt"):
+            (tmp_path / f"{name}{step:06d}.pt").touch()
+        if beside:
+            (tmp_path / f"model{step:06d}.json").touch()
+    newest = tmp_path / f"model{max(steps):06d}.pt"
+    with pytest.raises(
+        UserError, match=f"have no manifest, .* expected --resume_checkpoint {newest}, or another --out"
+    ):
+        resume.find("auto", str(tmp_path))
+    assert resume.find(str(newest), str(tmp_path)) == str(newest)
 
 
 def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):

@@ -200,7 +200,8 @@ class TrainLoop:
     :param resolved: {flag: value} to lie beside each checkpoint.
     :param dtype: what the network computes in; torch.float16 comes with a loss scale.
     :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
-    :param after_step: called with the number of steps done, to log more; or None.
+    :param after_step: called with the number of steps done, to log more; or None. Where it gives True, on every rank,
+        a row is written at this step.
     """
 
     def __init__(
@@ -356,10 +357,9 @@ class TrainLoop:
         self.step += 1
         self.samples += images
         clock.images += images
-        if self.after_step is not None:
-            self.after_step(self.step)
+        scored = self.after_step is not None and self.after_step(self.step) is True
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
-        if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
+        if self.step % self.flags.log_interval == 0 or clock.first or draws or scored or self.step == last:
             logger.logkv("step", self.step)
             logger.logkv("samples", self.samples)
             clock.log(self.step)

@@ -1,6 +1,7 @@
 """Which checkpoint a training run goes on from, and the state that lies beside its published files."""
 
 import re
+import secrets
 
 from . import checkpoints, dist_util, files, logger, manifest
 from .errors import UserError
@@ -124,6 +125,14 @@ def step_of(path):
 def beside(path, name):
     """The path of the file `name` beside a model, with its step: "opt" gives opt012345.pt."""
     return files.join(files.split(path)[0], f"{name}{step_of(path):06d}.pt")
+
+
+def run_of(path):
+    """The name of the run that a checkpoint belongs to, by its manifest; a new one for "" or where none says it."""
+    folder, known = files.split(path)[0], None
+    if path and files.exists(manifest.path_of(folder, step_of(path))):
+        known = manifest.read(folder, step_of(path)).get("run")
+    return known or secrets.token_hex(8)
 
 
 def read_state(path):

@@ -44,7 +44,7 @@ class TrainFlags(FlagGroup):
         0, "Steps between picture grids of moving-average samples; 0 draws none.", legal=at_least(0)
     )
     keep_checkpoints: int = flag(
-        0, "Number of complete checkpoints to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
+        0, "Complete checkpoints of this run to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
     )
     resume_checkpoint: str = flag(
         "", "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder."
@@ -226,6 +226,7 @@ class TrainLoop:
         self.device = next(model.parameters()).device
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
+        self.run = resume.run_of(flags.resume_checkpoint)
         self.saved_step = self.step if flags.resume_checkpoint else None
         if flags.resume_checkpoint:
             checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
@@ -470,9 +471,7 @@ class TrainLoop:
         if dist_util.is_main():
             logger.log(f"saving {files.join(logger.get_dir(), f'model{self.step:06d}.pt')}")
             try:
-                manifest.write(logger.get_dir(), self.step, self._parts(random))
-                if self.flags.keep_checkpoints:
-                    manifest.prune(logger.get_dir(), self.flags.keep_checkpoints)
+                manifest.write(logger.get_dir(), self.step, self._parts(random), self.run)
             except OSError as error:
                 failed = (
                     f"the checkpoint of step {self.step} cannot be written ({error}), so training ends; "
@@ -482,6 +481,11 @@ class TrainLoop:
         if failed:
             raise UserError(failed)
         self.saved_step = self.step
+        if self.flags.keep_checkpoints and dist_util.is_main():
+            try:
+                manifest.prune(logger.get_dir(), self.flags.keep_checkpoints, self.run)
+            except OSError as error:
+                logger.warn(f"step {self.step} is saved, but older checkpoints cannot be deleted: {error}")
 
     def _parts(self, random):
         """(file name, content) of a checkpoint, in turn."""

@@ -13,9 +13,9 @@ RNG = np.random.default_rng(0)
 PARTS = {name: RNG.bytes(size) for name, size in (("model{}.pt", 3000), ("ema_0.9_{}.pt", 3000), ("opt{}.pt", 5000))}
 
 
-def write(folder, *steps):
+def write(folder, *steps, run="this"):
     for step in steps:
-        manifest.write(folder, step, [(name.format(f"{step:06d}"), data) for name, data in PARTS.items()])
+        manifest.write(folder, step, [(name.format(f"{step:06d}"), data) for name, data in PARTS.items()], run)
 
 
 def names(folder):
@@ -86,7 +86,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
     (folder / "manifest000002.json").write_text(text)
     with pytest.raises(UserError, match="expected names of files beside it"):
         manifest.check(folder, 2)
-    manifest.prune(folder, 1)
+    manifest.prune(folder, 1, "this")
     assert (tmp_path / "secret").exists()
 
 
@@ -137,15 +137,16 @@ def test_the_newest_is_the_last_written(tmp_path):
     assert manifest.steps(tmp_path) == [4, 2, 8]
 
 
-def test_pruning_keeps_the_newest_and_what_is_no_complete_set(tmp_path):
+def test_pruning_keeps_the_newest_other_runs_and_what_is_no_complete_set(tmp_path):
+    write(tmp_path, 8, run="an earlier one")
     write(tmp_path, 2, 4, 6)
     (tmp_path / "model000001.pt").touch()
     (tmp_path / "preview_000002.png").touch()
-    manifest.prune(tmp_path, 2)
-    assert manifest.steps(tmp_path) == [6, 4]
+    manifest.prune(tmp_path, 2, "this")
+    assert manifest.steps(tmp_path) == [6, 4, 8]
     assert "model000001.pt" in names(tmp_path) and "preview_000002.png" in names(tmp_path)
     assert not {name.format("000002") for name in PARTS} & names(tmp_path)
-    for step in (4, 6):
+    for step in (4, 6, 8):
         manifest.check(tmp_path, step)
 
 

@@ -148,6 +148,26 @@ def test_old_checkpoints_go_as_new_ones_come(tmp_path):
         manifest.check(tmp_path, step)
 
 
+def test_a_fresh_start_deletes_no_checkpoint_of_an_earlier_run_and_a_resumed_one_its_own(tmp_path):
+    tiny(tmp_path, plain_sum, iterations=40, save_interval=20)[0].run_loop()
+    options = dict(save_interval=1, keep_checkpoints=1)
+    tiny(tmp_path, plain_sum, iterations=3, **options)[0].run_loop()
+    assert manifest.steps(tmp_path) == [3, 40, 20]
+    start = str(tmp_path / "model000003.pt")
+    tiny(tmp_path, plain_sum, iterations=4, **options, resume_checkpoint=start)[0].run_loop()
+    assert manifest.steps(tmp_path) == [4, 40, 20]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_no_failure(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(manifest, "prune", refuse)
+    tiny(tmp_path, plain_sum, iterations=2, save_interval=1, keep_checkpoints=1)[0].run_loop()
+    assert manifest.steps(tmp_path) == [2, 1]
+    assert "warning: step 2 is saved, but older checkpoints cannot" in (tmp_path / "log.txt").read_text()
+
+
 # ------------------------------------------------------------------------------- weights and no more
 
 

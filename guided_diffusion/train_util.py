@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -328,6 +329,7 @@ class TrainLoop:
             )
         if dist_util.is_main():
             files.remove_unfinished(logger.get_dir())
+            logger.rewind(self.step if self._goes_on_here() else math.inf)
         clock = _Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
             signal, due = 0, False
@@ -352,6 +354,13 @@ class TrainLoop:
             interruption.stop(signal, advice)
         if due:
             raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
+
+    def _goes_on_here(self):
+        """Whether the run goes on from a checkpoint of its own output folder, and so with the logs there."""
+        if not self.flags.resume_checkpoint:
+            return False
+        folder = files.split(self.flags.resume_checkpoint)[0]
+        return logger.get_dir() == (folder if files.is_remote(folder) else os.path.abspath(folder))
 
     def _report(self, images, clock, last):
         """Count a step of so many images, log it and draw it."""

@@ -77,6 +77,16 @@ def test_a_resumed_run_is_the_run_bit_for_bit(images, whole, tmp_path):
     assert sampler["seen"].min() >= 10, "the history would not have counted yet"
 
 
+def test_rows_past_the_checkpoint_are_made_again_where_its_logs_lie(tmp_path):
+    tiny(tmp_path / "run", plain_sum, iterations=4, save_interval=2)[0].run_loop()
+    start = str(tmp_path / "run" / "model000002.pt")
+    tiny(tmp_path / "other", plain_sum, iterations=4)[0].run_loop()
+    for name in ("run", "other"):
+        tiny(tmp_path / name, plain_sum, iterations=3, resume_checkpoint=start)[0].run_loop()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    assert [row["step"] for row in rows(tmp_path / "other")] == [1, 2, 3, 4, 3]
+
+
 def test_what_a_published_triple_cannot_restore_is_said(images, whole, tmp_path):
     copy_checkpoint(whole, tmp_path / "published", 20, ["state", "manifest"])
     start = tmp_path / "published" / "model000020.pt"

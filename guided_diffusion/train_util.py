@@ -338,13 +338,13 @@ class TrainLoop:
                 batch, cond = next(self.data)
                 doing("its loss and gradient, and for those of the other ranks")
                 self.run_step(batch, cond)
-                doing("its log row, and for those of the other ranks")
-                self._report(len(batch) * dist_util.world_size(), clock, last)
+                self._report(len(batch) * dist_util.world_size(), clock, last, doing)
                 signal = asked()
                 due = due or self.step % self.flags.save_interval == 0 or signal or self.step == last
                 if due and not self.mp_trainer.bad_steps:
                     doing("its checkpoint, which rank 0 writes")
-                    self.save()
+                    with clock.stopped():
+                        self.save()
                     due = False
         unsaved = f"step {self.step} is not saved, for its loss or gradient is not finite; {self._last_good()}"
         if signal and self.step != last:
@@ -362,12 +362,17 @@ class TrainLoop:
         folder = files.split(self.flags.resume_checkpoint)[0]
         return logger.get_dir() == (folder if files.is_remote(folder) else os.path.abspath(folder))
 
-    def _report(self, images, clock, last):
-        """Count a step of so many images, log it and draw it."""
+    def _report(self, images, clock, last, doing):
+        """Count a step of so many images, score it, log it and draw it."""
         self.step += 1
         self.samples += images
         clock.images += images
-        scored = self.after_step is not None and self.after_step(self.step) is True
+        scored = False
+        if self.after_step is not None:
+            doing("its score")
+            with clock.stopped():
+                scored = self.after_step(self.step)
+        doing("its log row, and for those of the other ranks")
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
         if self.step % self.flags.log_interval == 0 or clock.first or draws or scored or self.step == last:
             logger.logkv("step", self.step)
@@ -375,7 +380,10 @@ class TrainLoop:
             clock.log(self.step)
             logger.dumpkvs()
         if draws:
-            self.draw_preview()
+            doing("its preview, which rank 0 draws")
+            with clock.stopped():
+                self.draw_preview()
+        doing("the answer of the other ranks whether to stop")
 
     def run_step(self, batch, cond):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
@@ -530,12 +538,19 @@ def _copy(source, target):
 
 
 class _Clock:
-    """Speed and time left, for log lines."""
+    """Speed and time left, for log lines, by the time of the steps: scores, previews and checkpoints are left out."""
 
     def __init__(self, step, last):
         self.start, self.first_step, self.last = time.time(), step, last
         self.images = 0
         self.first = True
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """The time within it does not count."""
+        began = time.time()
+        yield
+        self.start += time.time() - began
 
     def log(self, step):
         seconds = time.time() - self.start

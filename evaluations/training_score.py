@@ -31,7 +31,7 @@ class EvalFlags(FlagGroup):
 
 
 def log_scores(loop, parsed):
-    """Let a TrainLoop log `frechet_distance` every --eval_interval steps.
+    """Let a TrainLoop log `frechet_distance` every --eval_interval steps, each in a row of its step.
 
     Samples are those of `preview_sampler`, by the first moving average, with classes in turn; they are compared with
     the centre crops of at most REFERENCE images of the data.
@@ -55,12 +55,13 @@ def log_scores(loop, parsed):
 
     def after_step(step):
         if step % flags.eval_interval:
-            return
+            return False
         with loop.ema_weights():
             loop.model.eval()
             found = activations_of(samples, extractor, BATCH, keep=False)
             loop.model.train()
         if found is not None:
             logger.logkv("frechet_distance", frechet_distance(found.moments, reference.moments))
+        return True
 
     loop.after_step = after_step

@@ -88,12 +88,12 @@ def write(path, state, flags=None):
 
 
 def parts(name, state, flags=None):
-    """(file name, content as bytes) of a state dict, and of the flags {name: value} beside it as JSON."""
+    """(file name, content as bytes) of the flags {name: value} as JSON, and then of the state dict they lie beside."""
+    if flags is not None:
+        yield sidecar_path(name), (json.dumps(flags, indent=1, sort_keys=True) + "\n").encode()
     data = io.BytesIO()
     torch.save(state, data)
     yield name, data.getbuffer()
-    if flags is not None:
-        yield sidecar_path(name), (json.dumps(flags, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_flags(path):

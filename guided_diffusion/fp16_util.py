@@ -13,7 +13,7 @@ class MixedPrecisionTrainer:
 
     The network computes in float16 or bfloat16 under `autocast`. Under float16 the loss is multiplied by
     2 ** lg_loss_scale, which falls by 1 at a non-finite gradient and otherwise grows by
-    `fp16_scale_growth` a step. A step with a non-finite loss or gradient changes no weight.
+    `fp16_scale_growth` a step. A step with a non-finite loss, gradient or weight changes no weight.
 
     :param model: the network.
     :param dtype: torch.float32, torch.float16 or torch.bfloat16.
@@ -46,15 +46,15 @@ class MixedPrecisionTrainer:
         (loss * poison * 2**self.lg_loss_scale).backward()
 
     def optimize(self, optimizer):
-        """One optimiser step, unless a gradient is not finite; clears the gradients.
+        """One optimiser step, unless a gradient or a weight is not finite; clears the gradients.
 
         :return: (stepped, the gradients' norm before clipping, the weights' norm), the norms as floats.
         """
         grads = [p.grad for p in self.params if p.grad is not None]
         if self.scales_loss:
             torch._foreach_mul_(grads, 2**-self.lg_loss_scale)
-        grad_norm, param_norm = _norm(grads), _norm(self.params)
-        stepped = math.isfinite(grad_norm)
+        grad_norm, param_norm = _norm(grads), self.param_norm()
+        stepped = math.isfinite(grad_norm) and math.isfinite(param_norm)
         if stepped:
             if 0 < self.grad_clip < grad_norm:
                 torch._foreach_mul_(grads, self.grad_clip / grad_norm)
@@ -64,6 +64,10 @@ class MixedPrecisionTrainer:
             self.lg_loss_scale += self.fp16_scale_growth if stepped else -1
         optimizer.zero_grad(set_to_none=True)
         return stepped, grad_norm, param_norm
+
+    def param_norm(self):
+        """The Euclidean norm of all weights, as a float; not finite once a single step has thrown them too far."""
+        return _norm(self.params)
 
 
 def _norm(tensors):

@@ -8,6 +8,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -34,8 +35,18 @@ def _prepare_folder(folder):
         raise UserError(f"--out_dir (or OPENAI_LOGDIR) {folder} cannot be written: {reason}") from error
 
 
-def _text_so_far(path):
-    return files.read_text(path) if files.exists(path) else ""
+def _whole_lines(path):
+    """The text of a file so far, without a last line that was cut off, as when its process was killed."""
+    text = files.read_text(path) if files.exists(path) else ""
+    return text[: text.rfind("\n") + 1]
+
+
+def _not_beyond(step, last):
+    """Whether a row of `step`, which may be no number, is not of a later step than `last`."""
+    try:
+        return float(step) <= last
+    except (TypeError, ValueError):
+        return True
 
 
 # ------------------------------------------- one writer per format: write(row, step) or say(line)
@@ -63,26 +74,48 @@ class JsonWriter:
     def write(self, row, step):
         files.append_text(self.path, json.dumps(row, default=str) + "\n")
 
+    def rewind(self, last):
+        if files.exists(self.path):
+            lines = _whole_lines(self.path).splitlines(keepends=True)
+            files.write_text(self.path, "".join(line for line in lines if _not_beyond(_step_in(line), last)))
+
+
+def _step_in(line):
+    """The step of a line of JSON, None where there is none."""
+    try:
+        return json.loads(line).get("step")
+    except (ValueError, AttributeError):
+        return None
+
 
 class CsvWriter:
     """One row a line under a header that grows when new keys come; an existing file is continued."""
 
     def __init__(self, path):
         self.path = path
-        self.keys = next(csv.reader(io.StringIO(_text_so_far(path))), [])
+        self.keys = next(csv.reader(io.StringIO(_whole_lines(path))), [])
 
     def write(self, row, step):
         new = sorted(row.keys() - set(self.keys))
         if new:
-            old = list(csv.DictReader(io.StringIO(_text_so_far(self.path))))
+            old = self._rows()
             self.keys += new
             files.write_text(self.path, self._text([dict(zip(self.keys, self.keys)), *old, row]))
         else:
             files.append_text(self.path, self._text([row]))
 
+    def rewind(self, last):
+        if files.exists(self.path):
+            kept = [row for row in self._rows() if _not_beyond(row.get("step"), last)]
+            header = [dict(zip(self.keys, self.keys))] if self.keys else []
+            files.write_text(self.path, self._text([*header, *kept]))
+
+    def _rows(self):
+        return list(csv.DictReader(io.StringIO(_whole_lines(self.path))))
+
     def _text(self, rows):
         text = io.StringIO()
-        csv.DictWriter(text, self.keys, restval="", lineterminator="\n").writerows(rows)
+        csv.DictWriter(text, self.keys, restval="", extrasaction="ignore", lineterminator="\n").writerows(rows)
         return text.getvalue()
 
 
@@ -153,6 +186,11 @@ class Logger:
 
     def getkvs(self):
         return self.values | {key: total / count for key, (total, count) in self.sums.items()}
+
+    def rewind(self, last):
+        for writer in self.writers:
+            if isinstance(writer, (JsonWriter, CsvWriter)):
+                writer.rewind(last)
 
     def dumpkvs(self):
         if dist_util.world_size() > 1:
@@ -287,6 +325,14 @@ def dumpkvs():
     With several ranks every rank has to call this: means are weighted by the number of calls on each.
     """
     return _logger().dumpkvs()
+
+
+def rewind(last=math.inf):
+    """Mend CSV and JSON files of an earlier run that this one continues: no row of a step after `last` stays there.
+
+    A last line that was cut off, as when the process was killed, goes as well.
+    """
+    _logger().rewind(last)
 
 
 def log(*args, level=INFO):

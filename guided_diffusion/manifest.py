@@ -19,10 +19,11 @@ def path_of(folder, step):
     return files.join(folder, f"manifest{step:06d}.json")
 
 
-def write(folder, step, parts):
+def write(folder, step, parts, run):
     """Write the files of a step and then its manifest; on any failure none of them stays.
 
     :param parts: (file name, content as bytes) in turn; asked for one by one.
+    :param run: the name of the run they belong to, for `prune`.
     """
     forget(folder, step)
     listed = {}
@@ -30,7 +31,7 @@ def write(folder, step, parts):
         for name, data in parts:
             listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             files.write_bytes(files.join(folder, name), data)
-        content = {"step": step, "saved": time.time(), "files": listed}
+        content = {"step": step, "saved": time.time(), "run": run, "files": listed}
         files.write_text(path_of(folder, step), json.dumps(content, indent=1) + "\n")
     except BaseException:
         _remove(folder, listed)
@@ -51,8 +52,10 @@ def _age(folder, step):
 
 
 def read(folder, step):
-    """The manifest of a step: {"step": int, "saved": seconds, "files": {name: {"size": int, "sha256": text}}}.
+    """The manifest of a step.
 
+    :return: {"step": int, "saved": seconds, "run": text, "files": {name: {"size": int, "sha256": text}}}; one that was
+        written before runs had names has no "run".
     :raises UserError: if it is damaged, or names a file outside the folder.
     """
     path = path_of(folder, step)
@@ -93,12 +96,14 @@ def forget(folder, step):
         files.remove(path_of(folder, step))
 
 
-def prune(folder, keep):
-    """Delete all complete sets but the `keep` newest; files that no manifest lists stay."""
+def prune(folder, keep, run):
+    """Delete all complete sets of a run but the `keep` newest; those of others, and files not listed, stay."""
     listed = {}
     for step in steps(folder):
         with contextlib.suppress(UserError):  # a damaged manifest makes no complete set
-            listed[step] = read(folder, step)["files"]
+            content = read(folder, step)
+            if content.get("run") == run:
+                listed[step] = content["files"]
     for step in list(listed)[keep:]:
         forget(folder, step)
         _remove(folder, listed[step])

@@ -16,6 +16,9 @@ BYE, FAILED = b"bye\n", b"failed\n"
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 CONNECT_SECONDS = 30
 
+# How long one who has connected to rank 0 may take to say who it is: nobody is watched meanwhile.
+WELCOME_SECONDS = 1
+
 
 def watch(rank, names, host, broadcast, lost):
     """Watch over the other ranks of a job in a thread; every rank calls this.
@@ -84,7 +87,7 @@ def _listener():
 def _welcome(server, token):
     """(rank, connection) of who knocks, or (None, None) if it is no rank of this job."""
     connection, _ = server.accept()
-    connection.settimeout(CONNECT_SECONDS)
+    connection.settimeout(WELCOME_SECONDS)
     with contextlib.suppress(OSError, ValueError):
         said, number = connection.makefile("rb").readline(64).split()
         if said == token:

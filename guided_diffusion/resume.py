@@ -1,6 +1,7 @@
 """Which checkpoint a training run goes on from, and the state that lies beside its published files."""
 
 import re
+import secrets
 
 from . import checkpoints, dist_util, files, logger, manifest
 from .errors import UserError
@@ -8,23 +9,23 @@ from .errors import UserError
 AUTO = "auto"
 
 # What TrainLoop saves as stateNNNNNN.pt.
-STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "bad_steps", "sampler", "random"}
+STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "sampler", "random"}
 
 
 def starting_point(parsed, kind):
     """The Parsed flags of a training run, with the path of its checkpoint in place of `auto` or of a path.
 
-    Flags that were not given come from that of --resume_checkpoint, or, for the network, from that of --init_from.
-    Every rank must call it.
+    Flags that were not given come from that checkpoint or, where a run starts, for the network from that of
+    --init_from. Every rank must call it.
 
     :param kind: the Kind of network that is trained.
     :raises UserError: for a checkpoint that is not there, not whole, or of another network.
     """
     values = parsed.values()
-    if values["init_from"]:
-        return checkpoints.initialise(parsed, values["init_from"], kind)
     path = _agreed(values["resume_checkpoint"], logger.get_dir())
-    return checkpoints.resume(parsed.with_values({"resume_checkpoint": path}), path, kind)
+    if path:
+        return checkpoints.resume(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, kind)
+    return checkpoints.initialise(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], kind)
 
 
 def _agreed(wanted, folder):
@@ -71,12 +72,26 @@ def _newest(folder):
             f"--resume_checkpoint auto: no checkpoint in {folder} is whole (see the warnings above); expected one, or "
             "another --out_dir to start afresh"
         )
-    if any(re.fullmatch(r"model\d+\.pt", name) for name, _ in files.entries(folder)):
-        logger.warn(
-            f"the checkpoints in {folder} have no manifest, so none is known to be complete; go on from one by its path"
-        )
+    _refuse_unlisted(folder)
     logger.log(f"no checkpoint to go on from in {folder}: training starts at step 0")
     return ""
+
+
+def _refuse_unlisted(folder):
+    """Leave no checkpoints without manifest, such as published ones, to a run that starts afresh and replaces them.
+
+    A single one with its flags beside it is what a first save leaves that was killed, and may be replaced.
+    """
+    unlisted = [files.join(folder, name) for name, _ in files.entries(folder) if re.fullmatch(r"model\d+\.pt", name)]
+    if not unlisted:
+        return
+    newest = max(unlisted, key=step_of)
+    if len(unlisted) > 1 or not files.exists(checkpoints.sidecar_path(newest)):
+        raise UserError(
+            f"--resume_checkpoint auto: the checkpoints in {folder} have no manifest, so none is known to be whole; "
+            f"expected --resume_checkpoint {newest}, or another --out_dir to start afresh"
+        )
+    logger.warn(f"{newest} has no manifest, so it was not written to its end, and is replaced")
 
 
 def _checked(path):
@@ -110,6 +125,14 @@ def step_of(path):
 def beside(path, name):
     """The path of the file `name` beside a model, with its step: "opt" gives opt012345.pt."""
     return files.join(files.split(path)[0], f"{name}{step_of(path):06d}.pt")
+
+
+def run_of(path):
+    """The name of the run that a checkpoint belongs to, by its manifest; a new one for "" or where none says it."""
+    folder, known = files.split(path)[0], None
+    if path and files.exists(manifest.path_of(folder, step_of(path))):
+        known = manifest.read(folder, step_of(path)).get("run")
+    return known or secrets.token_hex(8)
 
 
 def read_state(path):

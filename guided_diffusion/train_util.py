@@ -1,6 +1,8 @@
 """The training loop: any objective, any number of ranks."""
 
 import contextlib
+import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -43,12 +45,16 @@ class TrainFlags(FlagGroup):
         0, "Steps between picture grids of moving-average samples; 0 draws none.", legal=at_least(0)
     )
     keep_checkpoints: int = flag(
-        0, "Number of complete checkpoints to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
+        0, "Complete checkpoints of this run to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
     )
     resume_checkpoint: str = flag(
         "", "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder."
     )
-    init_from: str = flag("", "Checkpoint to take the weights from, and nothing else; its classes may differ.")
+    init_from: str = flag(
+        "",
+        "Checkpoint to take the weights from, and nothing else; its classes may differ. With --resume_checkpoint auto, "
+        "only where that finds none.",
+    )
     grad_clip: float = flag(
         0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)
     )
@@ -58,10 +64,10 @@ class TrainFlags(FlagGroup):
     def __post_init__(self):
         super().__post_init__()
         self.ema_rates()
-        if self.init_from and self.resume_checkpoint:
+        if self.init_from and self.resume_checkpoint not in ("", resume.AUTO):
             raise UserError(
                 f"--init_from {self.init_from} starts a run, and --resume_checkpoint {self.resume_checkpoint} goes on "
-                "with one; expected one of them"
+                "with one; expected one of them, or --resume_checkpoint auto"
             )
 
     def ema_rates(self):
@@ -195,7 +201,8 @@ class TrainLoop:
     :param resolved: {flag: value} to lie beside each checkpoint.
     :param dtype: what the network computes in; torch.float16 comes with a loss scale.
     :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
-    :param after_step: called with the number of steps done, to log more; or None.
+    :param after_step: called with the number of steps done, to log more; or None. Where it gives True, on every rank,
+        a row is written at this step.
     """
 
     def __init__(
@@ -220,6 +227,8 @@ class TrainLoop:
         self.device = next(model.parameters()).device
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
+        self.run = resume.run_of(flags.resume_checkpoint)
+        self.saved_step = self.step if flags.resume_checkpoint else None
         if flags.resume_checkpoint:
             checkpoints.load_into(model, flags.resume_checkpoint, "resume_checkpoint")
         elif flags.init_from:
@@ -227,6 +236,8 @@ class TrainLoop:
                 logger.warn(f"{name} is not taken from {flags.init_from}, which has other classes")
         dist_util.sync_params(model.parameters())
         self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
+        if not math.isfinite(self.mp_trainer.param_norm()):
+            raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         if flags.resume_checkpoint:
@@ -268,7 +279,6 @@ class TrainLoop:
             )
             return
         self.samples = state["samples"]
-        self.mp_trainer.bad_steps = state["bad_steps"]
         if self.mp_trainer.scales_loss and state["lg_loss_scale"] is not None:
             self.mp_trainer.lg_loss_scale = state["lg_loss_scale"]
         if state["seed"] != flags.seed:
@@ -301,13 +311,17 @@ class TrainLoop:
             "step_size": [self.flags.batch_size, dist_util.world_size()],
             "seed": self.flags.seed,
             "lg_loss_scale": self.mp_trainer.lg_loss_scale if self.mp_trainer.scales_loss else None,
-            "bad_steps": self.mp_trainer.bad_steps,
             "sampler": {} if sampler is None else sampler.state_dict(),
             "random": random,
         }
 
     def run_loop(self):
-        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run."""
+        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run.
+
+        Nothing is saved after a step that was not finite: a checkpoint that is due then waits for the next good step.
+
+        :raises UserError: when training diverges, or ends with steps that were not finite.
+        """
         last = self.flags.last_step()
         if last is not None and self.step >= last > 0:
             raise UserError(
@@ -315,38 +329,61 @@ class TrainLoop:
             )
         if dist_util.is_main():
             files.remove_unfinished(logger.get_dir())
+            logger.rewind(self.step if self._goes_on_here() else math.inf)
         clock = _Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
-            signal = 0
+            signal, due = 0, False
             while not signal and (last is None or self.step < last):
                 doing("the next batch", step=self.step + 1)
                 batch, cond = next(self.data)
                 doing("its loss and gradient, and for those of the other ranks")
                 self.run_step(batch, cond)
-                doing("its log row, and for those of the other ranks")
-                self._report(len(batch) * dist_util.world_size(), clock, last)
+                self._report(len(batch) * dist_util.world_size(), clock, last, doing)
                 signal = asked()
-                if self.step % self.flags.save_interval == 0 or signal or self.step == last:
+                due = due or self.step % self.flags.save_interval == 0 or signal or self.step == last
+                if due and not self.mp_trainer.bad_steps:
                     doing("its checkpoint, which rank 0 writes")
-                    self.save()
+                    with clock.stopped():
+                        self.save()
+                    due = False
+        unsaved = f"step {self.step} is not saved, for its loss or gradient is not finite; {self._last_good()}"
         if signal and self.step != last:
-            interruption.stop(signal, f"saved at step {self.step}; --resume_checkpoint auto goes on from there")
+            advice = unsaved if due else f"saved at step {self.step}"
+            if self.saved_step is not None:
+                advice += "; --resume_checkpoint auto goes on from there"
+            interruption.stop(signal, advice)
+        if due:
+            raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
 
-    def _report(self, images, clock, last):
-        """Count a step of so many images, log it and draw it."""
+    def _goes_on_here(self):
+        """Whether the run goes on from a checkpoint of its own output folder, and so with the logs there."""
+        if not self.flags.resume_checkpoint:
+            return False
+        folder = files.split(self.flags.resume_checkpoint)[0]
+        return logger.get_dir() == (folder if files.is_remote(folder) else os.path.abspath(folder))
+
+    def _report(self, images, clock, last, doing):
+        """Count a step of so many images, score it, log it and draw it."""
         self.step += 1
         self.samples += images
         clock.images += images
+        scored = False
         if self.after_step is not None:
-            self.after_step(self.step)
+            doing("its score")
+            with clock.stopped():
+                scored = self.after_step(self.step)
+        doing("its log row, and for those of the other ranks")
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
-        if self.step % self.flags.log_interval == 0 or clock.first or draws or self.step == last:
+        if self.step % self.flags.log_interval == 0 or clock.first or draws or scored or self.step == last:
             logger.logkv("step", self.step)
             logger.logkv("samples", self.samples)
             clock.log(self.step)
             logger.dumpkvs()
         if draws:
-            self.draw_preview()
+            doing("its preview, which rank 0 draws")
+            with clock.stopped():
+                self.draw_preview()
+        doing("the answer of the other ranks whether to stop")
 
     def run_step(self, batch, cond):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
@@ -372,7 +409,7 @@ class TrainLoop:
             logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
         if not stepped:
             logger.warn(f"step {self.step + 1}: the loss or a gradient is not finite, so the weights stay as they are")
-            self._expect_recovery(grad_norm)
+            self._expect_recovery(grad_norm, param_norm)
         else:
             for rate, params in self.ema.items():
                 update_ema(params, self.model.parameters(), rate=float(rate))
@@ -406,39 +443,52 @@ class TrainLoop:
         save_grid(path, images)
         logger.log(f"wrote {path}")
 
-    def _expect_recovery(self, grad_norm):
-        """Give up after BAD_STEPS steps in a row that are not finite, or at a loss scale below 1."""
+    def _expect_recovery(self, grad_norm, param_norm):
+        """Give up at weights that are not finite, after BAD_STEPS bad steps in a row, or at a loss scale below 1."""
         trainer = self.mp_trainer
-        if trainer.bad_steps < BAD_STEPS and trainer.lg_loss_scale >= 0:
+        if not math.isfinite(param_norm):
+            cause = f"the norm of the weights is {param_norm:g}"
+        elif trainer.bad_steps < BAD_STEPS and trainer.lg_loss_scale >= 0:
             return
-        cause = f"{trainer.bad_steps} steps in a row had a loss or gradient that is not finite"
-        if trainer.lg_loss_scale < 0:
-            cause += " and the loss scale fell below 1"
-        remedies = "a lower --lr, --grad_clip 1" + (", --use_bf16 for --use_fp16" if trainer.scales_loss else "")
-        raise UserError(
-            f"training diverged at step {self.step + 1}: {cause}, with learning rate "
-            f"{self.opt.param_groups[0]['lr']:g} and gradient norm {grad_norm:g}; {self._last_good()}; try {remedies}"
+        else:
+            cause = f"{trainer.bad_steps} steps in a row had a loss or gradient that is not finite"
+            if trainer.lg_loss_scale < 0:
+                cause += " and the loss scale fell below 1"
+        raise self._diverged(self.step + 1, f"{cause}, with gradient norm {grad_norm:g}")
+
+    def _diverged(self, step, cause):
+        """The UserError that ends a run at a step."""
+        remedies = "a lower --lr, --grad_clip 1" + (
+            ", --use_bf16 for --use_fp16" if self.mp_trainer.scales_loss else ""
+        )
+        rate = self.opt.param_groups[0]["lr"]
+        return UserError(
+            f"training diverged at step {step}: {cause} and learning rate {rate:g}; {self._last_good()}; try {remedies}"
         )
 
     def _last_good(self):
-        complete = manifest.steps(logger.get_dir())
-        return f"the checkpoint of step {complete[0]} is whole" if complete else "there is no checkpoint yet"
+        """Which checkpoint this run wrote last, or goes on from: none is written in a bad state."""
+        if self.saved_step is None:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of step {self.saved_step} is whole"
 
     def save(self):
         """Write model, moving averages and optimiser under their published names, the state, and then the manifest.
 
         Rank 0 writes; every rank must call it.
 
-        :raises UserError: on every rank, if it cannot be written; nothing of it stays then.
+        :raises UserError: on every rank, if it cannot be written, and nothing of it stays then; or if the weights are
+            not finite.
         """
+        norm = self.mp_trainer.param_norm()
+        if not math.isfinite(norm):
+            raise self._diverged(self.step, f"the norm of the weights is {norm:g}, so they are not saved,")
         random = dist_util.gather_object(random_state.capture(self.device))
         failed = None
         if dist_util.is_main():
             logger.log(f"saving {files.join(logger.get_dir(), f'model{self.step:06d}.pt')}")
             try:
-                manifest.write(logger.get_dir(), self.step, self._parts(random))
-                if self.flags.keep_checkpoints:
-                    manifest.prune(logger.get_dir(), self.flags.keep_checkpoints)
+                manifest.write(logger.get_dir(), self.step, self._parts(random), self.run)
             except OSError as error:
                 failed = (
                     f"the checkpoint of step {self.step} cannot be written ({error}), so training ends; "
@@ -447,6 +497,12 @@ class TrainLoop:
         failed = dist_util.broadcast_object(failed)
         if failed:
             raise UserError(failed)
+        self.saved_step = self.step
+        if self.flags.keep_checkpoints and dist_util.is_main():
+            try:
+                manifest.prune(logger.get_dir(), self.flags.keep_checkpoints, self.run)
+            except OSError as error:
+                logger.warn(f"step {self.step} is saved, but older checkpoints cannot be deleted: {error}")
 
     def _parts(self, random):
         """(file name, content) of a checkpoint, in turn."""
@@ -482,12 +538,19 @@ def _copy(source, target):
 
 
 class _Clock:
-    """Speed and time left, for log lines."""
+    """Speed and time left, for log lines, by the time of the steps: scores, previews and checkpoints are left out."""
 
     def __init__(self, step, last):
         self.start, self.first_step, self.last = time.time(), step, last
         self.images = 0
         self.first = True
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """The time within it does not count."""
+        began = time.time()
+        yield
+        self.start += time.time() - began
 
     def log(self, step):
         seconds = time.time() - self.start

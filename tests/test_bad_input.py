@@ -207,7 +207,10 @@ BAD = {
     TRAIN + " --resume_checkpoint {place}/none": ["{place}/none", "modelNNNNNN.pt"],
     TRAIN + " --init_from {place}/none.pt": ["--init_from", "{place}/none.pt", "does not exist"],
     TRAIN + " --init_from {place}/classifier/model000002.pt": ["--init_from", "a classifier"],
-    TRAIN + " --init_from {place}/bare.pt --resume_checkpoint auto": ["--init_from", "--resume_checkpoint auto"],
+    TRAIN + " --init_from {place}/bare.pt --resume_checkpoint {place}/conditional/model000002.pt": [
+        "--init_from",
+        "--resume_checkpoint auto",
+    ],
     TRAIN + " --grad_clip -1": ["--grad_clip", "at least 0"],
     TRAIN + " --keep_checkpoints -1": ["--keep_checkpoints", "at least 0"],
     TRAIN + " --channel_mult 0,1": ["--channel_mult", "positive"],

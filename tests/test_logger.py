@@ -100,6 +100,39 @@ def test_a_second_run_continues_the_files(tmp_path):
     assert objects_of(tmp_path / "progress.json") == [{"a": 1}, {"a": 2, "b": 3}]
 
 
+def test_a_killed_run_is_continued_without_its_torn_line_and_its_later_rows(tmp_path):
+    def write(*steps):
+        for step in steps:
+            logger.logkvs({"loss": step / 4, "step": step, "note": 'a, "b"'})
+            logger.dumpkvs()
+
+    logger.configure(tmp_path, ["csv", "json"])
+    write(1, 10, 20)
+    for name, torn in (("progress.csv", "0.5,3"), ("progress.json", '{"loss": 0.5, "st')):
+        with open(tmp_path / name, "a") as file:
+            file.write(torn)
+    logger.configure(tmp_path, ["csv", "json"])
+    logger.rewind()
+    write(30)
+    assert [int(row["step"]) for row in rows_of(tmp_path / "progress.csv")] == [1, 10, 20, 30]
+    assert [row["step"] for row in objects_of(tmp_path / "progress.json")] == [1, 10, 20, 30]
+    logger.configure(tmp_path, ["csv", "json"])
+    logger.rewind(10)
+    write(11)
+    whole = [{"loss": step / 4, "step": step, "note": 'a, "b"'} for step in (1, 10, 11)]
+    assert objects_of(tmp_path / "progress.json") == whole
+    assert rows_of(tmp_path / "progress.csv") == [{key: str(value) for key, value in row.items()} for row in whole]
+
+
+def test_a_torn_header_is_no_header(tmp_path):
+    (tmp_path / "progress.csv").write_text("loss,st")
+    logger.configure(tmp_path, ["csv"])
+    logger.rewind()
+    logger.logkv("loss", 1)
+    logger.dumpkvs()
+    assert rows_of(tmp_path / "progress.csv") == [{"loss": "1"}]
+
+
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -13,9 +13,9 @@ RNG = np.random.default_rng(0)
 PARTS = {name: RNG.bytes(size) for name, size in (("model{}.pt", 3000), ("ema_0.9_{}.pt", 3000), ("opt{}.pt", 5000))}
 
 
-def write(folder, *steps):
+def write(folder, *steps, run="this"):
     for step in steps:
-        manifest.write(folder, step, [(name.format(f"{step:06d}"), data) for name, data in PARTS.items()])
+        manifest.write(folder, step, [(name.format(f"{step:06d}"), data) for name, data in PARTS.items()], run)
 
 
 def names(folder):
@@ -86,20 +86,36 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
     (folder / "manifest000002.json").write_text(text)
     with pytest.raises(UserError, match="expected names of files beside it"):
         manifest.check(folder, 2)
-    manifest.prune(folder, 1)
+    manifest.prune(folder, 1, "this")
     assert (tmp_path / "secret").exists()
 
 
 def test_none_whole_is_an_error_and_none_at_all_a_fresh_start(tmp_path, capsys):
     found, said = find(tmp_path, capsys)
     assert found == "" and "training starts at step 0" in said
-    (tmp_path / "model000002.pt").touch()  # a save that was killed before its manifest
+    (tmp_path / "model000002.json").touch()  # a first save that was killed before its manifest
+    (tmp_path / "model000002.pt").touch()
     found, said = find(tmp_path, capsys)
-    assert found == "" and "have no manifest" in said
+    assert found == "" and "has no manifest" in said
     write(tmp_path, 2)
     (tmp_path / "opt000002.pt").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint in .* is whole"):
         find(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("steps, beside", [((2,), False), ((2, 10), False), ((2, 10), True)])
+def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside):
+    for step in steps:
+        for name in ("model", "ema_0.9999_", "opt"):
+            (tmp_path / f"{name}{step:06d}.pt").touch()
+        if beside:
+            (tmp_path / f"model{step:06d}.json").touch()
+    newest = tmp_path / f"model{max(steps):06d}.pt"
+    with pytest.raises(
+        UserError, match=f"have no manifest, .* expected --resume_checkpoint {newest}, or another --out"
+    ):
+        resume.find("auto", str(tmp_path))
+    assert resume.find(str(newest), str(tmp_path)) == str(newest)
 
 
 def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
@@ -121,15 +137,16 @@ def test_the_newest_is_the_last_written(tmp_path):
     assert manifest.steps(tmp_path) == [4, 2, 8]
 
 
-def test_pruning_keeps_the_newest_and_what_is_no_complete_set(tmp_path):
+def test_pruning_keeps_the_newest_other_runs_and_what_is_no_complete_set(tmp_path):
+    write(tmp_path, 8, run="an earlier one")
     write(tmp_path, 2, 4, 6)
     (tmp_path / "model000001.pt").touch()
     (tmp_path / "preview_000002.png").touch()
-    manifest.prune(tmp_path, 2)
-    assert manifest.steps(tmp_path) == [6, 4]
+    manifest.prune(tmp_path, 2, "this")
+    assert manifest.steps(tmp_path) == [6, 4, 8]
     assert "model000001.pt" in names(tmp_path) and "preview_000002.png" in names(tmp_path)
     assert not {name.format("000002") for name in PARTS} & names(tmp_path)
-    for step in (4, 6):
+    for step in (4, 6, 8):
         manifest.check(tmp_path, step)
 
 

@@ -2,12 +2,13 @@
 
 import re
 import signal
+import socket
 import threading
 
 import pytest
 from test_dist_util import mpirun, needs_mpirun, srun, torchrun
 
-from guided_diffusion import slow_steps
+from guided_diffusion import peers, slow_steps
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -54,3 +55,16 @@ def test_a_slow_step_says_what_it_waits_for():
 def test_quick_steps_say_nothing():
     with slow_steps.told(pytest.fail, long=1000) as doing:
         doing("the next batch", step=1)
+
+
+def test_a_stranger_who_says_nothing_does_not_keep_the_watch():
+    """Whoever connects first and is silent is sent away, and the rank behind is welcome."""
+    listener = peers._listener()
+    with listener, socket.create_connection(("localhost", listener.getsockname()[1])) as silent:
+        with socket.create_connection(("localhost", listener.getsockname()[1])) as rank:
+            rank.sendall(b"token 3\n")
+            assert peers._welcome(listener, b"token") == (None, None)
+            assert silent.recv(1) == b""
+            other, connection = peers._welcome(listener, b"token")
+            connection.close()
+    assert other == 3

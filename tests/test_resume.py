@@ -77,6 +77,16 @@ def test_a_resumed_run_is_the_run_bit_for_bit(images, whole, tmp_path):
     assert sampler["seen"].min() >= 10, "the history would not have counted yet"
 
 
+def test_rows_past_the_checkpoint_are_made_again_where_its_logs_lie(tmp_path):
+    tiny(tmp_path / "run", plain_sum, iterations=4, save_interval=2)[0].run_loop()
+    start = str(tmp_path / "run" / "model000002.pt")
+    tiny(tmp_path / "other", plain_sum, iterations=4)[0].run_loop()
+    for name in ("run", "other"):
+        tiny(tmp_path / name, plain_sum, iterations=3, resume_checkpoint=start)[0].run_loop()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    assert [row["step"] for row in rows(tmp_path / "other")] == [1, 2, 3, 4, 3]
+
+
 def test_what_a_published_triple_cannot_restore_is_said(images, whole, tmp_path):
     copy_checkpoint(whole, tmp_path / "published", 20, ["state", "manifest"])
     start = tmp_path / "published" / "model000020.pt"
@@ -148,6 +158,26 @@ def test_old_checkpoints_go_as_new_ones_come(tmp_path):
         manifest.check(tmp_path, step)
 
 
+def test_a_fresh_start_deletes_no_checkpoint_of_an_earlier_run_and_a_resumed_one_its_own(tmp_path):
+    tiny(tmp_path, plain_sum, iterations=40, save_interval=20)[0].run_loop()
+    options = dict(save_interval=1, keep_checkpoints=1)
+    tiny(tmp_path, plain_sum, iterations=3, **options)[0].run_loop()
+    assert manifest.steps(tmp_path) == [3, 40, 20]
+    start = str(tmp_path / "model000003.pt")
+    tiny(tmp_path, plain_sum, iterations=4, **options, resume_checkpoint=start)[0].run_loop()
+    assert manifest.steps(tmp_path) == [4, 40, 20]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_no_failure(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(manifest, "prune", refuse)
+    tiny(tmp_path, plain_sum, iterations=2, save_interval=1, keep_checkpoints=1)[0].run_loop()
+    assert manifest.steps(tmp_path) == [2, 1]
+    assert "warning: step 2 is saved, but older checkpoints cannot" in (tmp_path / "log.txt").read_text()
+
+
 # ------------------------------------------------------------------------------- weights and no more
 
 
@@ -196,8 +226,19 @@ def test_another_network_is_no_beginning(images, whole, tmp_path):
 
 
 def test_to_begin_and_to_go_on_exclude_each_other():
-    with pytest.raises(UserError, match="--init_from a.pt starts a run, and --resume_checkpoint auto goes on with one"):
-        TrainFlags(init_from="a.pt", resume_checkpoint="auto")
+    with pytest.raises(UserError, match="--init_from a.pt starts a run, and --resume_checkpoint model01.pt goes on"):
+        TrainFlags(init_from="a.pt", resume_checkpoint="model01.pt")
+
+
+def test_one_command_begins_from_weights_and_then_goes_on(images, whole, tmp_path):
+    command = ["--init_from", whole / "model000040.pt", "--resume_checkpoint", "auto", "--lr", 1e-12]
+    train(images, tmp_path, *command, "--iterations", 1)
+    first = weights(tmp_path / "model000001.pt")
+    assert all(torch.allclose(first[k], v, atol=1e-9) for k, v in weights(whole / "model000040.pt").items())
+    train(images, tmp_path, *command, "--iterations", 2)
+    assert weights(tmp_path / "opt000002.pt")["state"][0]["step"] == 2
+    said = train(images, tmp_path, *command[:2], "--iterations", 1, "--dry_run", True)
+    assert "has checkpoints of an earlier run, the last at step 2" in said
 
 
 # ------------------------------------------------------------------------------------- divergence
@@ -212,12 +253,47 @@ def test_twenty_bad_steps_end_the_run_and_keep_the_last_checkpoint(tmp_path, bad
         loop.run_loop()
     for words in (
         "diverged at step 42: 20 steps in a row", "learning rate 0.1", f"gradient norm {'nan'}",
-        "checkpoint of step 40 is whole", "a lower --lr, --grad_clip 1",
+        "checkpoint of step 22 is whole", "a lower --lr, --grad_clip 1",
     ):  # fmt: skip
         assert words in str(error.value)
     assert torch.allclose(seen[-1], torch.tensor(START) - 0.3, atol=1e-6)
-    assert not (tmp_path / "model000042.pt").exists()
-    assert torch.isfinite(weights(tmp_path / "ema_0.5_000040.pt")["weight"]).all()
+    # nothing after a bad step: what is due at step 4 waits for step 22
+    assert sorted(manifest.steps(tmp_path)) == [2, 22]
+    assert torch.isfinite(weights(tmp_path / "ema_0.5_000022.pt")["weight"]).all()
+
+
+@pytest.mark.parametrize("interval, step", [(1, 1), (20, 2)])
+def test_weights_thrown_too_far_by_a_finite_step_are_not_saved(tmp_path, interval, step):
+    """One step of 1e30 from a finite gradient: the weights are numbers, of a norm that float32 cannot hold."""
+    loop, _ = tiny(tmp_path, plain_sum, iterations=40, lr=1e30, save_interval=interval)
+    with pytest.raises(UserError, match=f"diverged at step {step}: the norm of the weights is inf.* no checkpoint yet"):
+        loop.run_loop()
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_a_bad_streak_prunes_nothing_and_a_run_that_diverges_again_names_what_it_came_from(tmp_path):
+    tiny(tmp_path, plain_sum, iterations=2)[0].run_loop()
+    options = dict(save_interval=1, keep_checkpoints=1, resume_checkpoint=str(tmp_path / "model000002.pt"))
+    loop, _ = tiny(tmp_path, poisoned(plain_sum, [NAN] * 20), **options)
+    with pytest.raises(UserError, match="diverged at step 22: .*; the checkpoint of step 2 is whole"):
+        loop.run_loop()
+    assert manifest.steps(tmp_path) == [2]
+
+
+def test_a_run_that_ends_on_a_bad_step_says_that_it_is_not_saved(tmp_path):
+    loop, _ = tiny(tmp_path, poisoned(plain_sum, [1, 1, NAN]), iterations=3, save_interval=2)
+    with pytest.raises(UserError, match="step 3 is not saved, .* is not finite; the checkpoint of step 2 is whole"):
+        loop.run_loop()
+    assert manifest.steps(tmp_path) == [2]
+
+
+def test_weights_that_are_no_numbers_are_no_start(tmp_path):
+    tiny(tmp_path, plain_sum, iterations=1)[0].run_loop()
+    path = tmp_path / "model000001.pt"
+    torch.save({"weight": torch.tensor([[1.0, NAN, 1.0]])}, path)
+    for flag in ("resume_checkpoint", "init_from"):
+        with pytest.raises(UserError, match="weights of .*model000001.pt are not finite"):
+            tiny(tmp_path, plain_sum, iterations=2, **{flag: str(path)})
 
 
 def test_a_loss_that_is_not_finite_counts_though_its_gradient_is(tmp_path):
@@ -287,6 +363,16 @@ def test_a_signal_saves_and_ends(tmp_path, monkeypatch, capsys, number, status, 
     assert manifest.steps(tmp_path) == [3, 2]
     for complete in (2, 3):
         manifest.check(tmp_path, complete)
+
+
+def test_a_signal_after_a_bad_step_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    loop, _ = tiny(tmp_path, poisoned(plain_sum, [1, 1, NAN, 1]), save_interval=2)
+    loop.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+    with pytest.raises(SystemExit) as ended:
+        loop.run_loop()
+    said = capsys.readouterr().err
+    assert ended.value.code == 143 and manifest.steps(tmp_path) == [2]
+    assert "step 3 is not saved" in said and "the checkpoint of step 2 is whole; --resume_checkpoint auto" in said
 
 
 def test_a_full_disk_ends_the_run_in_a_sentence_and_keeps_the_last_checkpoint(tmp_path):

@@ -1,5 +1,6 @@
 """The training loop: against hand computation, a split over ranks, an interruption, and numbers gone bad."""
 
+import contextlib
 import csv
 import json
 import math
@@ -286,6 +287,50 @@ def test_first_row_comes_at_once(tmp_path):
     loop, _ = tiny(tmp_path, plain_sum, iterations=5, log_interval=4)
     loop.run_loop()
     assert [row["step"] for row in rows(tmp_path)] == [1, 4, 5]
+
+
+def test_speed_and_time_left_are_those_of_the_steps_alone(tmp_path, monkeypatch):
+    """By a clock that only the parts of a step set forward: 2 s for the batch, 100 for a score, preview or save."""
+    now = [0.0]
+
+    def taking(seconds, answer=None):
+        now[0] += seconds
+        return answer
+
+    monkeypatch.setattr("guided_diffusion.train_util.time", SimpleNamespace(time=lambda: now[0]))
+    loop, _ = tiny(tmp_path, plain_sum, iterations=4, save_interval=1, sample_interval=1)
+    loop.data = iter(lambda: taking(2, (torch.ones(3, 3), {})), None)
+    loop.after_step = lambda step: taking(100)
+    loop.draw_preview = loop.save = lambda: taking(100)
+    loop.run_loop()
+    assert [row["images_per_second"] for row in rows(tmp_path)] == [1.5] * 4
+    assert [row["time_left"] for row in rows(tmp_path)] == ["0:00:06", "0:00:04", "0:00:02", "0:00:00"]
+
+
+def test_a_slow_step_is_told_by_its_part(tmp_path, monkeypatch):
+    """What the watch is told that is waited for, at the time when each part begins."""
+    told = []
+
+    @contextlib.contextmanager
+    def listen(say):
+        yield lambda what, step=None: told.append(what.split(",")[0])
+
+    monkeypatch.setattr("guided_diffusion.train_util.slow_steps.told", listen)
+    loop, _ = tiny(tmp_path, plain_sum, iterations=1, sample_interval=1)
+    seen = {}
+    for name in ("run_step", "after_step", "draw_preview", "save"):
+        whole = getattr(loop, name)
+
+        def noted(*args, name=name, whole=whole):
+            seen[name] = told[-1]
+            return whole(*args)
+
+        setattr(loop, name, noted)
+    loop.run_loop()
+    assert seen == {
+        "run_step": "its loss and gradient", "after_step": "its score", "draw_preview": "its preview",
+        "save": "its checkpoint",
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- ranks

@@ -33,3 +33,13 @@ def test_a_run_logs_the_distance_of_its_average_from_the_data(tmp_path):
     sets = [network(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255) for x in (real, sample(model.eval()))]
     expected = frechet_distance(*map(moments_of, sets))
     assert float(rows[1]["frechet_distance"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_each_score_has_a_row_of_its_step(tmp_path):
+    data = script_runs.draw_images(tmp_path / "data")
+    script_runs.mean_colours(tmp_path / "means.pt", 16)
+    flags = ["--eval_interval", 2, "--eval_samples", 2, "--features", f"torchscript:{tmp_path}/means.pt"]
+    script_runs.train_diffusion(data, tmp_path / "run", *flags, "--iterations", 7, "--log_interval", 5)
+    with open(tmp_path / "run" / "progress.csv") as file:
+        scored = {row["step"]: row["frechet_distance"] != "" for row in csv.DictReader(file)}
+    assert scored == {"1": False, "2": True, "4": True, "5": False, "6": True, "7": False}

@@ -138,15 +138,18 @@ def _fill(store, missing, total, make_batch):
 
 def _finish(store, chunks, name):
     """Write the npz, unless other shards still have to add to it or were faster."""
-    absent = store.absent(chunks)
-    if not absent:
-        try:
-            for path in store.assemble(chunks, name):
-                logger.log(f"saved {path}")
-            return
-        except FileNotFoundError:  # another shard has done it and deleted the chunks
-            absent = chunks
-    path = store.finished(chunks[-1].stop)
+    if not store.absent(chunks):
+        with folder_lock.claimed(*files.split(store.folder)) as other:
+            if other:
+                logger.log(f"{other} is writing the npz")
+                return
+            try:
+                for path in store.assemble(chunks, name):
+                    logger.log(f"saved {path}")
+                return
+            except FileNotFoundError:  # another shard has done it and deleted the chunks
+                pass
+    path, absent = store.finished(chunks[-1].stop), store.absent(chunks)
     if path:
         logger.log(f"saved {path}, by another shard")
     else:

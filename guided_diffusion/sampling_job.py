@@ -73,13 +73,12 @@ def generate_images(parsed, diffusion, make_batch, name=None):
 
 def _settings(parsed):
     """What decides the images of a run, and what may round them."""
-    decisive = {k: v for k, v in parsed.values().items() if k not in IDLE}
+    decisive, read = {k: v for k, v in parsed.values().items() if k not in IDLE}, {}
     if dist_util.is_main():
-        decisive |= {k: f"sha256 {files.sha256(decisive[k])[:16]}" for k in FILES if k in decisive}
-    device = dist_util.dev()
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    rounding = {"device": kind, "torch": torch.__version__}
-    return {"decisive": decisive, "threads": torch.get_num_threads(), "rounding": rounding}
+        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in FILES if k in decisive}
+        decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
+    rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
+    return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}
 
 
 def _follow(begun, settings):

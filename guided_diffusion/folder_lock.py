@@ -56,7 +56,7 @@ def locked(folder, part=""):
 def claimed(folder, work):
     """Yield None if the calling process alone may do `work` in `folder` during the with-block, else who does it.
 
-    Unlike `locked` it is no collective, and several works of a folder may go on at once, under a lock `.lock-WORK` each.
+    Unlike `locked` it is no collective, and several works may go on at once, each under a lock `.lock-WORK`.
     """
     with contextlib.ExitStack() as stack:
         can_lock = fcntl is not None and not files.is_remote(folder)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import dist_util, files, folder_lock, interruption, launch, logger, progress
+from . import dist_util, files, folder_lock, interruption, launch, logger, progress, slow_steps
 from .errors import UserError
 from .flags import FlagGroup, flag
 from .generate import SampleFlags
@@ -123,11 +123,17 @@ def _fill(store, missing, total, make_batch):
     done = total - sum(map(len, missing))
     if done:
         logger.log(f"{done} of {total} images are there already")
-    with interruption.awaited() as asked, progress.shown(total, done, "image") as add:
+    with (
+        interruption.awaited() as asked,
+        progress.shown(total, done, "image") as add,
+        slow_steps.told(logger.log, unit="batch") as doing,
+    ):
         for first in range(0, len(missing), size):
             turn = missing[first : first + size]
+            doing("its images", step=first // size + 1)
             for chunk in turn[rank : rank + 1]:
                 store.save(chunk, make_batch(chunk))
+            doing("those of the other ranks")
             number = asked()
             add(sum(map(len, turn)))
             if number:

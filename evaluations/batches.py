@@ -1,6 +1,5 @@
 """Images to be scored, read in parts: memory does not depend on their number."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from guided_diffusion import files
+from guided_diffusion import files, sample_store
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_datasets import ZIP, list_image_files, open_rgb
 
@@ -38,7 +37,7 @@ class ImageSet:
         image that cannot be read or has another size than the first.
     :ivar files: paths of the files that hold the images.
     :ivar statistics: {"features": Moments, "spatial": Moments} as far as they are stored.
-    :ivar run: flags of the run that made the images, {} where they are not known.
+    :ivar run: settings of the run that made the images, as of `sample_store.origin`; {} where they are not known.
     :ivar grey: the files have one channel.
     """
 
@@ -83,18 +82,6 @@ def _samples_of(folder, flag):
     return files.join(folder, found[0])
 
 
-def _run_beside(path):
-    """The flags of the sampling run whose output folder holds `path`; {} if there was none."""
-    beside = files.join(files.split(path)[0], "flags.json")
-    if not files.exists(beside):
-        return {}
-    try:
-        flags = json.loads(files.read_text(beside))
-    except ValueError:
-        return {}
-    return flags if isinstance(flags, dict) and "num_samples" in flags else {}
-
-
 # -- npz ---------------------------------------------------------------------------------------------
 
 
@@ -103,13 +90,17 @@ def _told_as_damage(path, flag):
     try:
         yield
     except DAMAGE as error:
-        raise UserError(f"--{flag} {path} is damaged or no npz of plain arrays ({_reason(error)})") from error
+        raise UserError(f"--{flag} {path} is damaged or no npz of plain arrays ({_reason(error, path)})") from error
 
 
-def _reason(error):
+def _reason(error, path):
     text = str(error).strip("'\"").split("\n")[0]
+    with files.open_read(path) as file:
+        begun = file.read(2) == b"PK"
+    if not text or begun and text == "File is not a zip file":  # its directory, at the end, is not there
+        return "it ends too soon"
     # numpy's advice about foreign bytes is to unpickle them
-    return "it is no archive" if "pickle" in text else text or "it ends too soon"
+    return "it is no archive" if "pickle" in text else text
 
 
 def _open_npz(path, flag):
@@ -131,14 +122,16 @@ def _open_npz(path, flag):
         return ImageSet(flag, path, "npz", 0, None, lambda *_: iter(()), [path], statistics)
     with _told_as_damage(path, flag), _array(path) as (shape, dtype, fortran, _):
         pass
-    grey = len(shape) == 3 or shape[-1:] == (1,)
+    grey = len(shape) == 3 or len(shape) == 4 and shape[3] == 1
     if dtype != np.uint8 or fortran or not (grey or len(shape) == 4 and shape[3] == 3) or 0 in shape:
         order = " in Fortran order" if fortran else ""
         raise UserError(
             f"--{flag} {path}: arr_0 is {dtype} {list(shape)}{order}, expected at least one image as uint8 [N, H, W, 3]"
         )
     batches = partial(_npz_batches, path, flag, shape)
-    return ImageSet(flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, _run_beside(path), grey)
+    return ImageSet(
+        flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, sample_store.origin(path), grey
+    )
 
 
 def _moments(mean, covariance, path, flag):

@@ -21,7 +21,7 @@ class CompareFlags(FlagGroup):
 
 
 def read_report(path, name):
-    """{dotted name: value} of the report that --`name` names."""
+    """The report that --`name` names, as JSON has it."""
     if not path:
         raise UserError(f"--{name} is not given; expected a report of evaluator.py --json")
     try:
@@ -30,25 +30,30 @@ def read_report(path, name):
         raise UserError(f"--{name} {path} cannot be read as JSON ({error})") from error
     if not isinstance(report, dict) or "scores" not in report:
         raise UserError(f"--{name} {path} is no report of evaluator.py --json: it has no scores")
-    return dict(_flat(report))
-
-
-def _flat(report, prefix=""):
-    for key, value in report.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    return report
 
 
 def differences(first, second):
-    """(name, value, other value) of all that differs between two flat reports; scores come last, paths not at all.
+    """(dotted name, value, other value) of all that differs between two reports; scores come last.
 
-    A value that one report lacks is "-".
+    What one report lacks is "-", and a whole group opposite to it "given". Of a group with the same sha256 in both
+    reports, neither the path nor the name differs.
     """
-    names = sorted({*first, *second}, key=lambda name: (name.startswith("scores."), name))
-    rows = ((name, first.get(name, "-"), second.get(name, "-")) for name in names if not name.endswith(".path"))
-    return [row for row in rows if row[1] != row[2]]
+    return sorted(_rows(first, second), key=lambda row: (row[0].startswith("scores."), row[0]))
+
+
+def _rows(first, second, prefix=""):
+    same = "sha256" in first and first["sha256"] == second.get("sha256")
+    for key in first.keys() | second.keys():
+        value, other = first.get(key, "-"), second.get(key, "-")
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _rows(value, other, f"{prefix}{key}.")
+        elif key != "path" and value != other and not (same and key == "name"):
+            yield prefix + key, _shown(value), _shown(other)
+
+
+def _shown(value):
+    return "given" if isinstance(value, dict) else value
 
 
 def main(argv):

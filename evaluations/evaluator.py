@@ -34,11 +34,9 @@ BY_MOMENTS = {"fid", "sfid", "frechet_distance"}
 
 
 def refuse_swapped(reference, samples):
-    """Refuse ImageSets that are in the wrong order, as far as they show it."""
+    """Refuse ImageSets that are in the wrong order, as far as it is certain."""
     if samples.statistics and not reference.statistics:
         raise UserError(f"--samples {samples.path} holds stored statistics, as a reference does: swap the two")
-    if reference.run and not samples.run:
-        raise UserError(f"--reference {reference.path} was sampled from a model, and the samples not: swap the two")
 
 
 def measure(images, features, batch_size, keep):

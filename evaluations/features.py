@@ -87,7 +87,7 @@ class FeatureFlags(FlagGroup):
         elif kind in makers and path:
             if not files.exists(path):
                 raise UserError(f"--features {self.features}: there is no file {path}")
-            compute, sha256 = makers[kind](path, device), hashlib.sha256(files.read_bytes(path)).hexdigest()
+            compute, sha256 = makers[kind](path, device), files.sha256(path)
         else:
             raise UserError(f"--features is {self.features!r}; expected inception, classifier:PATH or torchscript:PATH")
         facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}

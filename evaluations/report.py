@@ -8,28 +8,21 @@ import numpy
 import scipy
 import torch
 
-from guided_diffusion import checkpoints, files, logger
+from guided_diffusion import checkpoints, dist_util, files, logger
 
 from .precision_recall import BLOCK
-from .scores import TITLES
+from .scores import TITLES, counted
 
 # of the samples of published scores
 PUBLISHED_COUNT = 50000
 # how this project's scripts write samples, in guided_diffusion/images.py
 UINT8_RULE = "(x + 1) * 127.5, clamped to 0..255, truncated"
-CHUNK = 1 << 20
-# flags of a sampling run that decide no pixel
-IDLE = ("out_dir", "device", "dry_run", "preset", "override", "num_samples", "batch_size")
 
 
 def digest(paths):
-    """The sha256, as hexadecimal text, of the files at `paths` one after another."""
-    total = hashlib.sha256()
-    for path in paths:
-        with files.open_read(path) as file:
-            while part := file.read(CHUNK):
-                total.update(part)
-    return total.hexdigest()
+    """The sha256, as hexadecimal text, of the file at `paths`; of several, that of their sha256 in turn."""
+    each = [files.sha256(path) for path in paths]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def facts(reference, samples, features, settings):
@@ -50,6 +43,7 @@ def facts(reference, samples, features, settings):
             "torch": torch.__version__,
             "numpy": numpy.__version__,
             "scipy": scipy.__version__,
+            "device": dist_util.device_name(),
         },
     }
 
@@ -66,26 +60,33 @@ def _describe(images):
 
 
 def _origin(images):
-    """Of images that a run of this project made: its flags, the checkpoint and the rule of rounding."""
+    """Of images that a run of this project made: its flags, its checkpoints as it read them, the rule of rounding."""
     if not images.run:
         return {"uint8_rule": "unknown"}
-    found = {"uint8_rule": UINT8_RULE, "sampling": {k: v for k, v in images.run.items() if k not in IDLE}}
-    path = images.run.get("model_path", "")
-    if path:
-        average = re.fullmatch(r"ema_([\d.]+)_(\d+)\.pt", files.split(path)[1])
-        found["checkpoint"] = {
-            "path": path,
-            "sha256": digest([path]) if files.exists(path) else "",
-            "ema_rate": average[1] if average else checkpoints.read_flags(path).get("ema_rate", ""),
-        }
+    found = {"uint8_rule": UINT8_RULE, "sampling": images.run["decisive"], "files": images.run["files"]}
+    if model := images.run["files"].get("model_path"):
+        found["ema_rate"] = _ema_rate(**model)
     return found
 
 
+def _ema_rate(path, sha256):
+    """Of the checkpoint that lay at `path`: by its name, or by what lies beside it if it still is the same."""
+    average = re.fullmatch(r"ema_([\d.]+)_(\d+)\.pt", files.split(path)[1])
+    if average:
+        return average[1]
+    same = files.exists(path) and files.sha256(path) == sha256
+    return checkpoints.read_flags(path).get("ema_rate", "") if same else ""
+
+
 def caveats(reference, samples):
-    """Sentences on how the images differ from those of published scores."""
+    """Sentences on how the images differ from those of published scores, and from what their places say."""
     found = []
     if samples.count != PUBLISHED_COUNT:
-        found.append(f"{samples.count} samples: not comparable with published FID-50k")
+        found.append(f"{counted(samples.count, 'sample')}: not comparable with published FID-50k")
+    if reference.run and not samples.run:
+        found.append(
+            "the reference was sampled by a run here, and the samples were not: make sure they are not swapped"
+        )
     found += [f"--{s.flag}: grey images are repeated to three channels" for s in (reference, samples) if s.grey]
     if reference.count and samples.count and reference.size != samples.size:
         shown = ["x".join(map(str, images.size)) for images in (reference, samples)]

@@ -38,6 +38,8 @@ ERRORS = {
     "kid_standard_error": "KID standard error",
 }
 TITLES = PUBLISHED | GENERAL | ERRORS
+# variance of equal float32 features, relative to their squared mean
+ROUNDING = 1e-12
 
 
 @dataclass
@@ -102,12 +104,12 @@ def compute(reference, samples, metrics, flags, weights=None):
         if not names or reference.count >= needed_reference and samples.count >= needed_samples:
             return names
         who = " and ".join(
-            f"{needed} of the {what}"
-            for needed, what in ((needed_reference, "reference"), (needed_samples, "samples"))
+            counted(needed, f"{what} image")
+            for needed, what in ((needed_reference, "reference"), (needed_samples, "sampled"))
             if needed
         )
         notes.append(
-            f"{', '.join(TITLES[name] for name in names)} undefined: expected at least {who} images, "
+            f"{', '.join(TITLES[name] for name in names)} undefined: expected at least {who}, "
             f"found {reference.count} and {samples.count}"
         )
         return []
@@ -134,6 +136,11 @@ def compute(reference, samples, metrics, flags, weights=None):
             found[f"{name}_standard_error"] = fid.bootstrap_error(
                 samples.features, reference.moments, flags.bootstrap, flags.seed
             )
+            if samples.count <= samples.features.shape[1]:
+                notes.append(
+                    f"{TITLES[name]} standard error is unreliable: the draws have singular covariances, as there are "
+                    f"{counted(samples.count, 'sample')} for {samples.features.shape[1]} dimensions"
+                )
     if names := enough(["precision", "recall"], NEIGHBOURS + 1, NEIGHBOURS + 1):
         distance = DISTANCES[flags.distance(weights is not None)]
         both = precision_recall(reference.features.to(device), samples.features.to(device), distance)
@@ -155,8 +162,21 @@ def _frechet(name, pair, formula, found, notes):
     dimension = len(pair[0].mean)
     found[name] = fid.FORMULAS[formula](*pair)
     few = [moments.count for moments in pair if 0 < moments.count <= dimension]
-    if few:
+    alike = [who for who, moments in zip(("reference", "sampled"), pair) if _without_variance(moments)]
+    if alike:
+        notes.append(f"{TITLES[name]}: all {' and all '.join(alike)} images have the same features, of variance 0")
+    elif few:
         notes.append(
             f"{TITLES[name]}: {min(few)} images are too few for {dimension} dimensions, so a covariance is singular "
             "and the value too high"
         )
+
+
+def _without_variance(moments):
+    """Whether features differ by no more than rounding."""
+    return bool(moments.covariance.trace() <= ROUNDING * moments.mean.square().sum())
+
+
+def counted(count, noun):
+    """A number of things in words: 1 sample, 2 samples."""
+    return f"{count} {noun}" + "s" * (count != 1)

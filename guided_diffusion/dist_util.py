@@ -419,6 +419,12 @@ def dev():
     return _device or choose_device(None, 0, torch.cuda.device_count())
 
 
+def device_name():
+    """Return what the device of this process is: the model of its GPU, cpu or mps."""
+    device = dev()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def rank():
     """Return the number of this process in the job, 0..world_size()-1."""
     return _launch.rank

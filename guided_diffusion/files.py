@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import tempfile
 import zipfile
 
@@ -129,7 +130,8 @@ def replacing(path):
                 yield file
             _remote("copy", unfinished, path, True)
         return
-    unfinished = f"{path}.{os.getpid()}.tmp"
+    # process ids of machines that share a folder may agree
+    unfinished = f"{path}.{secrets.token_hex(8)}.tmp"
     try:
         with open(unfinished, "wb") as file:
             yield file
@@ -159,7 +161,7 @@ def remove_unfinished(folder):
     """Delete what `write_bytes` left unfinished in a folder when its process was killed."""
     if not is_remote(folder):
         for name in os.listdir(folder):
-            if re.fullmatch(r".+\.\d+\.tmp", name):
+            if re.fullmatch(r".+\.[0-9a-f]+\.tmp", name):
                 os.remove(os.path.join(folder, name))
 
 

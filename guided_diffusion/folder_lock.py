@@ -52,6 +52,17 @@ def locked(folder, part=""):
         yield
 
 
+@contextlib.contextmanager
+def claimed(folder, work):
+    """Yield None if the calling process alone may do `work` in `folder` during the with-block, else who does it.
+
+    Unlike `locked` it is no collective, and several works may go on at once, each under a lock `.lock-WORK`.
+    """
+    with contextlib.ExitStack() as stack:
+        can_lock = fcntl is not None and not files.is_remote(folder)
+        yield _lock(stack, os.path.join(folder, f".lock-{work}")) if can_lock else None
+
+
 def _lock(stack, path, shared=False):
     """Lock a file until `stack` is closed; returns who has it, if that is another."""
     file = stack.enter_context(open(path, "a+", encoding="utf-8"))

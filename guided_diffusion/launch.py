@@ -114,16 +114,17 @@ def _complain(sentence, everywhere):
 
 
 def announce(parsed, file_name="flags.json"):
-    """Print the resolved flags and save them in the output folder, on rank 0.
+    """Print the resolved flags and, unless this is a dry run, save them in the output folder, on rank 0.
 
     :param file_name: of what is saved.
     :return: False if this is a dry run, which ends here.
     """
-    values = parsed.values()
+    values, dry_run = parsed.values(), parsed[RunFlags].dry_run
     for name, switch in IDLE_WITHOUT.items():
         if name in parsed.given and values.get(switch) is False:
             logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
-        files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")
-    return not parsed[RunFlags].dry_run
+        if not dry_run:
+            files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")
+    return not dry_run

@@ -5,7 +5,7 @@ A run is cut into chunks of consecutive images. `OUT_DIR/STEM.chunks/` holds
     settings.json                      what decides the images, as the run was begun
     images_00000016_00000031.chunk     images 16 to 31, finished: the SHA-256 of an npz, and the npz, with the images
                                        as `arr_0` and their labels, if any, as `arr_1`
-    finished_100.json                  the npz that 100 images became, and its size
+    finished_100.json                  the npz that 100 images became, its size and its SHA-256
 
 A chunk is complete or not there. Once all chunks have become the npz they are deleted, unless a larger run of the
 folder needs them; the other two files stay.
@@ -40,8 +40,8 @@ class SampleStore:
     def begin(self, settings, alone):
         """Begin a run, or go on with one of the same settings; every rank has to call it.
 
-        :param settings: {name: value}, values as JSON has them. Those under "decisive", a dict of flags, have to be
-            the same in all runs of the folder; the others are only kept.
+        :param settings: as of `read_settings`. Those under "decisive" have to be the same in all runs of the folder;
+            the others are only kept.
         :param alone: no other job can be at work in the folder; settings that made no image yet are then replaced.
         :return: the settings the folder was begun with.
         :raises UserError: on every rank, naming the decisive settings that differ.
@@ -59,10 +59,10 @@ class SampleStore:
             files.write_text(path, json.dumps(settings, indent=1) + "\n")
             return settings, None
         try:
-            saved = json.loads(files.read_text(path))
-            before, now = saved["decisive"], settings["decisive"]
-        except (ValueError, KeyError, TypeError):
-            return None, f"{path} is damaged; give another --out_dir, or delete {self.folder}"
+            saved = read_settings(self.folder)
+        except UserError as error:
+            return None, str(error)
+        before, now = saved["decisive"], settings["decisive"]
         differing = [
             f"--{name} is {_shown(name, now)}, there it is {_shown(name, before)}"
             for name in sorted(before.keys() | now.keys())
@@ -126,7 +126,7 @@ class SampleStore:
         pictured = [self._whole(chunk)["arr_0"] for chunk in chunks if chunk.start < PICTURED]
         picture = path.removesuffix(".npz") + ".png"
         save_grid(picture, np.concatenate(pictured)[:PICTURED])
-        record = {"file": name, "size": files.size(path)}
+        record = {"file": name, "size": files.size(path), "sha256": files.sha256(path)}
         files.write_text(self._record(count), json.dumps(record) + "\n")
         self._clean(name, count)
         return path, picture
@@ -143,13 +143,15 @@ class SampleStore:
         return arrays
 
     def finished(self, count):
-        """The path of the npz of `count` images if it is there as it was assembled, else None."""
-        try:
-            record = json.loads(files.read_text(self._record(count)))
-            path = files.join(self.out_dir, files.split(record["file"])[1])
-            if files.size(path) != record["size"]:
-                return None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        """The path of the npz of `count` images if it is there as it was assembled, else None; warns of a change."""
+        record = _read_record(self._record(count))
+        if not record:
+            return None
+        path = files.join(self.out_dir, record["file"])
+        if not files.exists(path):
+            return None
+        if not _is_recorded(path, record):
+            logger.warn(f"{path} is not as it was assembled: its size or SHA-256 is another than its run recorded")
             return None
         self._clean(record["file"], count)
         return path
@@ -175,6 +177,62 @@ class SampleStore:
 
     def _names(self, starts):
         return {name for name, _ in files.entries(self.folder) if name.startswith(starts)}
+
+
+def read_settings(folder):
+    """What a run was begun with, from its folder of chunks.
+
+    :return: a dict of "decisive" ({flag: value} of all that decides the images, files by their hash), "files" ({flag:
+        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank) and "rounding" ({"device": text,
+        "torch": text}).
+    :raises UserError: if they are damaged.
+    """
+    path = files.join(folder, "settings.json")
+    try:
+        saved = json.loads(files.read_text(path))
+        whole = (
+            isinstance(saved["decisive"], dict)
+            and all(entry.keys() == {"path", "sha256"} for entry in saved["files"].values())
+            and isinstance(saved["threads"], int)
+            and saved["threads"] > 0
+            and saved["rounding"].keys() == {"device", "torch"}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged; give another --out_dir, or delete {folder}")
+    return saved
+
+
+def origin(path):
+    """The settings (see `read_settings`) of the run that made the npz at `path`; {} if none recorded it as it is.
+
+    :raises UserError: if a run did, and its settings are damaged.
+    """
+    folder, name = files.split(path)
+    for entry, is_folder in files.entries(folder or "."):
+        if is_folder and entry.endswith(".chunks"):
+            beside = files.join(folder, entry)
+            records = [n for n, _ in files.entries(beside) if n.startswith("finished_")]
+            for record in filter(None, (_read_record(files.join(beside, n)) for n in records)):
+                if record["file"] == name and _is_recorded(path, record):
+                    return read_settings(beside)
+    return {}
+
+
+def _read_record(path):
+    """What became of a run, {"file": name, "size": bytes, "sha256": text}; None where it is not there or damaged."""
+    try:
+        record = json.loads(files.read_text(path))
+        return (
+            record if files.split(record["file"])[1] == record["file"] and {"size", "sha256"} < record.keys() else None
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_recorded(path, record):
+    return files.size(path) == record["size"] and files.sha256(path) == record["sha256"]
 
 
 def _name(chunk):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import dist_util, files, folder_lock, interruption, launch, logger, progress
+from . import dist_util, files, folder_lock, interruption, launch, logger, progress, slow_steps
 from .errors import UserError
 from .flags import FlagGroup, flag
 from .generate import SampleFlags
@@ -73,13 +73,12 @@ def generate_images(parsed, diffusion, make_batch, name=None):
 
 def _settings(parsed):
     """What decides the images of a run, and what may round them."""
-    decisive = {k: v for k, v in parsed.values().items() if k not in IDLE}
+    decisive, read = {k: v for k, v in parsed.values().items() if k not in IDLE}, {}
     if dist_util.is_main():
-        decisive |= {k: f"sha256 {files.sha256(decisive[k])[:16]}" for k in FILES if k in decisive}
-    device = dist_util.dev()
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    rounding = {"device": kind, "torch": torch.__version__}
-    return {"decisive": decisive, "threads": torch.get_num_threads(), "rounding": rounding}
+        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in FILES if k in decisive}
+        decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
+    rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
+    return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}
 
 
 def _follow(begun, settings):
@@ -124,11 +123,17 @@ def _fill(store, missing, total, make_batch):
     done = total - sum(map(len, missing))
     if done:
         logger.log(f"{done} of {total} images are there already")
-    with interruption.awaited() as asked, progress.shown(total, done, "image") as add:
+    with (
+        interruption.awaited() as asked,
+        progress.shown(total, done, "image") as add,
+        slow_steps.told(logger.log, unit="batch") as doing,
+    ):
         for first in range(0, len(missing), size):
             turn = missing[first : first + size]
+            doing("its images", step=first // size + 1)
             for chunk in turn[rank : rank + 1]:
                 store.save(chunk, make_batch(chunk))
+            doing("those of the other ranks")
             number = asked()
             add(sum(map(len, turn)))
             if number:
@@ -138,15 +143,18 @@ def _fill(store, missing, total, make_batch):
 
 def _finish(store, chunks, name):
     """Write the npz, unless other shards still have to add to it or were faster."""
-    absent = store.absent(chunks)
-    if not absent:
-        try:
-            for path in store.assemble(chunks, name):
-                logger.log(f"saved {path}")
-            return
-        except FileNotFoundError:  # another shard has done it and deleted the chunks
-            absent = chunks
-    path = store.finished(chunks[-1].stop)
+    if not store.absent(chunks):
+        with folder_lock.claimed(*files.split(store.folder)) as other:
+            if other:
+                logger.log(f"{other} is writing the npz")
+                return
+            try:
+                for path in store.assemble(chunks, name):
+                    logger.log(f"saved {path}")
+                return
+            except FileNotFoundError:  # another shard has done it and deleted the chunks
+                pass
+    path, absent = store.finished(chunks[-1].stop), store.absent(chunks)
     if path:
         logger.log(f"saved {path}, by another shard")
     else:

@@ -1,6 +1,5 @@
 """Images to be scored: every source gives the same pixels in parts, and what is wrong is told in a sentence."""
 
-import json
 import zipfile
 
 import numpy as np
@@ -10,6 +9,7 @@ from test_dist_util import one_sentence
 
 from evaluations.batches import images_of_dataset, open_images, some_of
 from guided_diffusion.image_datasets import ImageDataset
+from guided_diffusion.sample_store import SampleStore
 
 IMAGES = np.random.default_rng(0).integers(256, size=(11, 6, 5, 3), dtype=np.uint8)
 
@@ -25,6 +25,15 @@ def png_folder(folder, images):
     return folder
 
 
+def made_by_run(folder, seed, name=None):
+    """What a sampling run with a seed leaves."""
+    store, settings = SampleStore(str(folder), name.removesuffix(".npz") if name else "samples"), {"seed": seed}
+    rounding = {"device": "cpu", "torch": "2"}
+    store.begin({"decisive": settings, "files": {}, "threads": 1, "rounding": rounding}, alone=True)
+    store.save(range(11), {"arr_0": IMAGES})
+    return store.assemble([range(11)], name)[0]
+
+
 @pytest.fixture
 def sources(tmp_path):
     """One set of images in every form that holds them."""
@@ -34,11 +43,8 @@ def sources(tmp_path):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in sorted((tmp_path / "folder").rglob("*.png")):
             archive.write(path, path.relative_to(tmp_path))
-    run = tmp_path / "run"
-    run.mkdir()
-    np.savez(run / "samples_11x6x5x3.npz", IMAGES)
-    Image.fromarray(IMAGES[0]).save(run / "samples_11x6x5x3.png")
-    (run / "flags.json").write_text(json.dumps({"num_samples": 11, "model_path": "ema.pt", "seed": 3}))
+    made_by_run(tmp_path / "run", 3)
+    (tmp_path / "run" / "flags.json").write_text("{}")
     return [tmp_path / name for name in ("plain.npz", "packed.npz", "folder", "images.zip", "run")]
 
 
@@ -62,8 +68,18 @@ def test_a_batch_holds_the_same_images_on_any_number_of_ranks(sources):
 def test_a_run_is_known_by_its_folder(sources):
     run = sources[-1]
     for path in (run, run / "samples_11x6x5x3.npz"):
-        assert open_images(str(path), "samples").run["seed"] == 3
+        assert open_images(str(path), "samples").run["decisive"]["seed"] == 3
     assert open_images(str(sources[0]), "samples").run == {}
+
+
+def test_each_npz_of_a_folder_has_its_own_run_and_a_changed_or_foreign_one_has_none(tmp_path):
+    paths = [made_by_run(tmp_path, seed, f"{seed}.npz") for seed in (3, 4)]
+    (tmp_path / "flags.json").write_text('{"num_samples": 11, "seed": 9}')
+    assert [open_images(path, "samples").run["decisive"]["seed"] for path in paths] == [3, 4]
+    np.savez(tmp_path / "foreign.npz", IMAGES)
+    np.savez(paths[0], 255 - IMAGES)  # as many bytes
+    for path in (paths[0], tmp_path / "foreign.npz"):
+        assert open_images(str(path), "samples").run == {}
 
 
 @pytest.mark.parametrize("shape", [(11, 6, 5), (11, 6, 5, 1)])
@@ -167,10 +183,12 @@ REFUSED = {
     "key.npz": (lambda path: save(path, images=IMAGES), ["images", "arr_0", "mu and sigma"]),
     "shape.npz": (lambda path: save(path, IMAGES.transpose(0, 3, 1, 2).copy()), ["[11, 3, 6, 5]", "[N, H, W, 3]"]),
     "flat.npz": (lambda path: save(path, IMAGES[0, 0]), ["[5, 3]"]),
+    "column.npz": (lambda path: save(path, IMAGES[0, :5, :1, 0]), ["[5, 1]"]),
+    "deep.npz": (lambda path: save(path, IMAGES[..., :1, None]), ["[11, 6, 5, 1, 1]"]),
     "none.npz": (lambda path: save(path, IMAGES[:0]), ["at least one image"]),
     "fortran.npz": (lambda path: save(path, np.asfortranarray(IMAGES)), ["Fortran order"]),
     "object.npz": (lambda path: save(path, np.array([None])), ["object"]),
-    "cut.npz": (lambda path: truncated(path, arr_0=IMAGES), ["damaged or no npz"]),
+    "cut.npz": (lambda path: truncated(path, arr_0=IMAGES), ["damaged or no npz", "it ends too soon"]),
     "flipped.npz": (flipped, ["damaged", "CRC"]),
     "mu.npz": (lambda path: save(path, mu=np.zeros(3), sigma=np.eye(2)), ["[3]", "[2, 2]"]),
     "nan.npz": (lambda path: save(path, mu=np.zeros(2), sigma=np.full((2, 2), np.nan)), ["finite"]),

@@ -16,6 +16,7 @@ from test_dist_util import MPIRUN, clean_env, needs_mpirun, run
 
 from evaluations import kid, precision_recall
 from evaluations.fid import frechet_distance, moments_of
+from guided_diffusion.sample_store import SampleStore
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "evaluations"
@@ -23,6 +24,14 @@ FOLDER = ROOT / "evaluations"
 FEATURES = 48
 REFERENCE = np.random.default_rng(1).integers(256, size=(70, 32, 32, 3), dtype=np.uint8)
 SAMPLES = np.random.default_rng(2).integers(20, 256, size=(66, 32, 32, 3), dtype=np.uint8)
+
+
+# of the run that made the samples
+SETTINGS = {
+    "decisive": {"seed": 5, "timestep_respacing": "ddim25"},
+    "threads": 1,
+    "rounding": {"device": "cpu", "torch": "2"},
+}
 
 
 def means(images):
@@ -44,13 +53,18 @@ def place(tmp_path_factory):
     np.savez(place / "small.npz", SAMPLES[:, :16, :16])
     np.savez(place / "grey.npz", SAMPLES[..., :1])
     np.savez(place / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    run = place / "run"
-    run.mkdir()
-    (place / "ema_0.999_000010.pt").write_bytes(b"weights")
-    flags = {"num_samples": 66, "model_path": str(place / "ema_0.999_000010.pt"), "seed": 5, "out_dir": "somewhere"}
-    (run / "flags.json").write_text(json.dumps(flags | {"timestep_respacing": "ddim25"}))
-    np.savez(run / "samples_66x32x32x3.npz", SAMPLES)
+    (place / "ema_0.999_000010.pt").write_bytes(b"other weights than in the run")
+    store = SampleStore(str(place / "run"), "samples")
+    store.begin(SETTINGS | {"files": {"model_path": checkpoint_of(place)}}, alone=True)
+    store.save(range(66), {"arr_0": SAMPLES})
+    store.assemble([range(66)])
+    (place / "run" / "flags.json").write_text('{"seed": 6, "num_samples": 66}')
     return place
+
+
+def checkpoint_of(place):
+    """What the run noted of its checkpoint."""
+    return {"path": str(place / "ema_0.999_000010.pt"), "sha256": hashlib.sha256(b"weights").hexdigest()}
 
 
 def evaluate(place, *arguments):
@@ -140,23 +154,35 @@ def test_notes_on_what_the_images_are(place):
     assert all(f"warning: {note}" in printed for note in report["notes"])
     few = evaluate(place, "{place}/three.npz", BOTH[1])[1]["notes"]
     assert any("3 images are too few for 48 dimensions" in note for note in few)
+    swapped = "the reference was sampled by a run here, and the samples were not: make sure they are not swapped"
+    assert swapped in evaluate(place, "{place}/run", BOTH[1], "--metrics", "precision")[1]["notes"]
+
+
+def test_notes_on_few_and_equal_images(place):
+    metrics = ["--metrics", "frechet_distance,precision"]
+    notes = evaluate(place, BOTH[0], "{place}/one.npz", *metrics)[1]["notes"]
+    assert "1 sample: not comparable with published FID-50k" in notes
+    needed = "expected at least 4 reference images and 4 sampled images, found 70 and 1"
+    assert f"Precision undefined: {needed}" in notes
+    notes = evaluate(place, BOTH[0], "{place}/equal.npz", *metrics)[1]["notes"]
+    assert "Frechet distance: all sampled images have the same features, of variance 0" in notes
+    assert not any("too few" in note for note in notes)
+    notes = evaluate(place, BOTH[0], "{place}/three.npz", *metrics[:1], "frechet_distance", "--bootstrap", 2)[1][
+        "notes"
+    ]
+    assert any("standard error is unreliable" in note and "3 samples for 48" in note for note in notes)
 
 
 def test_the_report_says_where_samples_come_from_and_leaves_their_folder_alone(place):
     kept = (place / "run" / "flags.json").read_bytes()
     _, report = evaluate(place, BOTH[0], "{place}/run", "--out_dir", "{place}/run")
     samples = report["samples"]
-    assert samples["sampling"] == {
-        "model_path": str(place / "ema_0.999_000010.pt"),
-        "seed": 5,
-        "timestep_respacing": "ddim25",
-    }
-    assert samples["checkpoint"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
-    assert samples["checkpoint"]["ema_rate"] == "0.999" and "truncated" in samples["uint8_rule"]
+    assert samples["sampling"] == SETTINGS["decisive"] and samples["files"] == {"model_path": checkpoint_of(place)}
+    assert samples["ema_rate"] == "0.999" and "truncated" in samples["uint8_rule"]
     path = place / "run" / "samples_66x32x32x3.npz"
     assert samples["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and samples["count"] == 66
     assert report["features"]["sha256"] == hashlib.sha256((place / "means.pt").read_bytes()).hexdigest()
-    assert report["versions"]["torch"] == torch.__version__
+    assert report["versions"]["torch"] == torch.__version__ and report["versions"]["device"] == "cpu"
     assert (place / "run" / "flags.json").read_bytes() == kept
     assert json.loads((place / "run" / "evaluation_flags.json").read_text())["reference"] == str(
         place / "reference.npz"
@@ -176,7 +202,7 @@ def test_compare_lists_what_differs(place, capsys):
     evaluate(place, BOTH[0], "{place}/run", "--pr_distance", "fp16")
     printed = script_runs.run("compare", place / "first.json", place / "report.json", folder=FOLDER).splitlines()
     assert "settings.pr_distance: fp32 -> fp16" in printed
-    assert "samples.sampling.seed: - -> 5" in printed
+    assert "samples.sampling: - -> given" in printed and "samples.files: - -> given" in printed
     assert not any(line.startswith(("scores.kid", "reference", "samples.path")) for line in printed)
     same = script_runs.run("compare", "--first", place / "first.json", place / "first.json", folder=FOLDER)
     assert same == "the reports differ in nothing\n"
@@ -195,7 +221,6 @@ REFUSED = {
     "evaluator {place}/samples.npz --reference {place}/reference.npz {place}/one.npz": ["one.npz", "does not belong"],
     "evaluator {place}/reference.npz {place}/floats.npz" + WITH: ["--samples", "float64", "uint8"],
     "evaluator {place}/reference.npz {place}/statistics.npz" + WITH: ["--samples", "swap"],
-    "evaluator {place}/run {place}/samples.npz" + WITH: ["--reference", "swap"],
     "evaluator {place}/statistics.npz {place}/samples.npz" + WITH: ["--reference", "no images"],
     "evaluator {place}/reference.npz {place}/samples.npz --metrics fid" + WITH: ["fid", "frechet_distance"],
     "evaluator {place}/reference.npz {place}/samples.npz --bootstrap 1" + WITH: ["--bootstrap", "0 or at least 2"],

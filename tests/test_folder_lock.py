@@ -11,7 +11,7 @@ import pytest
 from test_dist_util import WORKERS, clean_env, mpirun, needs_mpirun, run
 
 from guided_diffusion.errors import UserError
-from guided_diffusion.folder_lock import locked
+from guided_diffusion.folder_lock import claimed, locked
 
 WAITING = [sys.executable, WORKERS / "waiting.py"]
 
@@ -52,6 +52,14 @@ def test_parts_share_a_folder_but_no_part_twice(tmp_path):
         for part in ("1-of-2", ""):
             with pytest.raises(UserError, match=f"process {holder.pid} "), locked(tmp_path, part):
                 pass
+
+
+def test_a_work_is_claimed_once_beside_the_parts_and_other_works(tmp_path):
+    with locked(tmp_path, "1-of-2"), claimed(tmp_path, "samples") as first, claimed(tmp_path, "others") as other:
+        with claimed(tmp_path, "samples") as second:
+            assert first is other is None and second == f"process {os.getpid()} on {socket.gethostname()}"
+    with claimed(tmp_path, "samples") as again:
+        assert again is None
 
 
 def test_it_is_let_go_after_the_block_and_after_an_error(tmp_path):

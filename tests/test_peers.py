@@ -1,14 +1,16 @@
 """The death of a rank is noticed by the others and named; leaving in order is no death."""
 
+import functools
 import re
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 from test_dist_util import mpirun, needs_mpirun, srun, torchrun
 
-from guided_diffusion import peers, slow_steps
+from guided_diffusion import logger, peers, sampling_job, slow_steps
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -50,6 +52,23 @@ def test_a_slow_step_says_what_it_waits_for():
         assert heard.wait(60)
         doing("the next batch", step=8)
     assert re.fullmatch(r"step 7 has taken \d+ s so far and waits for its gradient", said[0])
+
+
+def test_a_slow_batch_of_samples_says_so(monkeypatch):
+    heard = threading.Event()
+
+    def say(sentence):
+        if re.fullmatch(r"batch 2 has taken \d+ s so far and waits for its images", sentence):
+            heard.set()
+
+    def make_batch(chunk):
+        assert chunk.start == 0 or heard.wait(60)
+
+    monkeypatch.setattr(slow_steps, "told", functools.partial(slow_steps.told, long=0.05))
+    monkeypatch.setattr(logger, "log", say)
+    store = SimpleNamespace(save=lambda chunk, made: None)
+    sampling_job._fill(store, [range(2), range(2, 4)], 4, make_batch)
+    assert heard.is_set()
 
 
 def test_quick_steps_say_nothing():

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from test_dist_util import run as start
 
 from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError
-from guided_diffusion.folder_lock import locked
+from guided_diffusion.folder_lock import claimed, locked
 from guided_diffusion.sampling_job import ShardFlags
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 
@@ -229,6 +230,15 @@ def test_a_shard_that_ran_twice_at_once_is_refused_and_another_is_not(tmp_path, 
         assert str(tmp_path) in sentence and f"process {os.getpid()} " in sentence
         assert f"process {os.getpid()} " in refused(capsys, "image_sample", *sample, "--out_dir", tmp_path)
         run("image_sample", *sample, "--shard", "2/2", "--out_dir", tmp_path)
+
+
+def test_one_shard_alone_writes_the_npz(tmp_path, sample):
+    few = [*sample, "--num_samples", 3, "--timestep_respacing", 1, "--out_dir", tmp_path, "--shard"]
+    run("image_sample", *few, "1/2")
+    with claimed(tmp_path, "samples.chunks"):
+        assert f"process {os.getpid()} on {socket.gethostname()} is writing the npz" in run("image_sample", *few, "2/2")
+    assert chunks(tmp_path) == 2 and not list(tmp_path.glob("*.npz"))
+    assert "saved" in run("image_sample", *few, "2/2")
 
 
 def test_more_images_later_are_those_of_a_larger_run(tmp_path, sample, whole):

@@ -13,7 +13,12 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.images import grid
 from guided_diffusion.sample_store import SampleStore
 
-SETTINGS = {"decisive": {"seed": 0, "eps_scaler": "1.0"}, "threads": 1}
+SETTINGS = {
+    "decisive": {"seed": 0, "eps_scaler": "1.0"},
+    "files": {"model_path": {"path": "ema.pt", "sha256": "00"}},
+    "threads": 1,
+    "rounding": {"device": "cpu", "torch": "2.0"},
+}
 
 
 def images(count, labelled=True):
@@ -59,12 +64,38 @@ def test_the_npz_has_the_name_asked_for(tmp_path):
     assert store.assemble(chunks, "mine.npz") == (str(tmp_path / "mine.npz"), str(tmp_path / "mine.png"))
 
 
-def test_a_changed_npz_is_not_finished(tmp_path):
+@pytest.mark.parametrize("change", [lambda data: data + b"more", lambda data: data[:-300] + b"!" + data[-299:]])
+def test_a_changed_npz_is_not_finished(tmp_path, monkeypatch, change):
     store, chunks = stored(tmp_path, images(9))
     path, _ = store.assemble(chunks)
-    with open(path, "ab") as file:
-        file.write(b"more")
-    assert store.finished(9) is None and store.finished(8) is None
+    said = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    assert store.finished(9) == path and store.finished(8) is None and not said
+    files.write_bytes(path, change(files.read_bytes(path)))
+    assert store.finished(9) is None
+    assert said == [f"{path} is not as it was assembled: its size or SHA-256 is another than its run recorded"]
+
+
+def test_two_machines_with_the_same_process_id_may_assemble_at_once(tmp_path, monkeypatch):
+    """The second begins when the first has written half of its npz, and is done before it."""
+    monkeypatch.setattr(files.os, "getpid", lambda: 7)
+    arrays = images(20)
+    store, chunks = stored(tmp_path, arrays)
+    whole, ended = SampleStore._whole, []
+
+    def interrupted(self, chunk):
+        if chunk == chunks[1] and not ended:
+            ended.append(True)
+            ended.append(SampleStore(str(tmp_path), "samples").assemble(chunks))
+        return whole(self, chunk)
+
+    monkeypatch.setattr(SampleStore, "_whole", interrupted)
+    with pytest.raises(FileNotFoundError):
+        store.assemble(chunks)
+    path = store.finished(20)
+    assert path == ended[1][0] and not list(tmp_path.glob("*.tmp"))
+    with np.load(path) as npz:
+        assert all(np.array_equal(npz[name], arrays[name]) for name in arrays)
 
 
 def test_a_flipped_byte_anywhere_is_noticed(tmp_path):
@@ -128,7 +159,7 @@ def test_other_settings_are_refused_by_name_in_one_sentence(tmp_path):
     store, chunks = stored(tmp_path, images(9))
     assert store.begin({**SETTINGS, "threads": 9}, alone=True) == SETTINGS
     store.assemble(chunks)
-    other = {"decisive": {"seed": 1, "eps_scaler": "1.0", "new": True}, "threads": 1}
+    other = {**SETTINGS, "decisive": {"seed": 1, "eps_scaler": "1.0", "new": True}}
     with pytest.raises(UserError) as caught:
         store.begin(other, alone=True)
     for word in (str(tmp_path), "--seed is 1, there it is 0", "--new is True, there it is absent", "--out_dir"):
@@ -139,16 +170,22 @@ def test_other_settings_are_refused_by_name_in_one_sentence(tmp_path):
 
 def test_settings_that_made_no_image_are_replaced_unless_another_job_may_be_at_work(tmp_path):
     store = SampleStore(str(tmp_path), "samples")
-    other = {"decisive": {"seed": 1}, "threads": 1}
+    other = {**SETTINGS, "decisive": {"seed": 1}}
     store.begin(SETTINGS, alone=True)
     with pytest.raises(UserError):
         store.begin(other, alone=False)
     assert store.begin(other, alone=True) == other == store.begin(other, alone=False)
 
 
-def test_damaged_settings_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [{"decisive": None}, {"files": []}, {"files": {"model_path": {}}}, {"threads": "1"}, {"threads": 0}]
+    + [{"rounding": {}}, {"rounding": {"device": "cpu"}}, None],
+)
+def test_damaged_settings_are_named(tmp_path, damage):
     store, _ = stored(tmp_path, images(9))
-    (tmp_path / "samples.chunks" / "settings.json").write_text("{")
+    text = json.dumps({**SETTINGS, **damage}) if damage else "{"
+    (tmp_path / "samples.chunks" / "settings.json").write_text(text)
     with pytest.raises(UserError, match="settings.json is damaged"):
         store.begin(SETTINGS, alone=True)
 
@@ -156,7 +193,7 @@ def test_damaged_settings_are_named(tmp_path):
 def test_what_killed_processes_left_is_deleted_and_nothing_else(tmp_path):
     store, chunks = stored(tmp_path, images(9))
     left = [
-        tmp_path / "samples_9x4x4x3.npz.123.tmp",
+        tmp_path / "samples_9x4x4x3.npz.00ff.tmp",
         tmp_path / "samples.chunks" / "images_00000000_00000006.chunk.1.tmp",
     ]
     others = [tmp_path / "model000100.pt.123.tmp", tmp_path / "samples_9x4x4x3.npz.old", tmp_path / "images_old.npz"]

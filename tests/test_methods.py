@@ -226,6 +226,24 @@ def test_statistics_count_shifts_and_edges():
     assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
 
 
+@pytest.mark.parametrize(
+    "grid, cutoff, gap",
+    [
+        ([290, 300, 600, 900], 400, 10),  # 300 moves, as the step from 600 made its state
+        ([290, 300, 600, 900], 600, 300),
+        ([0, 400, 500, 999], 0, 100),
+        ([0, 5, 10, 999], 999, 1000),  # nothing moves
+    ],
+)
+def test_the_smallest_gap_is_beside_a_node_that_moves(grid, cutoff, gap):
+    shift = TimeShift(SCHEDULES["linear"], grid, window=2, cutoff=cutoff, variant="paper")
+    assert shift.smallest_gap == gap
+    x = torch.zeros(1, 3, 4, 4)
+    at = lambda time: torch.tensor([time])  # noqa: E731
+    moved = [shift(i, x, at(t), at(s))[0].item() != t for i, (s, t) in enumerate(zip([-1, *grid], grid))]
+    assert any(moved) == (gap < 1000)
+
+
 # -- input perturbation ----------------------------------------------------------------------------
 
 

@@ -48,9 +48,12 @@ class TimeShift:
 
     @property
     def smallest_gap(self):
-        """The least distance, in timesteps, from a moved step of the paper's variant to the step before it."""
+        """The least distance, in timesteps, from a node that the paper's variant moves to a neighbour of it."""
         kept = self.times[1:]
-        return min((b - a for a, b in zip(kept, kept[1:]) if b > self.cutoff), default=self.schedule.num_timesteps)
+        # a node moves if the one above it is past the cutoff; the noisiest stays
+        triples = zip(kept, kept[1:], [*kept[2:], *kept[-1:]])
+        gaps = (node - below for below, node, above in triples if above > self.cutoff)
+        return min(gaps, default=self.schedule.num_timesteps)
 
     def _above_is_past_cutoff(self, t):
         """Whether the state at time t came from a step above the cutoff."""

@@ -10,6 +10,7 @@ with # are remarks. In the flags, {N} stands for the number of steps (--timestep
 earlier line chose at that number of steps, as the control of a search needs it.
 """
 
+import contextlib
 import io
 import re
 import shlex
@@ -110,6 +111,23 @@ def fill_in(text, steps, shifts):
     return PLACEHOLDER.sub(value, text)
 
 
+def words(text):
+    """The arguments of a command line, split as a shell does."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{error} in {text!r}") from error
+
+
+@contextlib.contextmanager
+def named(setting):
+    """Put the setting's name before a mistake in it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"setting {setting!r}: {error}") from error
+
+
 def parse_setting(name, text, steps, shifts, shared):
     """The Parsed flags of one sampler.
 
@@ -124,10 +142,8 @@ def parse_setting(name, text, steps, shifts, shared):
                 raise UserError(f"--{taken} is for the command line, since all samplers share it")
         return {"timestep_respacing": str(steps)} | {k: v for k, v in common.items() if k in known}
 
-    try:
-        parsed = flags.parse(shlex.split(fill_in(text, steps, shifts)), SAMPLER, name, fill=fill)
-    except ValueError as error:  # a UserError, or an open quotation mark
-        raise UserError(f"setting {name!r}: {error}") from error
+    with named(name):
+        parsed = flags.parse(words(fill_in(text, steps, shifts)), SAMPLER, name, fill=fill)
     if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
         # the control of a search that moved nothing; the flag's 0 would search
         return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
@@ -170,7 +186,7 @@ def sample_setting(name, steps, parsed, target, compare):
     sampling, unet, size = parsed[SampleFlags], parsed[UNetFlags], parsed[UNetFlags].image_size
     if target.size != (size, size):
         real = "x".join(map(str, target.size))
-        raise UserError(f"setting {name!r}: --model_path makes images of {size}x{size}; --reference has {real}")
+        raise UserError(f"--model_path makes images of {size}x{size}; --reference has {real}")
     classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
     seconds = 0.0
     shift = diffusion.time_shift
@@ -223,7 +239,7 @@ def step_counts(text):
 
 
 def check(settings, steps, shared):
-    """Parse every setting, so that a mistake in the last does not wait for the others' images.
+    """Parse every setting and build its process, so that a mistake in the last does not wait for the others' images.
 
     A shift that is not measured yet is taken for 1.
     """
@@ -231,6 +247,8 @@ def check(settings, steps, shared):
         shifts = {}
         for name, text in settings.items():
             parsed = parse_setting(name, text, n, shifts, shared)
+            with named(name):
+                checkpoints.check_diffusion(parsed)
             shifts[name] = 1 if parsed[TimeShiftFlags].do_time_shift else None
 
 
@@ -250,7 +268,9 @@ def main(parsed):
         shifts = {}
         for name, text in settings.items():
             setting = parse_setting(name, text, n, shifts, parsed)
-            row = dist_util.broadcast_object(sample_setting(name, n, setting, target, compare))
+            with named(name):
+                made = sample_setting(name, n, setting, target, compare)
+            row = dist_util.broadcast_object(made)
             shifts[name] = row.shift
             rows.append(row)
             mean, spread = mean_and_spread(row.distances)

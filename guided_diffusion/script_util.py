@@ -59,6 +59,11 @@ class DiffusionFlags(FlagGroup):
             raise UserError(
                 f"--cutoff {values['cutoff']} leaves no step to shift; expected below {self.diffusion_steps - 1}"
             )
+        if values.get("perturb_cutoff", 0) >= self.diffusion_steps:
+            raise UserError(
+                f"--perturb_cutoff {values['perturb_cutoff']} leaves no timestep to perturb; "
+                f"expected below {self.diffusion_steps}"
+            )
         return create_gaussian_diffusion(steps=self.diffusion_steps, **values)
 
 

@@ -108,6 +108,7 @@ BAD = {
     SAMPLE + " --do_time_shift True --cutoff 99": ["--cutoff 99", "below 99"],
     TRAIN + " --input_perturbation -1": ["--input_perturbation", "at least 0"],
     TRAIN + " --perturb_cutoff 5": ["--perturb_cutoff", "--input_perturbation"],
+    TRAIN + " --input_perturbation 0.1 --perturb_cutoff 100": ["--perturb_cutoff 100", "below 100"],
     # sampling
     SAMPLE + " --batch_size 0": ["--batch_size", "0", "at least 1"],
     SAMPLE + " --num_samples 0": ["--num_samples", "0", "at least 1"],

@@ -271,6 +271,8 @@ def test_the_strength_follows_its_schedule(schedule_type, expected):
     torch.manual_seed(0)
     cut = InputPerturbation(0.1, 1000, schedule_type, cutoff=1)(noise, t)
     assert (cut[2] == 0).all() and (cut[1] != 0).any()
+    for cutoff in (1000, 1500):
+        assert (InputPerturbation(0.1, 1000, schedule_type, cutoff)(noise, t) == 0).all()
 
 
 def test_the_loss_equals_its_equivalent_form_in_expectation():

@@ -106,6 +106,11 @@ BAD = {
     SAMPLE + " --window 20": ["--window", "--do_time_shift"],
     SAMPLE + " --do_time_shift True --window 1": ["--window 1", "at least 2"],
     SAMPLE + " --do_time_shift True --cutoff 99": ["--cutoff 99", "below 99"],
+    SAMPLE + " --do_time_shift True --cutoff 9 --time_shift_data_variance 0.2": [
+        "_data_variance",
+        "paper, net, target",
+    ],
+    SAMPLE + " --do_time_shift True --cutoff 9 --time_shift_constant 5 --window 20": ["--window 20", "_constant"],
     TRAIN + " --input_perturbation -1": ["--input_perturbation", "at least 0"],
     TRAIN + " --perturb_cutoff 5": ["--perturb_cutoff", "--input_perturbation"],
     TRAIN + " --input_perturbation 0.1 --perturb_cutoff 100": ["--perturb_cutoff 100", "below 100"],

@@ -263,7 +263,10 @@ def _process(parsed):
         logger.log(f"{path}: trained with --input_perturbation {gamma}")
     if dist_util.is_main():
         _advise(path)
-    return _create(parsed)
+    diffusion = _create(parsed)
+    if diffusion.time_shift is not None:
+        _advise_time_shift(diffusion.time_shift, diffusion.schedule.num_timesteps)
+    return diffusion
 
 
 def _create(parsed):
@@ -272,6 +275,17 @@ def _create(parsed):
     if SolverFlags in parsed.groups:
         parsed[SolverFlags].check(diffusion, parsed.values()["clip_denoised"])
     return diffusion
+
+
+def _advise_time_shift(shift, total):
+    """Warn of a cutoff that lets no step of the grid move, and of a window with more than all timesteps."""
+    if shift.cutoff >= shift.highest_cutoff:
+        logger.warn(
+            f"--cutoff {shift.cutoff} lets no step of this grid move: --time_shift_variant {shift.variant} moves some "
+            f"below {shift.highest_cutoff}"
+        )
+    if 2 * shift.half > total and not shift.constant:
+        logger.warn(f"--window {2 * shift.half} is wider than the {total} timesteps there are")
 
 
 def _advise(path):

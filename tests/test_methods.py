@@ -226,6 +226,28 @@ def test_statistics_count_shifts_and_edges():
     assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("respacing", ["1", "2", "3", "10", "ddim5"])
+def test_the_highest_cutoff_is_where_moves_end(variant, respacing):
+    def moves(cutoff):
+        shift = {"do_time_shift": True, "cutoff": cutoff, "window": 400, "time_shift_variant": variant}
+        return not torch.equal(sample(shift, respacing=respacing), plain)
+
+    plain = sample({}, respacing=respacing)
+    grid = create_gaussian_diffusion(timestep_respacing=respacing).timestep_map
+    highest = TimeShift(SCHEDULES["cosine"], grid, 2, 0, variant).highest_cutoff
+    assert not moves(highest)
+    assert moves(highest - 1) or highest == 0
+
+
+@pytest.mark.parametrize("centre, deviation", [(990, 100), (5, 0.001)])
+def test_an_end_of_the_range_is_an_edge(centre, deviation):
+    shift, seen = TimeShift(SCHEDULES["linear"], [0, 5, 990, 999], 60, 0, "paper"), []
+    shift.observe = lambda centre, found, at_edge: seen.append(at_edge)
+    found = shift.find(deviation * tensor("x", *SHAPE), torch.full((3,), centre))
+    assert set(found.tolist()) <= {0, 999} and seen[0].all()
+
+
 @pytest.mark.parametrize(
     "grid, cutoff, gap",
     [

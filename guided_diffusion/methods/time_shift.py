@@ -47,6 +47,12 @@ class TimeShift:
         return abs(self.constant) or self.half
 
     @property
+    def highest_cutoff(self):
+        """The least cutoff at which no step of the grid is moved; 0 where none ever is."""
+        deciding = {"adm": -2, "target": -3}.get(self.variant, -1)
+        return max(self.times[deciding], 0) if len(self.times) > 2 else 0
+
+    @property
     def smallest_gap(self):
         """The least distance, in timesteps, from a node that the paper's variant moves to a neighbour of it."""
         kept = self.times[1:]
@@ -95,7 +101,7 @@ class TimeShift:
         distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
         nearest = distance.argmin(dim=1)
         found = candidates.gather(1, nearest[:, None])[:, 0]
-        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half))
+        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half) | (found == last))
         return found
 
     def _expected_variance(self, t):

@@ -215,10 +215,13 @@ def load_diffusion(parsed):
     return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), _process(parsed)
 
 
-def check_diffusion(parsed):
-    """Refuse flags as `load_diffusion` does, before the time that work takes: builds no network and logs nothing."""
+def process_alone(parsed):
+    """The SpacedDiffusion that `load_diffusion` makes, without the network and without a word in the log.
+
+    :raises UserError: for flags that `load_diffusion` refuses.
+    """
     source = parsed[CheckpointFlags]
-    _create(resolve(parsed, source.model_path, DIFFUSION, override=source.override, log=False))
+    return _create(resolve(parsed, source.model_path, DIFFUSION, override=source.override, log=False))
 
 
 def load_super_res(parsed):
@@ -280,9 +283,9 @@ def _create(parsed):
 def _advise_time_shift(shift, total):
     """Warn of a cutoff that lets no step of the grid move, and of a window with more than all timesteps."""
     if shift.cutoff >= shift.highest_cutoff:
+        reason = f"moves some below {shift.highest_cutoff}" if shift.highest_cutoff else "needs more steps"
         logger.warn(
-            f"--cutoff {shift.cutoff} lets no step of this grid move: --time_shift_variant {shift.variant} moves some "
-            f"below {shift.highest_cutoff}"
+            f"--cutoff {shift.cutoff} lets no step of this grid move: --time_shift_variant {shift.variant} {reason}"
         )
     if 2 * shift.half > total and not shift.constant:
         logger.warn(f"--window {2 * shift.half} is wider than the {total} timesteps there are")

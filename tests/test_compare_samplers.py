@@ -186,6 +186,17 @@ def test_the_picture_holds_every_image():
         ("a:\nb: --thresholding dynamic --clip_denoised False", [], "setting 'b': --thresholding dynamic contradicts"),
         (f"a:\nb: {SHIFT} --window 30 --solver bdia", [], "setting 'b': --use_ddim True contradicts"),
         ("a:\nb: --num_channels 64", [], "  --num_channels is 64, the checkpoint has 32"),
+        (
+            "a:\nb: --timestep_respacing 3",
+            [],
+            "setting 'b': --timestep_respacing 3 keeps 3 timesteps where --steps has 5",
+        ),
+        (
+            "a:",
+            ["--timestep_respacing", "5"],
+            "setting 'a': --timestep_respacing 5 keeps 5 timesteps where --steps has 3",
+        ),
+        ("a|b:", [], "has a | in its name"),
         ("a: ", ["--steps", "5,5"], "--steps is '5,5'"),
         ("a: ", ["--steps", "0"], "--steps is '0'"),
         ("a: ", ["--num_samples", "1"], "--num_samples is 1"),

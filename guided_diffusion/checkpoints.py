@@ -23,6 +23,7 @@ from .script_util import (
     attention_rates,
     channel_multipliers,
 )
+from .solver_flags import SolverFlags
 
 # Flags of the network and the process that a user may set for one run, against what was trained.
 FREE_FLAGS = {
@@ -214,6 +215,15 @@ def load_diffusion(parsed):
     return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), _process(parsed)
 
 
+def process_alone(parsed):
+    """The SpacedDiffusion that `load_diffusion` makes, without the network and without a word in the log.
+
+    :raises UserError: for flags that `load_diffusion` refuses.
+    """
+    source = parsed[CheckpointFlags]
+    return _create(resolve(parsed, source.model_path, DIFFUSION, override=source.override, log=False))
+
+
 def load_super_res(parsed):
     """The network and process of --model_path of a super-resolution run; returns as `load_diffusion`."""
     source = parsed[CheckpointFlags]
@@ -256,7 +266,29 @@ def _process(parsed):
         logger.log(f"{path}: trained with --input_perturbation {gamma}")
     if dist_util.is_main():
         _advise(path)
-    return parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
+    diffusion = _create(parsed)
+    if diffusion.time_shift is not None:
+        _advise_time_shift(diffusion.time_shift, diffusion.schedule.num_timesteps)
+    return diffusion
+
+
+def _create(parsed):
+    """The SpacedDiffusion of resolved flags, checked with the solver's."""
+    diffusion = parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
+    if SolverFlags in parsed.groups:
+        parsed[SolverFlags].check(diffusion, parsed.values()["clip_denoised"])
+    return diffusion
+
+
+def _advise_time_shift(shift, total):
+    """Warn of a cutoff that lets no step of the grid move, and of a window with more than all timesteps."""
+    if shift.cutoff >= shift.highest_cutoff:
+        reason = f"moves some below {shift.highest_cutoff}" if shift.highest_cutoff else "needs more steps"
+        logger.warn(
+            f"--cutoff {shift.cutoff} lets no step of this grid move: --time_shift_variant {shift.variant} {reason}"
+        )
+    if 2 * shift.half > total and not shift.constant:
+        logger.warn(f"--window {2 * shift.half} is wider than the {total} timesteps there are")
 
 
 def _advise(path):
@@ -275,7 +307,7 @@ def _advise(path):
         logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
-def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=FREE_FLAGS):
+def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=FREE_FLAGS, log=True):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
     The flags beside the checkpoint speak for it; without those, its shapes do.
@@ -287,6 +319,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     :param flag: that names the checkpoint.
     :param fixed: flags that count as given though the command line left them out.
     :param free: flags that may contradict the checkpoint.
+    :param log: whether to say where the flags are from, and warn of what is assumed.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
     if not path:
@@ -307,9 +340,10 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
         raise UserError(
             "\n".join([f"--{flag} {path} is another network than the flags say (by {source}{hint}):", *shown])
         )
-    logger.log(f"{path}: flags by {source}")
+    if log:
+        logger.log(f"{path}: flags by {source}")
     assumed = [] if beside else [k for k in kind.hidden if k in values and k not in given]
-    if assumed:
+    if log and assumed:
         shown = " ".join(f"--{k} {values[k]}" for k in assumed)
         logger.warn(f"tensors do not show everything; assumed {shown}: give what its authors state")
     return parsed.with_values({**known, **given})

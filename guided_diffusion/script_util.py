@@ -59,6 +59,11 @@ class DiffusionFlags(FlagGroup):
             raise UserError(
                 f"--cutoff {values['cutoff']} leaves no step to shift; expected below {self.diffusion_steps - 1}"
             )
+        if values.get("perturb_cutoff", 0) >= self.diffusion_steps:
+            raise UserError(
+                f"--perturb_cutoff {values['perturb_cutoff']} leaves no timestep to perturb; "
+                f"expected below {self.diffusion_steps}"
+            )
         return create_gaussian_diffusion(steps=self.diffusion_steps, **values)
 
 
@@ -83,6 +88,18 @@ class TimeShiftFlags(FlagGroup):
         super().__post_init__()
         if self.do_time_shift and self.window < 2 and not self.time_shift_constant:
             raise UserError(f"--window {self.window} leaves nothing to search; expected at least 2")
+        if self.time_shift_data_variance and self.time_shift_variant == "adm":
+            others = ", ".join(variant for variant in VARIANTS if variant != "adm")
+            raise UserError(
+                f"--time_shift_data_variance has no meaning for --time_shift_variant adm; expected {others}"
+            )
+        if self.time_shift_constant:
+            for name in ("window", "time_shift_data_variance"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise UserError(
+                        f"--{name} {getattr(self, name)} does nothing with --time_shift_constant, which "
+                        f"searches nothing; expected the default {getattr(type(self), name)}"
+                    )
         if not self.do_time_shift:
             for field in fields(self):
                 if getattr(self, field.name) != field.default:

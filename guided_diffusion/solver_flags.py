@@ -70,8 +70,9 @@ class SolverFlags(FlagGroup):
         inside guidance, as published.
 
         :param cond_fn: gradient for guidance, or None; DDPM is guided by its mean, all others by the score.
-        :raises UserError: for flags that exclude each other.
+        :raises UserError: as `check`.
         """
+        self.check(diffusion, clip_denoised)
         if self.name == "ddpm":
             solver = diffusion.ddpm(cond_fn, model_kwargs)
             cond_fn = None
@@ -79,17 +80,21 @@ class SolverFlags(FlagGroup):
             given = {option: getattr(self, option) for option, solvers in READERS.items() if self.name in solvers}
             options = {option: value for option, value in given.items() if value != getattr(type(self), option)}
             solver = SOLVERS[self.name](diffusion.schedule, **options)
-        self._check_nodes(diffusion.time_shift)
         if self.thresholding == "static":
             return solver, diffusion.denoiser(model, clip_denoised, None, cond_fn, model_kwargs)
-        if not clip_denoised:
-            raise UserError("--thresholding dynamic contradicts --clip_denoised False, which leaves predictions alone")
         denoise = diffusion.denoiser(model, False, None, cond_fn, model_kwargs)
         threshold = partial(dynamic_threshold, percentile=self.threshold_percentile)
         return solver, ClippedDenoiser(denoise, clip=False, denoised_fn=threshold)
 
-    def _check_nodes(self, shift):
-        """Refuse a time shift that moves nodes where a solver needs them to stay, or to stay apart."""
+    def check(self, diffusion, clip_denoised=True):
+        """Refuse what a process and these flags exclude together.
+
+        :raises UserError: for thresholding without clipping, and for a time shift that moves nodes where a solver
+            needs them to stay, or to stay apart.
+        """
+        if self.thresholding == "dynamic" and not clip_denoised:
+            raise UserError("--thresholding dynamic contradicts --clip_denoised False, which leaves predictions alone")
+        shift = diffusion.time_shift
         if shift is not None and self.name == "bdia" and shift.variant != "net":
             raise UserError(
                 f"--time_shift_variant {shift.variant} moves the ends of steps, between which --solver bdia measures "

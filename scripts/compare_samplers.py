@@ -5,11 +5,12 @@ mpirun -n 2 python scripts/compare_samplers.py --model_path models/digits16.pt -
     --features classifier:models/digits16_classifier.pt
 
 Each line of the settings file is `NAME: flags of image_sample`, on top of those of the command line; lines that begin
-with # are remarks. In the flags, {N} stands for the number of steps (--timestep_respacing is {N} unless given),
-{5:80 10:40} for 80 at 5 steps and 40 at 10, and {shift NAME} for the mean shift that the time-shift searches of an
-earlier line chose at that number of steps, as the control of a search needs it.
+with # are remarks. In the flags, {N} stands for the number of steps (--timestep_respacing is {N} unless given, and
+has to keep N timesteps), {5:80 10:40} for 80 at 5 steps and 40 at 10, and {shift NAME} for the mean shift that the
+time-shift searches of an earlier line chose at that number of steps, as the control of a search needs it.
 """
 
+import contextlib
 import io
 import re
 import shlex
@@ -40,7 +41,7 @@ from guided_diffusion.generate import (
 from guided_diffusion.images import to_uint8
 from guided_diffusion.methods.time_shift import ShiftStatistics
 from guided_diffusion.sampling_job import ShardFlags
-from guided_diffusion.script_util import TimeShiftFlags, UNetFlags
+from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 
@@ -79,6 +80,8 @@ def read_settings(path):
         name, colon, text = (part.strip() for part in line.partition(":"))
         if not (name and colon):
             raise UserError(f"--settings {path}, line {number} is {line.strip()!r}; expected NAME: FLAGS")
+        if "|" in name:
+            raise UserError(f"--settings {path}, line {number} has a | in its name, which a table cannot show")
         if name in settings:
             raise UserError(f"--settings {path}, line {number} has the name {name!r} a second time")
         settings[name] = text
@@ -110,6 +113,23 @@ def fill_in(text, steps, shifts):
     return PLACEHOLDER.sub(value, text)
 
 
+def words(text):
+    """The arguments of a command line, split as a shell does."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{error} in {text!r}") from error
+
+
+@contextlib.contextmanager
+def named(setting):
+    """Put the setting's name before a mistake in it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"setting {setting!r}: {error}") from error
+
+
 def parse_setting(name, text, steps, shifts, shared):
     """The Parsed flags of one sampler.
 
@@ -122,12 +142,11 @@ def parse_setting(name, text, steps, shifts, shared):
         for taken in COMMON:
             if taken in given:
                 raise UserError(f"--{taken} is for the command line, since all samplers share it")
-        return {"timestep_respacing": str(steps)} | {k: v for k, v in common.items() if k in known}
+        filled = {"timestep_respacing": fill_in(common.get("timestep_respacing", "{N}"), steps, shifts)}
+        return {k: v for k, v in common.items() if k in known} | filled
 
-    try:
-        parsed = flags.parse(shlex.split(fill_in(text, steps, shifts)), SAMPLER, name, fill=fill)
-    except ValueError as error:  # a UserError, or an open quotation mark
-        raise UserError(f"setting {name!r}: {error}") from error
+    with named(name):
+        parsed = flags.parse(words(fill_in(text, steps, shifts)), SAMPLER, name, fill=fill)
     if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
         # the control of a search that moved nothing; the flag's 0 would search
         return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
@@ -170,7 +189,7 @@ def sample_setting(name, steps, parsed, target, compare):
     sampling, unet, size = parsed[SampleFlags], parsed[UNetFlags], parsed[UNetFlags].image_size
     if target.size != (size, size):
         real = "x".join(map(str, target.size))
-        raise UserError(f"setting {name!r}: --model_path makes images of {size}x{size}; --reference has {real}")
+        raise UserError(f"--model_path makes images of {size}x{size}; --reference has {real}")
     classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
     seconds = 0.0
     shift = diffusion.time_shift
@@ -223,14 +242,21 @@ def step_counts(text):
 
 
 def check(settings, steps, shared):
-    """Parse every setting, so that a mistake in the last does not wait for the others' images.
+    """Parse every setting and build its process, so that a mistake in the last does not wait for the others' images.
 
-    A shift that is not measured yet is taken for 1.
+    A process has to have as many steps as it is labelled with. A shift that is not measured yet is taken for 1.
     """
     for n in steps:
         shifts = {}
         for name, text in settings.items():
             parsed = parse_setting(name, text, n, shifts, shared)
+            with named(name):
+                kept = len(checkpoints.process_alone(parsed).timestep_map)
+                if kept != n:
+                    raise UserError(
+                        f"--timestep_respacing {parsed[DiffusionFlags].timestep_respacing} keeps {kept} timesteps "
+                        f"where --steps has {n}; expected {{N}} in it, such as ddim{{N}}"
+                    )
             shifts[name] = 1 if parsed[TimeShiftFlags].do_time_shift else None
 
 
@@ -250,7 +276,9 @@ def main(parsed):
         shifts = {}
         for name, text in settings.items():
             setting = parse_setting(name, text, n, shifts, parsed)
-            row = dist_util.broadcast_object(sample_setting(name, n, setting, target, compare))
+            with named(name):
+                made = sample_setting(name, n, setting, target, compare)
+            row = dist_util.broadcast_object(made)
             shifts[name] = row.shift
             rows.append(row)
             mean, spread = mean_and_spread(row.distances)
@@ -270,4 +298,4 @@ def save(rows, folder):
 
 
 if __name__ == "__main__":
-    launch.run("compare_samplers", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("compare_samplers", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -71,6 +71,7 @@ TRAIN = " ".join(["image_train --data_dir {place}/data", *TRAINING, *NETWORK, *P
 CLASSIFY = " ".join(["classifier_train --data_dir {place}/data", *TRAINING, *CLASSIFIER, *PROCESS])
 INVERT = "image_invert --data_dir {place}/data --model_path {place}/conditional/model000002.pt --timestep_respacing 4"
 SHIFTED = INVERT + " --do_time_shift True --window 20 --cutoff 10 --time_shift_variant "
+MOVED = " --dry_run True --do_time_shift True --window 98 --cutoff 10 --time_shift_variant paper "
 NLL = "image_nll --data_dir {place}/data --model_path {place}/unconditional/model000002.pt --timestep_respacing 2"
 
 # command -> words of the answer
@@ -105,8 +106,14 @@ BAD = {
     SAMPLE + " --window 20": ["--window", "--do_time_shift"],
     SAMPLE + " --do_time_shift True --window 1": ["--window 1", "at least 2"],
     SAMPLE + " --do_time_shift True --cutoff 99": ["--cutoff 99", "below 99"],
+    SAMPLE + " --do_time_shift True --cutoff 9 --time_shift_data_variance 0.2": [
+        "_data_variance",
+        "paper, net, target",
+    ],
+    SAMPLE + " --do_time_shift True --cutoff 9 --time_shift_constant 5 --window 20": ["--window 20", "_constant"],
     TRAIN + " --input_perturbation -1": ["--input_perturbation", "at least 0"],
     TRAIN + " --perturb_cutoff 5": ["--perturb_cutoff", "--input_perturbation"],
+    TRAIN + " --input_perturbation 0.1 --perturb_cutoff 100": ["--perturb_cutoff 100", "below 100"],
     # sampling
     SAMPLE + " --batch_size 0": ["--batch_size", "0", "at least 1"],
     SAMPLE + " --num_samples 0": ["--num_samples", "0", "at least 1"],
@@ -122,6 +129,9 @@ BAD = {
     SAMPLE + " --use_ddim True --eta 2": ["--eta", "2", "0 to 1"],
     SAMPLE + " --use_ddim True --solver ddpm": ["--use_ddim", "--solver ddpm"],
     SAMPLE + " --solver euler": ["--solver", "euler", "ddim"],
+    SAMPLE + " --dry_run True --thresholding dynamic --clip_denoised False": ["--thresholding", "--clip_denoised"],
+    SAMPLE + MOVED + "--solver bdia": ["--time_shift_variant paper", "--solver bdia", "net"],
+    SAMPLE + MOVED + "--solver unipc": ["--time_shift_variant paper", "--solver unipc", "at most"],
     SAMPLE + " --classes 3": ["--classes", "3", "0 to 2"],
     SAMPLE + " --classes=-1": ["--classes", "-1"],
     SAMPLE + " --classes cat": ["--classes", "cat"],

@@ -226,6 +226,46 @@ def test_statistics_count_shifts_and_edges():
     assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("respacing", ["1", "2", "3", "10", "ddim5"])
+def test_the_highest_cutoff_is_where_moves_end(variant, respacing):
+    def moves(cutoff):
+        shift = {"do_time_shift": True, "cutoff": cutoff, "window": 400, "time_shift_variant": variant}
+        return not torch.equal(sample(shift, respacing=respacing), plain)
+
+    plain = sample({}, respacing=respacing)
+    grid = create_gaussian_diffusion(timestep_respacing=respacing).timestep_map
+    highest = TimeShift(SCHEDULES["cosine"], grid, 2, 0, variant).highest_cutoff
+    assert not moves(highest)
+    assert moves(highest - 1) or highest == 0
+
+
+@pytest.mark.parametrize("centre, deviation", [(990, 100), (5, 0.001)])
+def test_an_end_of_the_range_is_an_edge(centre, deviation):
+    shift, seen = TimeShift(SCHEDULES["linear"], [0, 5, 990, 999], 60, 0, "paper"), []
+    shift.observe = lambda centre, found, at_edge: seen.append(at_edge)
+    found = shift.find(deviation * tensor("x", *SHAPE), torch.full((3,), centre))
+    assert set(found.tolist()) <= {0, 999} and seen[0].all()
+
+
+@pytest.mark.parametrize(
+    "grid, cutoff, gap",
+    [
+        ([290, 300, 600, 900], 400, 10),  # 300 moves, as the step from 600 made its state
+        ([290, 300, 600, 900], 600, 300),
+        ([0, 400, 500, 999], 0, 100),
+        ([0, 5, 10, 999], 999, 1000),  # nothing moves
+    ],
+)
+def test_the_smallest_gap_is_beside_a_node_that_moves(grid, cutoff, gap):
+    shift = TimeShift(SCHEDULES["linear"], grid, window=2, cutoff=cutoff, variant="paper")
+    assert shift.smallest_gap == gap
+    x = torch.zeros(1, 3, 4, 4)
+    at = lambda time: torch.tensor([time])  # noqa: E731
+    moved = [shift(i, x, at(t), at(s))[0].item() != t for i, (s, t) in enumerate(zip([-1, *grid], grid))]
+    assert any(moved) == (gap < 1000)
+
+
 # -- input perturbation ----------------------------------------------------------------------------
 
 
@@ -253,6 +293,8 @@ def test_the_strength_follows_its_schedule(schedule_type, expected):
     torch.manual_seed(0)
     cut = InputPerturbation(0.1, 1000, schedule_type, cutoff=1)(noise, t)
     assert (cut[2] == 0).all() and (cut[1] != 0).any()
+    for cutoff in (1000, 1500):
+        assert (InputPerturbation(0.1, 1000, schedule_type, cutoff)(noise, t) == 0).all()
 
 
 def test_the_loss_equals_its_equivalent_form_in_expectation():

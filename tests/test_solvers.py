@@ -166,6 +166,41 @@ def test_calls_are_as_declared_and_few_steps_work(name, steps):
     assert diffusion.network_calls == 3 * CALLS.get(name, lambda n: n)(steps)
 
 
+# with the warm-ups after the noisiest cosine timestep, whose step is plain
+COSINE_CALLS = {
+    "pndm_s": lambda n: n + 1,
+    "pndm_f": lambda n: n + 3 * min(3, n - 2),
+    "plms": lambda n: n + 1,
+    "dpmpp_2s": lambda n: 2 * n - 1,
+    "heun": lambda n: 2 * n - 2,
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("steps", [3, 8])
+def test_calls_from_the_noisiest_cosine_timestep(name, steps):
+    diffusion = process("cosine", str(steps))
+    assert diffusion.timestep_map[-1] == 999
+    images(diffusion, name, "cosine")
+    assert diffusion.network_calls == 3 * COSINE_CALLS.get(name, lambda n: n)(steps)
+
+
+@pytest.mark.parametrize("name", ["pndm_s", "pndm_f", "plms", "ipndm"])
+def test_averages_begin_after_a_plain_step(name):
+    """From the second node on they are those of a run that begins there, at what DDIM makes of the first."""
+    diffusion = process("cosine", "8")
+    solver, denoise = SolverFlags(solver=name).create(diffusion, network("cosine"))
+    start = tensor("start", *SHAPE)
+    records = diffusion.sample_records(solver, denoise, start)
+    by_ddim = next(diffusion.sample_records(diffusion.ddim(), denoise, start)).x
+    assert torch.equal(next(records).x, by_ddim)
+    *times, last = [*reversed(diffusion.timestep_map[:-1]), -1]
+    x, state = by_ddim, None
+    for record, t, s in zip(records, times, [*times[1:], last], strict=True):
+        x, _, state = solver(denoise, x, torch.full(SHAPE[:1], t), torch.full(SHAPE[:1], s), state, None)
+        assert torch.equal(record.x, x)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("spacing", ["published", "uniform", "quad", "logsnr", "karras"])
 def test_the_noisiest_cosine_timesteps_do_no_harm(name, spacing):

@@ -22,7 +22,7 @@ class InputPerturbation:
     def __init__(self, gamma, num_timesteps, schedule_type="constant", cutoff=0):
         self.gamma = gamma
         strengths = _STRENGTHS[schedule_type](torch.arange(num_timesteps, dtype=torch.float64), num_timesteps)
-        strengths[num_timesteps - cutoff :] = 0
+        strengths[max(num_timesteps - cutoff, 0) :] = 0
         self._gammas = gamma * strengths
 
     def __call__(self, noise, t):

@@ -47,10 +47,19 @@ class TimeShift:
         return abs(self.constant) or self.half
 
     @property
+    def highest_cutoff(self):
+        """The least cutoff at which no step of the grid is moved; 0 where none ever is."""
+        deciding = {"adm": -2, "target": -3}.get(self.variant, -1)
+        return max(self.times[deciding], 0) if len(self.times) > 2 else 0
+
+    @property
     def smallest_gap(self):
-        """The least distance, in timesteps, from a moved step of the paper's variant to the step before it."""
+        """The least distance, in timesteps, from a node that the paper's variant moves to a neighbour of it."""
         kept = self.times[1:]
-        return min((b - a for a, b in zip(kept, kept[1:]) if b > self.cutoff), default=self.schedule.num_timesteps)
+        # a node moves if the one above it is past the cutoff; the noisiest stays
+        triples = zip(kept, kept[1:], [*kept[2:], *kept[-1:]])
+        gaps = (node - below for below, node, above in triples if above > self.cutoff)
+        return min(gaps, default=self.schedule.num_timesteps)
 
     def _above_is_past_cutoff(self, t):
         """Whether the state at time t came from a step above the cutoff."""
@@ -92,7 +101,7 @@ class TimeShift:
         distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
         nearest = distance.argmin(dim=1)
         found = candidates.gather(1, nearest[:, None])[:, 0]
-        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half))
+        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half) | (found == last))
         return found
 
     def _expected_variance(self, t):

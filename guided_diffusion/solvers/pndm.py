@@ -14,9 +14,9 @@ Order 2, all of them, whatever the number of terms: the weights assume steps tha
 along which the transfer is straight, which no usual grid is.
 
 Departures from the paper: the last step, to the data, is DDIM's, and so is a step from nearly pure noise (see
-`is_plain`). From the released code: the network is told the timestep whose alpha_bar is used, and not the one
-before it; a middle between two timesteps stays a fraction; the noisiest step is not dropped; the last step ends
-at the data and not at alpha_bar of timestep 0.
+`is_plain`); what that predicts is not remembered, and the warm-up begins after it. From the released code: the
+network is told the timestep whose alpha_bar is used, and not the one before it; a middle between two timesteps
+stays a fraction; the noisiest step is not dropped; the last step ends at the data and not at alpha_bar of timestep 0.
 """
 
 from ..schedule import per_sample
@@ -49,16 +49,17 @@ class PNDM:
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
+        target, plain = self.schedule.alpha_bar(s), is_plain(prediction, s)
+        if plain.all():
+            return Step(transfer(prediction, target), prediction, state)
         history = (prediction.eps, *(state or ()))[: self.terms]
-        plain = is_plain(prediction, s)
-        if len(history) <= self.warm_up_steps and not plain.all():
+        if len(history) <= self.warm_up_steps:
             # only plain steps, whose average is not used, go to the data
             eps = self.average(denoise, prediction, t, s.clamp(min=0))
         else:
             eps = sum(weight * e for weight, e in zip(ADAMS_BASHFORTH[len(history) - 1], history))
         eps = eps.where(~per_sample(plain, x).bool(), prediction.eps)
-        state = history[: self.terms - 1]
-        return Step(transfer(prediction, self.schedule.alpha_bar(s), eps), prediction, state)
+        return Step(transfer(prediction, target, eps), prediction, history[: self.terms - 1])
 
     def _eps_after(self, denoise, start, eps, t):
         return denoise(transfer(start, self.schedule.alpha_bar(t), eps), t).eps

@@ -168,7 +168,7 @@ BAD = {
     INVERT + " --eta 0.5": ["--eta 0.5", "ddim"],
     INVERT + " --gamma 0": ["--gamma 0", "DDIM", "above 0"],
     INVERT + " --gamma 1.5": ["--gamma", "1.5", "0 to 1"],
-    SAMPLE + " --solver ddim --gamma 0.5": ["--gamma", "bdia"],
+    SAMPLE + " --solver ddim --gamma 0.7": ["--gamma", "bdia"],
     SHIFTED + "adm": ["--time_shift_variant adm", "expected net"],
     SHIFTED + "paper": ["--time_shift_variant paper", "expected net"],
     SHIFTED + "target": ["--time_shift_variant target", "expected net"],

@@ -22,5 +22,6 @@ try:
 except UserError as error:
     if dist_util.is_main():
         print(error, flush=True)
+    dist_util.cleanup()
     sys.exit(2)
 dist_util.cleanup()

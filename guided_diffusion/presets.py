@@ -154,11 +154,11 @@ def _all():
     for steps, rows in _EPSILON_SCALING.items():
         for model, (plain, scaler, scaled) in rows.items():
             base = {**_MODELS[model], "timestep_respacing": str(steps)}
-            yield f"{model}_adm_{steps}", Preset(base, f"FID {plain}")
-            yield f"{model}_adm_es_{steps}", Preset({**base, "eps_scaler": scaler}, f"FID {scaled}")
+            yield f"{model}_adm_{steps}", Preset(base, f"FID {plain:.2f}")
+            yield f"{model}_adm_es_{steps}", Preset({**base, "eps_scaler": scaler}, f"FID {scaled:.2f}")
     for model, (scaler, score) in _LINEAR_SCALING_20.items():
         base = {**_MODELS[model], "timestep_respacing": "20", "eps_scaler": scaler}
-        yield f"{model}_adm_es_linear_20", Preset(base, f"FID {score}")
+        yield f"{model}_adm_es_linear_20", Preset(base, f"FID {score:.2f}")
     ddim5 = {**_CIFAR10, "timestep_respacing": "ddim5", "use_ddim": True}
     yield "cifar10_adm_ddim5", Preset(ddim5, "FID 28.98")
     shifted = {**ddim5, "do_time_shift": True, "window": 80, "cutoff": 300}

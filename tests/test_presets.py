@@ -80,4 +80,5 @@ def test_the_list_is_printed(capsys):
     launch.run("image_sample", "", script.groups[:-1], lambda parsed: pytest.fail("ran"), argv=["--preset", "list"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(PRESETS) and lines == table().splitlines()
+    assert any("cifar10_adm_es_100" in line and "cifar10: --timestep_respacing 100 --eps" in line for line in lines)
     assert any("cifar10_adm_es_100" in line and "FID 2.17" in line and "--eps_scaler 1.017" in line for line in lines)

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -114,6 +115,11 @@ def _names(group):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        # no flag begins with a digit, so lists such as -0.3,1 are values too
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
     def error(self, message):
         raise UserError(message)
 
@@ -137,6 +143,19 @@ def parser_for(groups, description, overrides=None):
     return parser
 
 
+def _one_of(choices):
+    """The conversion of a text flag that has no other values."""
+
+    def chosen(text):
+        if text in choices:
+            return text
+        nearest = difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
+        expected = f"did you mean {nearest[0]}? All are " if nearest else "expected one of "
+        raise argparse.ArgumentTypeError(f"{text!r} is not known; {expected}{', '.join(filter(None, choices))}")
+
+    return chosen
+
+
 def _shown(value):
     return repr(value) if value == "" else str(value)
 
@@ -153,8 +172,7 @@ def _add(section, field, default):
     section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,
-        type=str2bool if kind is bool else kind,
-        choices=choices,
+        type=str2bool if kind is bool else _one_of(choices) if choices else kind,
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
         help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),

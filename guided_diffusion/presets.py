@@ -7,10 +7,14 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Preset:
-    """Flags {name: value} of a published checkpoint or run, and what was published of it."""
+    """Flags {name: value} of a published checkpoint or run, and what was published of it.
+
+    :ivar network: the preset of its network, which has some of these flags; "" for a network itself.
+    """
 
     flags: dict
     score: str = ""
+    network: str = ""
 
 
 def expand(name, known):
@@ -30,13 +34,19 @@ def expand(name, known):
 
 
 def table():
-    """All presets as text, a line each: name, published score, flags."""
+    """All presets as text, a line each: name, published score, its network, flags beyond those."""
     width = max(map(len, PRESETS))
     scores = max(len(preset.score) for preset in PRESETS.values())
     return "\n".join(
-        f"{name:<{width}}  {preset.score:<{scores}}  {' '.join(f'--{k} {v}' for k, v in preset.flags.items())}"
+        f"{name:<{width}}  {preset.score:<{scores}}  {_flags_shown(preset)}".rstrip()
         for name, preset in PRESETS.items()
     )
+
+
+def _flags_shown(preset):
+    known = PRESETS[preset.network].flags if preset.network else {}
+    words = [f"--{k} {v}" for k, v in preset.flags.items() if (k, v) not in known.items()]
+    return " ".join([f"{preset.network}:"] * bool(preset.network) + words)
 
 
 _CIFAR10 = {
@@ -154,15 +164,15 @@ def _all():
     for steps, rows in _EPSILON_SCALING.items():
         for model, (plain, scaler, scaled) in rows.items():
             base = {**_MODELS[model], "timestep_respacing": str(steps)}
-            yield f"{model}_adm_{steps}", Preset(base, f"FID {plain}")
-            yield f"{model}_adm_es_{steps}", Preset({**base, "eps_scaler": scaler}, f"FID {scaled}")
+            yield f"{model}_adm_{steps}", Preset(base, f"FID {plain:.2f}", model)
+            yield f"{model}_adm_es_{steps}", Preset({**base, "eps_scaler": scaler}, f"FID {scaled:.2f}", model)
     for model, (scaler, score) in _LINEAR_SCALING_20.items():
         base = {**_MODELS[model], "timestep_respacing": "20", "eps_scaler": scaler}
-        yield f"{model}_adm_es_linear_20", Preset(base, f"FID {score}")
+        yield f"{model}_adm_es_linear_20", Preset(base, f"FID {score:.2f}", model)
     ddim5 = {**_CIFAR10, "timestep_respacing": "ddim5", "use_ddim": True}
-    yield "cifar10_adm_ddim5", Preset(ddim5, "FID 28.98")
+    yield "cifar10_adm_ddim5", Preset(ddim5, "FID 28.98", "cifar10")
     shifted = {**ddim5, "do_time_shift": True, "window": 80, "cutoff": 300}
-    yield "cifar10_adm_ts_ddim5", Preset(shifted, "FID 26.94")
+    yield "cifar10_adm_ts_ddim5", Preset(shifted, "FID 26.94", "cifar10")
     perturbed = {
         **_CIFAR10,
         "use_fp16": True,
@@ -172,7 +182,7 @@ def _all():
         "lr": 1e-4,
         "batch_size": 64,
     }
-    yield "cifar10_adm_ip_training", Preset(perturbed, "FID 2.70 at 100 steps")
+    yield "cifar10_adm_ip_training", Preset(perturbed, "FID 2.70 at 100 steps", "cifar10")
 
 
 PRESETS = dict(_all())

@@ -108,7 +108,9 @@ def test_unknown_words(argv, message):
         (["--weight", "x"], ["--weight", "'x'", "float"]),
         (["--ripe", "maybe"], ["--ripe", "expected True or False"]),
         (["--kind", "blue"], ["--kind", "'blue'", "red", "green"]),
+        (["--kind", "gren"], ["--kind", "did you mean green?"]),
         (["--apples"], ["--apples", "expected one argument"]),
+        (["--apples", "-1,2"], ["--apples", "'-1,2'", "int"]),
     ],
 )
 def test_bad_values_name_the_flag_and_what_is_legal(argv, words):

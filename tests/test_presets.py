@@ -35,7 +35,7 @@ def test_networks_have_their_published_flags(case):
     "name, expected, score",
     [
         ("cifar10_adm_es_100", {"eps_scaler": "1.017", "timestep_respacing": "100"}, "FID 2.17"),
-        ("ffhq128_adm_es_50", {"eps_scaler": "1.007", "timestep_respacing": "50"}, "FID 9.5"),
+        ("ffhq128_adm_es_50", {"eps_scaler": "1.007", "timestep_respacing": "50"}, "FID 9.50"),
         ("imagenet128_adm_es_linear_20", {"eps_scaler": "0.00022,1.00291", "classifier_scale": 0.5}, "FID 9.86"),
         ("lsun_tower64_adm_20", {"timestep_respacing": "20"}, "FID 23.92"),
         ("cifar10_adm_ts_ddim5", {"do_time_shift": True, "window": 80, "cutoff": 300, "use_ddim": True}, "FID 26.94"),
@@ -80,4 +80,5 @@ def test_the_list_is_printed(capsys):
     launch.run("image_sample", "", script.groups[:-1], lambda parsed: pytest.fail("ran"), argv=["--preset", "list"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(PRESETS) and lines == table().splitlines()
+    assert any("cifar10_adm_es_100" in line and "cifar10: --timestep_respacing 100 --eps" in line for line in lines)
     assert any("cifar10_adm_es_100" in line and "FID 2.17" in line and "--eps_scaler 1.017" in line for line in lines)

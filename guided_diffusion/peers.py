@@ -16,8 +16,8 @@ BYE, FAILED = b"bye\n", b"failed\n"
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 CONNECT_SECONDS = 30
 
-# How long one who has connected to rank 0 may take to say who it is: nobody is watched meanwhile.
-WELCOME_SECONDS = 1
+# How long one who has begun to say to rank 0 who it is may take: nobody is watched meanwhile.
+WELCOME_SECONDS = 2
 
 
 def watch(rank, names, host, broadcast, lost):
@@ -48,10 +48,14 @@ def watch(rank, names, host, broadcast, lost):
             while not left.is_set():
                 for key, _ in ready.select(timeout=1):
                     if key.fileobj is server:
-                        other, connection = _welcome(server, token)
+                        ready.register(server.accept()[0], selectors.EVENT_READ)
+                        continue
+                    if key.data is None:
+                        ready.unregister(key.fileobj)
+                        other = _welcome(key.fileobj, token)
                         if other is not None:
-                            connections[other] = connection
-                            ready.register(connection, selectors.EVENT_READ, other)
+                            connections[other] = key.fileobj
+                            ready.register(key.fileobj, selectors.EVENT_READ, other)
                         continue
                     word = _receive(key.fileobj)
                     ready.unregister(connections.pop(key.data))
@@ -84,17 +88,16 @@ def _listener():
     return socket.create_server(("", 0), backlog=1024)
 
 
-def _welcome(server, token):
-    """(rank, connection) of who knocks, or (None, None) if it is no rank of this job."""
-    connection, _ = server.accept()
+def _welcome(connection, token):
+    """The rank of who has begun to say who it is, or None, and no connection, if it is no rank of this job."""
     connection.settimeout(WELCOME_SECONDS)
     with contextlib.suppress(OSError, ValueError):
         said, number = connection.makefile("rb").readline(64).split()
         if said == token:
             _keep_alive(connection)
-            return int(number), connection
+            return int(number)
     connection.close()
-    return None, None
+    return None
 
 
 def _keep_alive(connection):

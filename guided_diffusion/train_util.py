@@ -319,6 +319,7 @@ class TrainLoop:
         """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run.
 
         Nothing is saved after a step that was not finite: a checkpoint that is due then waits for the next good step.
+        Only the last step of float16 is saved though its loss scale was too high, which changes no weight.
 
         :raises UserError: when training diverges, or ends with steps that were not finite.
         """
@@ -341,7 +342,8 @@ class TrainLoop:
                 self._report(len(batch) * dist_util.world_size(), clock, last, doing)
                 signal = asked()
                 due = due or self.step % self.flags.save_interval == 0 or signal or self.step == last
-                if due and not self.mp_trainer.bad_steps:
+                too_high = self.mp_trainer.scales_loss and self.step == last
+                if due and (too_high or not self.mp_trainer.bad_steps):
                     doing("its checkpoint, which rank 0 writes")
                     with clock.stopped():
                         self.save()
@@ -498,7 +500,7 @@ class TrainLoop:
         if failed:
             raise UserError(failed)
         self.saved_step = self.step
-        if self.flags.keep_checkpoints and dist_util.is_main():
+        if self.flags.keep_checkpoints and not self.mp_trainer.bad_steps and dist_util.is_main():
             try:
                 manifest.prune(logger.get_dir(), self.flags.keep_checkpoints, self.run)
             except OSError as error:

@@ -76,14 +76,20 @@ def test_quick_steps_say_nothing():
         doing("the next batch", step=1)
 
 
-def test_a_stranger_who_says_nothing_does_not_keep_the_watch():
-    """Whoever connects first and is silent is sent away, and the rank behind is welcome."""
-    listener = peers._listener()
-    with listener, socket.create_connection(("localhost", listener.getsockname()[1])) as silent:
-        with socket.create_connection(("localhost", listener.getsockname()[1])) as rank:
-            rank.sendall(b"token 3\n")
-            assert peers._welcome(listener, b"token") == (None, None)
-            assert silent.recv(1) == b""
-            other, connection = peers._welcome(listener, b"token")
-            connection.close()
-    assert other == 3
+def test_a_stranger_does_not_keep_the_watch():
+    """One who connects first and is silent, and one who begins a line and stops, leave the rank behind them watched."""
+    sent, heard, said = [], threading.Event(), []
+
+    def lost(sentence):
+        said.append(sentence)
+        heard.set()
+
+    leave = peers.watch(0, ["rank 0", "rank 1"], "localhost", lambda told: sent.append(told) or told, lost)
+    port, token = sent[0]
+    with socket.create_connection(("localhost", port)), socket.create_connection(("localhost", port)) as stranger:
+        stranger.sendall(b"GET")
+        with socket.create_connection(("localhost", port)) as rank:
+            rank.sendall(token + b" 1\n")
+        assert heard.wait(60)
+    leave()
+    assert said[0].startswith("rank 1 has died")

@@ -14,7 +14,7 @@ Order 2, all of them, whatever the number of terms: the weights assume steps tha
 along which the transfer is straight, which no usual grid is.
 
 Departures from the paper: the last step, to the data, is DDIM's, and so is a step from nearly pure noise (see
-`is_plain`); what that predicts is not remembered, and the warm-up begins after it. From the released code: the
+`is_plain`); what the latter predicts is not remembered, and the warm-up begins after it. From the released code: the
 network is told the timestep whose alpha_bar is used, and not the one before it; a middle between two timesteps
 stays a fraction; the noisiest step is not dropped; the last step ends at the data and not at alpha_bar of timestep 0.
 """
@@ -50,10 +50,10 @@ class PNDM:
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
         target, plain = self.schedule.alpha_bar(s), is_plain(prediction, s)
-        if plain.all():
+        if is_plain(prediction, s.clamp(min=0)).all():  # nearly pure noise
             return Step(transfer(prediction, target), prediction, state)
         history = (prediction.eps, *(state or ()))[: self.terms]
-        if len(history) <= self.warm_up_steps:
+        if len(history) <= self.warm_up_steps and not plain.all():
             # only plain steps, whose average is not used, go to the data
             eps = self.average(denoise, prediction, t, s.clamp(min=0))
         else:

@@ -52,8 +52,8 @@ class TrainFlags(FlagGroup):
     )
     init_from: str = flag(
         "",
-        "Checkpoint to take the weights from, and nothing else; its classes may differ. With --resume_checkpoint auto, "
-        "only where that finds none.",
+        "Checkpoint to take the weights from and nothing else, with --resume_checkpoint auto where that finds none; "
+        "its classes may differ.",
     )
     grad_clip: float = flag(
         0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)

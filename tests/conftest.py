@@ -1,6 +1,10 @@
-"""Lets tests import each other's helpers and benchmarks; keeps torch to one thread, fastest for small tensors."""
+"""Lets tests import each other's helpers and benchmarks; keeps torch to one thread, fastest for small tensors.
+
+A job in the background of a shell begins with Ctrl-C ignored, and so would all it starts; tests send that signal.
+"""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,3 +12,4 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "benchmarks")]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+signal.signal(signal.SIGINT, signal.default_int_handler)

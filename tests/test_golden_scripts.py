@@ -56,7 +56,7 @@ def test_image_sample(tmp_path, file, key, count, flags):
         mock.patch.object(generate.IndexedNoise, "normal", normal),
         mock.patch.object(torch, "manual_seed", lambda seed, original=torch.manual_seed: original(1)),
     ):
-        script_runs.run("image_sample", *arguments, "--out_dir", tmp_path)
+        script_runs.run("image_sample", *arguments, "--model_path", __file__, "--out_dir", tmp_path)
     (path,) = tmp_path.glob("samples_*.npz")
     golden = to_uint8(torch.from_numpy(GOLDEN[file][key][-1]))
     written = np.load(path)["arr_0"]

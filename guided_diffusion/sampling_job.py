@@ -112,7 +112,8 @@ def _make(store, parsed, diffusion, make_batch, name):
         if len(missing) < len(chunks):
             logger.log(f"time shift of the {sum(map(len, missing))} images that this run made:")
         for time, count, mean, edge in shift.observe.rows():
-            logger.log(f"time shift round {time}: mean {mean:+.2f} of {count} searches, {100 * edge:.0f} % at an edge")
+            found = f"{count} images" if shift.constant else f"{count} searches, {100 * edge:.0f} % at an edge"
+            logger.log(f"time shift round {time}: mean {mean:+.2f} of {found}")
     if dist_util.is_main():
         _finish(store, chunks, name)
 

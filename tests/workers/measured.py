@@ -8,4 +8,4 @@ import sys
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"rank {os.environ['PMI_RANK']} peaked at {peak} kB", flush=True)
+os.write(1, f"rank {os.environ['PMI_RANK']} peaked at {peak} kB\n".encode())

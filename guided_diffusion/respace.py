@@ -6,6 +6,10 @@ from .errors import UserError
 from .gaussian_diffusion import GaussianDiffusion
 
 
+class NoSuchGrid(UserError):
+    """No stride keeps so many timesteps."""
+
+
 def space_timesteps(num_timesteps, section_counts):
     """The set of training timesteps to keep.
 
@@ -50,7 +54,7 @@ def _strided(num_timesteps, text):
     if wanted not in strides:
         below = [f"ddim{n}" for n in [max((n for n in strides if n < wanted), default=None)] if n]
         above = [f"ddim{n}" for n in [min((n for n in strides if n > wanted), default=None)] if n]
-        raise UserError(
+        raise NoSuchGrid(
             f"--timestep_respacing {text} cannot be had from {num_timesteps} timesteps with one stride; "
             f"nearest: {' or '.join(below + above)}"
         )

@@ -8,6 +8,9 @@ Each line of the settings file is `NAME: flags of image_sample`, on top of those
 with # are remarks. In the flags, {N} stands for the number of steps (--timestep_respacing is {N} unless given, and
 has to keep N timesteps), {5:80 10:40} for 80 at 5 steps and 40 at 10, and {shift NAME} for the mean shift that the
 time-shift searches of an earlier line chose at that number of steps, as the control of a search needs it.
+
+With --calls 5,10 in place of --steps each sampler takes the most steps that cost no more network calls per image;
+{5:80 10:40} then speaks of calls.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ import re
 import shlex
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import image_sample
@@ -40,6 +44,7 @@ from guided_diffusion.generate import (
 )
 from guided_diffusion.images import to_uint8
 from guided_diffusion.methods.time_shift import ShiftStatistics
+from guided_diffusion.respace import NoSuchGrid
 from guided_diffusion.sampling_job import ShardFlags
 from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
@@ -51,6 +56,7 @@ class CompareFlags(FlagGroup):
 
     settings: str = flag("", "Text file with a line NAME: FLAGS for each sampler.")
     steps: str = flag("10,20", "Numbers of steps, such as 5,10,20.")
+    calls: str = flag("", "Network calls per image, such as 5,10,20, in place of --steps.")
     repeats: int = flag(
         3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2)
     )
@@ -90,10 +96,20 @@ def read_settings(path):
     return settings
 
 
-def fill_in(text, steps, shifts):
+class Budget(NamedTuple):
+    """What all samplers of a column of the table may spend: so many of --steps, or of --calls."""
+
+    count: int
+    unit: str
+
+    def __str__(self):
+        return f"{self.count} {self.unit}"
+
+
+def fill_in(text, steps, budget, shifts):
     """The flags of a setting with its placeholders replaced.
 
-    :param shifts: {name: mean shift, or None} of the settings before it, at this number of steps.
+    :param shifts: {name: mean shift, or None} of the settings before it, with this Budget.
     """
 
     def value(match):
@@ -102,11 +118,11 @@ def fill_in(text, steps, shifts):
             return str(steps)
         if word == "shift" and shifts.get(other.strip()) is not None:
             return str(round(shifts[other.strip()]))
-        by_steps = dict(part.split(":", 1) for part in match[1].split() if ":" in part)
-        if str(steps) in by_steps:
-            return by_steps[str(steps)]
+        by_budget = dict(part.split(":", 1) for part in match[1].split() if ":" in part)
+        if str(budget.count) in by_budget:
+            return by_budget[str(budget.count)]
         raise UserError(
-            f"{match[0]} says nothing at {steps} steps; expected {{N}}, {{5:80 10:40}} with all of --steps, "
+            f"{match[0]} says nothing at {budget}; expected {{N}}, {{5:80 10:40}} with all of --{budget.unit}, "
             "or {shift NAME} of a time-shift line above"
         )
 
@@ -130,8 +146,8 @@ def named(setting):
         raise UserError(f"setting {setting!r}: {error}") from error
 
 
-def parse_setting(name, text, steps, shifts, shared):
-    """The Parsed flags of one sampler.
+def parse_setting(name, text, steps, budget, shifts, shared):
+    """The Parsed flags of one sampler in `steps` steps.
 
     :param shared: the Parsed command line.
     :raises UserError: names the setting.
@@ -142,11 +158,11 @@ def parse_setting(name, text, steps, shifts, shared):
         for taken in COMMON:
             if taken in given:
                 raise UserError(f"--{taken} is for the command line, since all samplers share it")
-        filled = {"timestep_respacing": fill_in(common.get("timestep_respacing", "{N}"), steps, shifts)}
+        filled = {"timestep_respacing": fill_in(common.get("timestep_respacing", "{N}"), steps, budget, shifts)}
         return {k: v for k, v in common.items() if k in known} | filled
 
     with named(name):
-        parsed = flags.parse(words(fill_in(text, steps, shifts)), SAMPLER, name, fill=fill)
+        parsed = flags.parse(words(fill_in(text, steps, budget, shifts)), SAMPLER, name, fill=fill)
     if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
         # the control of a search that moved nothing; the flag's 0 would search
         return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
@@ -183,7 +199,7 @@ def read_target(parsed):
     return Target(images.size, extract, found and found.moments)
 
 
-def sample_setting(name, steps, parsed, target, compare):
+def sample_setting(name, budget, parsed, target, compare):
     """The Row of one sampler; None on ranks other than 0."""
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
     sampling, unet, size = parsed[SampleFlags], parsed[UNetFlags], parsed[UNetFlags].image_size
@@ -223,7 +239,8 @@ def sample_setting(name, steps, parsed, target, compare):
     searches, moved, at_edge = shift.observe.totals.sum(dim=1).tolist() if shift is not None else (0, 0, 0)
     return Row(
         name,
-        steps,
+        str(budget),
+        steps=diffusion.num_timesteps,
         distances=[frechet_distance(moments_of(each), target.moments) for each in sets],
         calls=calls,
         seconds=seconds,
@@ -233,56 +250,94 @@ def sample_setting(name, steps, parsed, target, compare):
     )
 
 
-def step_counts(text):
-    """The numbers of "5,10", in the order given."""
-    steps = int_list(text, "steps")
-    if not steps or min(steps) < 1 or len(set(steps)) < len(steps):
-        raise UserError(f"--steps is {text!r}; expected different numbers of steps from 1 on, such as 5,10,20")
-    return steps
+def budgets(compare):
+    """The Budgets of --steps or --calls, in the order given."""
+    unit = "calls" if compare.calls else "steps"
+    text = getattr(compare, unit)
+    counts = int_list(text, unit)
+    if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
+        raise UserError(f"--{unit} is {text!r}; expected different numbers of {unit} from 1 on, such as 5,10,20")
+    return [Budget(count, unit) for count in counts]
 
 
-def check(settings, steps, shared):
-    """Parse every setting and build its process, so that a mistake in the last does not wait for the others' images.
+def calls_of(parsed):
+    """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
+    # a shift changes no calls, and whether it fits the solver is to be asked of the steps that are taken in the end
+    diffusion = checkpoints.process_alone(
+        flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given)
+    )
+    channels = 6 if diffusion.model_var_type.is_learned else 3
 
-    A process has to have as many steps as it is labelled with. A shift that is not measured yet is taken for 1.
+    def zeros(x, t):
+        return x.new_zeros(len(x), channels, *x.shape[2:])
+
+    make_images(diffusion, zeros, parsed[SolverFlags], IndexedNoise(0, range(1)), (3, 2, 2))
+    return diffusion.network_calls
+
+
+def steps_within(budget, parse):
+    """The most steps that a sampler can take within a Budget.
+
+    :param parse: from a number of steps to the sampler's Parsed flags.
     """
-    for n in steps:
+    if budget.unit == "steps":
+        return budget.count
+    for steps in range(budget.count, 0, -1):
+        with contextlib.suppress(NoSuchGrid):
+            if calls_of(parse(steps)) <= budget.count:
+                return steps
+    raise UserError(f"--calls has {budget.count}, with which it cannot take a step")
+
+
+def plan(settings, columns, shared):
+    """{(Budget, name): number of steps}, once every setting is parsed and its process built.
+
+    So a mistake in the last does not wait for the others' images. A process has to have as many steps as are
+    planned. A shift that is not measured yet is taken for 1.
+    """
+    planned = {}
+    for budget in columns:
         shifts = {}
         for name, text in settings.items():
-            parsed = parse_setting(name, text, n, shifts, shared)
+            parse = partial(parse_setting, name, text, budget=budget, shifts=shifts, shared=shared)
+            with named(name):
+                steps = steps_within(budget, parse)
+            parsed = parse(steps)
             with named(name):
                 kept = len(checkpoints.process_alone(parsed).timestep_map)
-                if kept != n:
+                if kept != steps:
                     raise UserError(
                         f"--timestep_respacing {parsed[DiffusionFlags].timestep_respacing} keeps {kept} timesteps "
-                        f"where --steps has {n}; expected {{N}} in it, such as ddim{{N}}"
+                        f"where --{budget.unit} has {budget.count}; expected {{N}} in it, such as ddim{{N}}"
                     )
             shifts[name] = 1 if parsed[TimeShiftFlags].do_time_shift else None
+            planned[budget, name] = steps
+    return planned
 
 
 def main(parsed):
     compare, folder = parsed[CompareFlags], logger.get_dir()
     if not compare.settings:
         raise UserError("--settings is not given; expected a text file with a line NAME: FLAGS for each sampler")
-    settings, steps = read_settings(compare.settings), step_counts(compare.steps)
+    settings, columns = read_settings(compare.settings), budgets(compare)
     if parsed[SampleFlags].num_samples < 2:
         raise UserError("--num_samples is 1; a Frechet distance needs at least 2")
-    check(settings, steps, parsed)
+    planned = plan(settings, columns, parsed)
     if not launch.announce(parsed):
         return
     target = read_target(parsed)
     rows = []
-    for n in steps:
+    for budget in columns:
         shifts = {}
         for name, text in settings.items():
-            setting = parse_setting(name, text, n, shifts, parsed)
+            setting = parse_setting(name, text, planned[budget, name], budget, shifts, parsed)
             with named(name):
-                made = sample_setting(name, n, setting, target, compare)
+                made = sample_setting(name, budget, setting, target, compare)
             row = dist_util.broadcast_object(made)
             shifts[name] = row.shift
             rows.append(row)
             mean, spread = mean_and_spread(row.distances)
-            logger.log(f"{name}, {n} steps: distance {mean:.2f} +- {spread:.2f}, {row.calls:g} calls per image")
+            logger.log(f"{name}, {budget}: distance {mean:.2f} +- {spread:.2f}, {row.calls:g} calls per image")
             if dist_util.is_main():
                 save(rows, folder)
     logger.log("\n" + markdown(rows) + f"saved comparison.png, comparison.md and comparison.csv in {folder}")

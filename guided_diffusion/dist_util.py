@@ -207,7 +207,7 @@ def _abort_on_exception(kind, error, trace):
     # MPI waits at exit for every rank, so one that dies has to take the others along.
     sys.stderr = sys.__stderr__  # while it calls this, torch.distributed has a buffer there
     if issubclass(kind, UserError):
-        print(error, file=sys.stderr)
+        say(error)
         abort(2)
     sys.__excepthook__(kind, error, trace)
     abort(1)
@@ -290,13 +290,13 @@ def setup_dist(device=None, timeout=120):
         _leave = peers.watch(launch.rank, names, launch.host, broadcast_object, _end_with)
         atexit.register(_leave)
     if launch.rank == 0:
-        print(_summary(launch, chosen, hosts), file=sys.stderr, flush=True)
+        say(_summary(launch, chosen, hosts))
         if launch.size > 1:
-            print(", ".join(names), file=sys.stderr, flush=True)
+            say(", ".join(names))
         if launch.size == 1 and device in (None, "cuda") and torch.cuda.device_count() > 1:
             gpus = torch.cuda.device_count()
             command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
-            print(f"using one of {gpus} visible GPUs; for all of them: {command}", file=sys.stderr, flush=True)
+            say(f"using one of {gpus} visible GPUs; for all of them: {command}")
 
 
 def _meet(launch, device, timeout):
@@ -448,6 +448,15 @@ def is_main():
 def place():
     """Return what this process is called in messages: its rank, process number and host."""
     return f"rank {_launch.rank} (process {os.getpid()} on {socket.gethostname()})"
+
+
+def say(line):
+    """Print a line to standard error in one piece.
+
+    Ranks share the terminal, and an unbuffered `print` lets another rank in before the newline.
+    """
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 # ------------------------------------------------- talking: every rank calls these, in one order

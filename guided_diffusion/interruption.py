@@ -67,6 +67,6 @@ def stop(number, advice):
     :raises SystemExit: always.
     """
     if dist_util.is_main():
-        print(f"stopped by {signal.Signals(number).name}: {advice}", file=sys.stderr, flush=True)
+        dist_util.say(f"stopped by {signal.Signals(number).name}: {advice}")
     dist_util.cleanup()
     sys.exit(128 + number)

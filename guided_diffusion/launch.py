@@ -70,10 +70,10 @@ def run(name, description, groups, body, overrides=None, argv=None, positional=(
             raise
         time.sleep(PATIENCE)  # if another rank has died, its end is said now, and that of this one is no news
         traceback.print_exc()
-        print(f"{name}: {dist_util.place()} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        dist_util.say(f"{name}: {dist_util.place()} failed: {type(error).__name__}: {error}")
         dist_util.abort(1)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        dist_util.say(f"{name}: interrupted")
         dist_util.abort(130)
 
 
@@ -110,7 +110,7 @@ def _complain(sentence, everywhere):
         if everywhere:
             return
         time.sleep(PATIENCE)  # within this, rank 0 has said it too and ended the job
-    print(sentence, file=sys.stderr, flush=True)
+    dist_util.say(sentence)
 
 
 def announce(parsed, file_name="flags.json"):

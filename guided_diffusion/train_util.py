@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass
 
@@ -530,7 +529,7 @@ def _fitting(path):
 def _say_slow(sentence):
     logger.warn(f"{dist_util.place()}: {sentence}")
     if not dist_util.is_main():  # whose warnings reach a file alone
-        print(f"{dist_util.place()}: {sentence}", file=sys.stderr, flush=True)
+        dist_util.say(f"{dist_util.place()}: {sentence}")
 
 
 def _copy(source, target):

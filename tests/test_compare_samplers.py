@@ -118,6 +118,34 @@ def test_calls_shifts_and_edges(compared):
         assert chosen != 0 and abs(held) <= abs(round(chosen)) and held * chosen >= 0
 
 
+CALLS = """two a step: --solver heun
+one a step: --use_ddim True
+search: --use_ddim True --do_time_shift True --time_shift_variant paper --window {5:2 11:4} --cutoff 10
+grid with gaps: --solver plms --timestep_respacing ddim{N}
+"""
+
+
+def test_equal_calls_instead_of_equal_steps(compared, models, tmp_path):
+    path = tmp_path / "settings.txt"
+    path.write_text(CALLS)
+    script_runs.run("compare_samplers", *command(models, tmp_path / "out"), "--settings", path, "--calls", "5,11")
+    with open(tmp_path / "out" / "comparison.csv", newline="") as file:
+        rows = {(row["sampler"], row["budget"]): row for row in csv.DictReader(file)}
+    took = {key: (int(row["steps"]), float(row["calls_per_image"])) for key, row in rows.items()}
+    assert took == {
+        ("two a step", "5 calls"): (3, 4),  # 2 N - 2 from the noisiest cosine timestep
+        ("two a step", "11 calls"): (6, 10),
+        ("one a step", "5 calls"): (5, 5),
+        ("one a step", "11 calls"): (11, 11),
+        ("search", "5 calls"): (5, 5),
+        ("search", "11 calls"): (11, 11),
+        ("grid with gaps", "5 calls"): (4, 5),  # N + 1; there is no ddim11
+        ("grid with gaps", "11 calls"): (10, 11),
+    }
+    assert rows["one a step", "5 calls"]["distance_0"] == rows_of(compared)["DDIM", "5"]["distance_0"]
+    assert (tmp_path / "out" / "comparison.md").read_text().startswith("| sampler | 5 calls | 11 calls |")
+
+
 @needs_mpirun
 def test_two_ranks_give_the_same_table(compared, models, tmp_path):
     script = script_runs.FOLDER / "compare_samplers.py"
@@ -127,7 +155,7 @@ def test_two_ranks_give_the_same_table(compared, models, tmp_path):
     one, two = rows_of(compared), rows_of(tmp_path)
     assert list(one) == list(two)
     for key in one:
-        for column in set(one[key]) - {"sampler", "seconds_per_image"}:
+        for column in set(one[key]) - {"sampler", "budget", "seconds_per_image"}:
             if one[key][column]:
                 assert float(two[key][column]) == pytest.approx(float(one[key][column]), rel=1e-6), (key, column)
     assert (compared / "comparison.png").read_bytes() == (tmp_path / "comparison.png").read_bytes()
@@ -140,10 +168,10 @@ def made_rows():
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(4, 2, 16, 16, 3), dtype=np.uint8)
     return [
-        Row("base", 5, [10.0, 14.0], 5, 0.5, None, None, images[0]),
-        Row("moved", 5, [9.0, 12.0], 5, 0.5, 2.5, 0.25, images[1]),
-        Row("base", 10, [8.0, 8.0], 10, 1.0, None, None, images[2]),
-        Row("moved", 10, [8.5, 9.5], 10, 1.0, -2.0, None, images[3]),
+        Row("base", "5 steps", 5, [10.0, 14.0], 5, 0.5, None, None, images[0]),
+        Row("moved", "5 steps", 5, [9.0, 12.0], 5, 0.5, 2.5, 0.25, images[1]),
+        Row("base", "10 steps", 10, [8.0, 8.0], 10, 1.0, None, None, images[2]),
+        Row("moved", "10 steps", 10, [8.5, 9.5], 10, 1.0, -2.0, None, images[3]),
     ]
 
 
@@ -199,6 +227,10 @@ def test_the_picture_holds_every_image():
         ("a|b:", [], "has a | in its name"),
         ("a: ", ["--steps", "5,5"], "--steps is '5,5'"),
         ("a: ", ["--steps", "0"], "--steps is '0'"),
+        ("a: ", ["--calls", "7,7"], "--calls is '7,7'"),
+        ("a: --window {3:5}", ["--calls", "7"], "setting 'a': {3:5} says nothing at 7 calls"),
+        ("a: --timestep_respacing 3", ["--calls", "7"], "keeps 3 timesteps where --calls has 7"),
+        ("a: --timestep_respacing ddim{N} --solver heun", ["--calls", "1"], "cannot take a step"),
         ("a: ", ["--num_samples", "1"], "--num_samples is 1"),
         ("a: ", ["--repeats", "1"], "--repeats is 1"),
         ("a: ", ["--features", "resnet"], "expected inception, classifier:PATH"),

@@ -222,8 +222,23 @@ def test_net_tells_the_network_alone():
 def test_statistics_count_shifts_and_edges():
     statistics = ShiftStatistics(1000)
     centre = torch.tensor([500, 500, 300])
-    statistics(centre, centre + torch.tensor([40, 10, -3]), torch.tensor([True, False, False]))
+    statistics(centre, centre + torch.tensor([40, 10, -3]), torch.tensor([True, False, False]), True)
     assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
+    statistics(centre, centre + 1000, torch.tensor([True, True, True]), torch.tensor([False, False, False]))
+    assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_statistics_count_what_moves_alone(variant):
+    shift = {"do_time_shift": True, "time_shift_variant": variant, "cutoff": 400, "window": 20}
+    diffusion = create_gaussian_diffusion(timestep_respacing="ddim10", **shift)
+    statistics = diffusion.time_shift.observe = ShiftStatistics(1000)
+    diffusion.ddim_sample_loop(
+        closed_form({"steps": 1000, "noise_schedule": "linear"}), SHAPE, noise=tensor("x", *SHAPE)
+    )
+    # the first step, from 900, never moves; the cutoff is asked of the start, of the target, of the start before
+    last, first = {"adm": (500, 800), "target": (500, 700)}.get(variant, (400, 800))
+    assert [row[0] for row in statistics.rows()] == list(range(first, last - 1, -100))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -243,7 +258,7 @@ def test_the_highest_cutoff_is_where_moves_end(variant, respacing):
 @pytest.mark.parametrize("centre, deviation", [(990, 100), (5, 0.001)])
 def test_an_end_of_the_range_is_an_edge(centre, deviation):
     shift, seen = TimeShift(SCHEDULES["linear"], [0, 5, 990, 999], 60, 0, "paper"), []
-    shift.observe = lambda centre, found, at_edge: seen.append(at_edge)
+    shift.observe = lambda centre, found, at_edge, used: seen.append(at_edge)
     found = shift.find(deviation * tensor("x", *SHAPE), torch.full((3,), centre))
     assert set(found.tolist()) <= {0, 999} and seen[0].all()
 

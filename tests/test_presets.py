@@ -39,6 +39,8 @@ def test_networks_have_their_published_flags(case):
         ("imagenet128_adm_es_linear_20", {"eps_scaler": "0.00022,1.00291", "classifier_scale": 0.5}, "FID 9.86"),
         ("lsun_tower64_adm_20", {"timestep_respacing": "20"}, "FID 23.92"),
         ("cifar10_adm_ts_ddim5", {"do_time_shift": True, "window": 80, "cutoff": 300, "use_ddim": True}, "FID 26.94"),
+        ("ts_ddim_20", {"timestep_respacing": "ddim20", "window": 40, "time_shift_variant": "target"}, "FID 8.03"),
+        ("ts_pndm_f_100", {"solver": "pndm_f", "window": 5, "cutoff": 550}, "FID 3.86"),
         ("cifar10_adm_ip_training", {"input_perturbation": 0.15, "batch_size": 64}, "FID 2.70 at 100 steps"),
     ],
 )

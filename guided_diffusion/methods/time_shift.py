@@ -14,8 +14,9 @@ VARIANTS = ("adm", "paper", "net", "target")
 class TimeShift:
     """A coupling that searches the timestep which fits a state, and moves the step accordingly.
 
-    No state is remembered, and the first step of a run is never moved. `observe(centre, found, at_edge)` may be
-    set to see each search: times [N], and whether they lie at an end of the window, on the device.
+    No state is remembered, and the first step of a run is never moved. `observe(centre, found, at_edge, used)` may
+    be set to see each search, on the device: times [N], whether they lie at an end of the window, and whether
+    they are used.
 
     :param schedule: the NoiseSchedule of training.
     :param grid: the kept training timesteps, increasing.
@@ -38,7 +39,7 @@ class TimeShift:
         self.variant = variant
         self.data_variance = data_variance
         self.constant = constant
-        self.observe = lambda centre, found, at_edge: None
+        self.observe = lambda centre, found, at_edge, used: None
         self._moves = torch.tensor([self._above_is_past_cutoff(t) for t in range(schedule.num_timesteps)])
 
     @property
@@ -87,21 +88,25 @@ class TimeShift:
         if not (self.half or self.constant):
             return t
         self._moves = self._moves.to(t.device)
-        return torch.where(self._moves[t.ceil().long()], self.find(x, t.round().long()), t)
+        moves = self._moves[t.ceil().long()]
+        return torch.where(moves, self.find(x, t.round().long(), moves), t)
 
-    def find(self, x, centre):
-        """The training timesteps [N] nearest in variance to x [N, C, ...], within the window round `centre` [N]."""
+    def find(self, x, centre, used=True):
+        """The training timesteps [N] nearest in variance to x [N, C, ...], within the window round `centre` [N].
+
+        :param used: for `observe`: whether the caller moves by what is found, a bool or [N] of them.
+        """
         last = self.schedule.num_timesteps - 1
         if self.constant:
             found = (centre + self.constant).clamp(0, last)
-            self.observe(centre, found, torch.zeros_like(found, dtype=torch.bool))
+            self.observe(centre, found, torch.zeros_like(found, dtype=torch.bool), used)
             return found
         first = (centre - self.half).clamp(min=0)
         candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=last)
         distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
         nearest = distance.argmin(dim=1)
         found = candidates.gather(1, nearest[:, None])[:, 0]
-        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half) | (found == last))
+        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half) | (found == last), used)
         return found
 
     def _expected_variance(self, t):
@@ -119,7 +124,7 @@ def pixel_variance(x):
 
 
 class ShiftStatistics:
-    """What the searches of a run found, summed on the device: a TimeShift's `observe`.
+    """What the searches of a run that were used found, summed on the device: a TimeShift's `observe`.
 
     :param num_timesteps: T.
     :param device: of the searches.
@@ -128,8 +133,8 @@ class ShiftStatistics:
     def __init__(self, num_timesteps, device="cpu"):
         self.totals = torch.zeros(3, num_timesteps + 1, device=device)
 
-    def __call__(self, centre, found, at_edge):
-        seen = torch.stack([torch.ones_like(centre), found - centre, at_edge.long()]).to(self.totals)
+    def __call__(self, centre, found, at_edge, used):
+        seen = torch.stack([torch.ones_like(centre), found - centre, at_edge.long()]).to(self.totals) * used
         self.totals.index_add_(1, centre + 1, seen)
 
     def rows(self):

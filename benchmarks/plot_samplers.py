@@ -1,8 +1,9 @@
 """Draw distance against network calls, a line for each solver, from comparison.csv files of compare_samplers.
 
-python benchmarks/plot_samplers.py benchmarks/solvers_digits.csv benchmarks/solvers_photos.csv --out solvers.png
+python benchmarks/plot_samplers.py benchmarks/solvers_*.csv --out benchmarks/solvers.png
 
-A sampler's name is SOLVER or SOLVER + VARIANT. Each file is a row of panels, one for each variant. Needs matplotlib.
+A sampler's name is SOLVER or SOLVER + VARIANT. Each file is a row of panels, one for each variant. Prints the same
+numbers as a Markdown table, the variants of a solver in one cell. Needs matplotlib.
 """
 
 import argparse
@@ -15,15 +16,53 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def curves(path):
-    """{variant: {solver: [(calls, distance), ...]}} of a comparison.csv; the variant without a name is ""."""
+def read(path):
+    """{solver: {variant: {budget: (calls, distance)}}} of a comparison.csv; the variant without a name is ""."""
     found = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             solver, _, variant = row["sampler"].partition(" + ")
             point = float(row["calls_per_image"]), float(row["distance"])
-            found.setdefault(variant, {}).setdefault(solver, []).append(point)
+            found.setdefault(solver, {}).setdefault(variant, {})[row["budget"]] = point
     return found
+
+
+def variants_of(solvers):
+    """The variants of any solver, in order."""
+    return list(dict.fromkeys(variant for variants in solvers.values() for variant in variants))
+
+
+def table(name, solvers):
+    """A Markdown table: a line for each solver, a column for each budget, a cell of distances by variant."""
+    variants = variants_of(solvers)
+    budgets = list(dict.fromkeys(b for found in solvers.values() for points in found.values() for b in points))
+    lines = [f"| {name} | " + " | ".join(budgets) + " |", "| --- |" + " ---: |" * len(budgets)]
+    for solver, found in solvers.items():
+        cells = [[found.get(variant, {}).get(budget) for variant in variants] for budget in budgets]
+        shown = [" / ".join("–" if point is None else f"{point[1]:.3g}" for point in cell) for cell in cells]
+        lines.append(f"| {solver} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def draw(tables):
+    """The figure of {name: what `read` returns}."""
+    columns = max(len(variants_of(solvers)) for solvers in tables.values())
+    width, height = 3.6 * columns + 1.5, 3.6 * len(tables)
+    figure, panels = plt.subplots(len(tables), columns, figsize=(width, height), sharey="row", squeeze=False)
+    handles = {}
+    for line, (name, solvers) in zip(panels, tables.items()):
+        for panel, variant in zip(line, variants_of(solvers)):
+            for i, (solver, found) in enumerate(solvers.items()):
+                style = {"color": f"C{i % 8}", "linestyle": ("-", "--", ":")[i // 8 % 3], "marker": "."}
+                if variant in found:
+                    (handles[solver],) = panel.plot(*zip(*sorted(found[variant].values())), **style)
+            panel.set(title=" + ".join(filter(None, (name, variant))), xscale="log", yscale="log")
+            panel.set_xlabel("network calls per image")
+            panel.grid(alpha=0.3, which="both")
+        line[0].set_ylabel("Frechet distance")
+    figure.legend(handles.values(), handles, loc="center right", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1 - 1.5 / width, 1))
+    return figure
 
 
 def main():
@@ -31,25 +70,9 @@ def main():
     parser.add_argument("tables", nargs="+", help="comparison.csv files, one row of panels each")
     parser.add_argument("--out", required=True, help="the PNG to write")
     args = parser.parse_args()
-    files = {Path(path).stem: curves(path) for path in args.tables}
-    columns = max(map(len, files.values()))
-    size = 3.6 * columns + 1.5, 3.6 * len(files)
-    figure, panels = plt.subplots(len(files), columns, figsize=size, sharey="row", squeeze=False)
-    styles = {}
-    for line, (name, variants) in zip(panels, files.items()):
-        for panel, (variant, solvers) in zip(line, variants.items()):
-            for solver, points in solvers.items():
-                order = styles.setdefault(solver, len(styles))
-                style = {"color": f"C{order % 8}", "linestyle": ("-", "--")[order // 8 % 2], "marker": "."}
-                panel.plot(*zip(*sorted(points)), **style, label=solver)
-            panel.set(title=" + ".join(filter(None, (name, variant))), xscale="log", yscale="log")
-            panel.set_xlabel("network calls per image")
-            panel.grid(alpha=0.3, which="both")
-        line[0].set_ylabel("Frechet distance")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center right", fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1 - 1.5 / size[0], 1))
-    figure.savefig(args.out, dpi=90)
+    tables = {Path(path).stem: read(path) for path in args.tables}
+    print("\n\n".join(table(name, solvers) for name, solvers in tables.items()))
+    draw(tables).savefig(args.out, dpi=90)
     print(f"wrote {Path(args.out).resolve()}")
 
 

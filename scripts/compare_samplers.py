@@ -10,10 +10,11 @@ has to keep N timesteps), {5:80 10:40} for 80 at 5 steps and 40 at 10, and {shif
 time-shift searches of an earlier line chose at that number of steps, as the control of a search needs it.
 
 With --calls 5,10 in place of --steps each sampler takes the most steps that cost no more network calls per image;
-{5:80 10:40} then speaks of calls.
+{5:80 10:40} then speaks of calls. The same command, run again in its folder, takes the rows that are finished.
 """
 
 import contextlib
+import hashlib
 import io
 import re
 import shlex
@@ -26,12 +27,14 @@ import image_sample
 import numpy as np
 import torch
 
+from evaluations import row_store
 from evaluations.activations import activations_of
 from evaluations.batches import open_images
 from evaluations.features import Extractor, FeatureFlags
 from evaluations.fid import Moments, frechet_distance, moments_of
 from evaluations.sampler_table import Row, csv_text, markdown, mean_and_spread, picture
 from guided_diffusion import checkpoints, dist_util, files, flags, launch, logger
+from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag, int_list
 from guided_diffusion.generate import (
@@ -250,6 +253,33 @@ def sample_setting(name, budget, parsed, target, compare):
     )
 
 
+def finished_row(name, budget, parsed, target, compare):
+    """The Row of one sampler, on every rank: from the output folder where it is there, else made and kept there."""
+    folder, key, row = files.join(logger.get_dir(), "rows"), None, None
+    if dist_util.is_main():
+        key = row_store.key_of(decisive(name, budget, parsed, target, compare))
+        row = row_store.load(folder, key)
+    row = dist_util.broadcast_object(row)
+    if row is None:
+        row = dist_util.broadcast_object(sample_setting(name, budget, parsed, target, compare))
+        if dist_util.is_main():
+            row_store.save(folder, key, row)
+    return row
+
+
+def decisive(name, budget, parsed, target, compare):
+    """What decides a row, for rank 0 to call."""
+    path = parsed[CheckpointFlags].model_path
+    return {
+        "row": (name, str(budget), compare.repeats, compare.columns),
+        "flags": parsed.values(),
+        "model": (files.sha256(path), checkpoints.read_flags(path)),
+        "features": target.extract.facts,
+        "reference": [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in target.moments[:2]],
+        "rounding": (dist_util.device_name(), torch.__version__),
+    }
+
+
 def budgets(compare):
     """The Budgets of --steps or --calls, in the order given."""
     unit = "calls" if compare.calls else "steps"
@@ -332,8 +362,7 @@ def main(parsed):
         for name, text in settings.items():
             setting = parse_setting(name, text, planned[budget, name], budget, shifts, parsed)
             with named(name):
-                made = sample_setting(name, budget, setting, target, compare)
-            row = dist_util.broadcast_object(made)
+                row = finished_row(name, budget, setting, target, compare)
             shifts[name] = row.shift
             rows.append(row)
             mean, spread = mean_and_spread(row.distances)

@@ -1,6 +1,7 @@
 """compare_samplers: distances by a second computation, controls, the table, the picture, ranks, refusals."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -116,6 +117,26 @@ def test_calls_shifts_and_edges(compared):
         chosen, held = (float(rows_of(compared)[name, steps]["mean_shift"]) for name in ("TS", "control"))
         # near the ends of the range the constant shift is clamped, as a search is
         assert chosen != 0 and abs(held) <= abs(round(chosen)) and held * chosen >= 0
+
+
+def test_the_same_command_goes_on_with_what_is_missing(models, tmp_path):
+    def seconds():
+        return {key: row["seconds_per_image"] for key, row in rows_of(tmp_path).items()}
+
+    script_runs.run("compare_samplers", *command(models, tmp_path))
+    table, first = rows_of(tmp_path), seconds()
+    kept = {json.loads(str(np.load(path)["values"]))["name"]: path for path in (tmp_path / "rows").iterdir()}
+    kept["same"].unlink()
+    kept["TS"].write_bytes(kept["TS"].read_bytes()[:-100])
+    script_runs.run("compare_samplers", *command(models, tmp_path))
+    # a time that is measured anew is another
+    made = {name for name, steps in first if seconds()[name, steps] != first[name, steps]}
+    assert made == {"same", "TS"}
+    for key, row in rows_of(tmp_path).items():
+        assert {**row, "seconds_per_image": ""} == {**table[key], "seconds_per_image": ""}
+    first = seconds()
+    script_runs.run("compare_samplers", *command(models, tmp_path), "--seed", 8)
+    assert all(seconds()[key] != first[key] for key in first)
 
 
 CALLS = """two a step: --solver heun

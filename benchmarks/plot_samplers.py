@@ -32,10 +32,15 @@ def variants_of(solvers):
     return list(dict.fromkeys(variant for variants in solvers.values() for variant in variants))
 
 
+def budgets_of(solvers):
+    """The budgets of any solver, such as "10 calls", in order."""
+    return list(dict.fromkeys(b for found in solvers.values() for points in found.values() for b in points))
+
+
 def table(name, solvers):
     """A Markdown table: a line for each solver, a column for each budget, a cell of distances by variant."""
     variants = variants_of(solvers)
-    budgets = list(dict.fromkeys(b for found in solvers.values() for points in found.values() for b in points))
+    budgets = budgets_of(solvers)
     lines = [f"| {name} | " + " | ".join(budgets) + " |", "| --- |" + " ---: |" * len(budgets)]
     for solver, found in solvers.items():
         cells = [[found.get(variant, {}).get(budget) for variant in variants] for budget in budgets]
@@ -48,18 +53,24 @@ def draw(tables):
     """The figure of {name: what `read` returns}."""
     columns = max(len(variants_of(solvers)) for solvers in tables.values())
     width, height = 3.6 * columns + 1.5, 3.6 * len(tables)
-    figure, panels = plt.subplots(len(tables), columns, figsize=(width, height), sharey="row", squeeze=False)
+    figure, panels = plt.subplots(
+        len(tables), columns, figsize=(width, height), sharex=True, sharey="row", squeeze=False
+    )
     handles = {}
     for line, (name, solvers) in zip(panels, tables.items()):
+        ticks = sorted(int(budget.split()[0]) for budget in budgets_of(solvers))
         for panel, variant in zip(line, variants_of(solvers)):
             for i, (solver, found) in enumerate(solvers.items()):
                 style = {"color": f"C{i % 8}", "linestyle": ("-", "--", ":")[i // 8 % 3], "marker": "."}
                 if variant in found:
                     (handles[solver],) = panel.plot(*zip(*sorted(found[variant].values())), **style)
             panel.set(title=" + ".join(filter(None, (name, variant))), xscale="log", yscale="log")
-            panel.set_xlabel("network calls per image")
-            panel.grid(alpha=0.3, which="both")
+            panel.set_xticks(ticks, ticks)
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
         line[0].set_ylabel("Frechet distance")
+    for panel in panels[-1]:
+        panel.set_xlabel("network calls per image")
     figure.legend(handles.values(), handles, loc="center right", fontsize=9)
     figure.tight_layout(rect=(0, 0, 1 - 1.5 / width, 1))
     return figure

@@ -297,15 +297,29 @@ def test_bdia_refuses_shifts_of_its_nodes(variant):
         SolverFlags(solver="bdia").create(shift, network())
 
 
+# (schedule, times, targets), each [steps, samples]; a target is -1 as the coupling of TS-DPM-ADM may make it, which
+# then goes on from the nominal time
+PER_SAMPLE = {
+    "different times": (
+        "linear",
+        [[900, 999, 800], [700, 640, 790], [450, 500, 450], [200, 130, 300], [20, 60, 100]],
+        [[700, 640, 790], [450, 500, -1], [200, 130, 300], [20, 60, 100], [-1, 7, -1]],
+    ),
+    "nearly noise in some samples and steps": (
+        "cosine",
+        [[999, 999, 970], [997, 940, 950], [899, 998, 899], [700, 700, 700], [300, 310, 320]],
+        [[949, 949, 940], [899, 899, 899], [700, 700, 700], [300, 310, 320], [-1, -1, -1]],
+    ),
+}
+
+
 @pytest.mark.parametrize("name", NEW)
-def test_times_are_per_sample(name):
+@pytest.mark.parametrize("schedule, times, targets", PER_SAMPLE.values(), ids=PER_SAMPLE)
+def test_times_are_per_sample(name, schedule, times, targets):
     """One batch whose samples take different times gives each what it gets alone, the history included."""
-    diffusion = process(steps="10")
-    solver, denoise = SolverFlags(solver=name).create(diffusion, network())
-    start = tensor("start", *SHAPE)
-    times = torch.tensor([[900, 999, 800], [700, 640, 790], [450, 500, 450], [200, 130, 300], [20, 60, 100]])
-    targets = torch.cat([times[1:], torch.tensor([[-1, 7, -1]])])
-    targets[1, 2] = -1  # as the coupling of TS-DPM-ADM may do, which then goes on from the nominal time
+    diffusion = process(schedule, "10")
+    solver, denoise = SolverFlags(solver=name).create(diffusion, network(schedule))
+    start, times, targets = tensor("start", *SHAPE), torch.tensor(times), torch.tensor(targets)
 
     def walk(x, times, targets, state=None):
         for t, s in zip(times, targets):

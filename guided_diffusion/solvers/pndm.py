@@ -7,7 +7,7 @@ cheaper start (Rombach et al. 2022, released code). iPNDM, without any, is from 
 | paper | here |
 | --- | --- |
 | phi(x, eps, t, t') | `transfer(prediction, alpha_bar(t'), eps)` |
-| e_t, e_{t+delta}, ... | `history`, newest first |
+| e_t, e_{t+delta}, ... | `history`, newest first, of which each sample has `known` |
 | t + delta / 2 | `middle`, between two timesteps where needed |
 
 Order 2, all of them, whatever the number of terms: the weights assume steps that are uniform in the variable
@@ -19,14 +19,20 @@ network is told the timestep whose alpha_bar is used, and not the one before it;
 stays a fraction; the noisiest step is not dropped; the last step ends at the data and not at alpha_bar of timestep 0.
 """
 
+import torch
+
 from ..schedule import per_sample
 from .step import Step, is_plain, transfer
 
-ADAMS_BASHFORTH = (
-    (1,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+# weights of the newest predictions, newest first, where 1 to 4 of them are known
+ADAMS_BASHFORTH = torch.tensor(
+    [
+        [1, 0, 0, 0],
+        [3 / 2, -1 / 2, 0, 0],
+        [23 / 12, -16 / 12, 5 / 12, 0],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ],
+    dtype=torch.float64,
 )
 
 
@@ -50,16 +56,19 @@ class PNDM:
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
         target, plain = self.schedule.alpha_bar(s), is_plain(prediction, s)
-        if is_plain(prediction, s.clamp(min=0)).all():  # nearly pure noise
-            return Step(transfer(prediction, target), prediction, state)
-        history = (prediction.eps, *(state or ()))[: self.terms]
-        if len(history) <= self.warm_up_steps and not plain.all():
-            # only plain steps, whose average is not used, go to the data
-            eps = self.average(denoise, prediction, t, s.clamp(min=0))
-        else:
-            eps = sum(weight * e for weight, e in zip(ADAMS_BASHFORTH[len(history) - 1], history))
+        past, known = state or ((), torch.zeros_like(s, dtype=torch.long))
+        history, known = (prediction.eps, *past)[: self.terms], (known + 1).clamp(max=self.terms)
+        weights = ADAMS_BASHFORTH.to(x)[known - 1].unbind(dim=1)
+        eps = sum(per_sample(weight, x) * e for weight, e in zip(weights, history))
+        warming_up = (known <= self.warm_up_steps) & ~plain
+        if warming_up.any():
+            # plain steps do not use it, and they alone go to the data
+            average = self.average(denoise, prediction, t, s.clamp(min=0))
+            eps = average.where(per_sample(warming_up, x).bool(), eps)
         eps = eps.where(~per_sample(plain, x).bool(), prediction.eps)
-        return Step(transfer(prediction, target, eps), prediction, history[: self.terms - 1])
+        nearly_noise = is_plain(prediction, s.clamp(min=0))
+        memory = history[: self.terms - 1], known.where(~nearly_noise, 0)
+        return Step(transfer(prediction, target, eps), prediction, memory)
 
     def _eps_after(self, denoise, start, eps, t):
         return denoise(transfer(start, self.schedule.alpha_bar(t), eps), t).eps

@@ -75,11 +75,14 @@ def markdown(rows):
     cells = {(row.name, row.budget): _cell(row, rows) for row in rows}
     lines = ["| sampler | " + " | ".join(budgets) + " |", "| --- |" + " ---: |" * len(budgets)]
     lines += [f"| {name} | " + " | ".join(cells.get((name, each), "") for each in budgets) + " |" for name in names]
-    lines += ["", "| sampler | steps | calls per image | seconds per image | mean shift | searches at an edge |"]
-    lines += ["| --- |" + " ---: |" * 5]
+    lines += [
+        "",
+        "| sampler | budget | steps | calls per image | seconds per image | mean shift | searches at an edge |",
+    ]
+    lines += ["| --- |" + " ---: |" * 6]
     for row in rows:
         lines.append(
-            f"| {row.name} | {row.steps} | {row.calls:g} | {row.seconds:.4f} | "
+            f"| {row.name} | {row.budget} | {row.steps} | {row.calls:g} | {row.seconds:.4f} | "
             f"{_shown(row.shift, '+.1f')} | {_shown(row.edge, '.0%')} |"
         )
     return "\n".join(lines) + "\n"

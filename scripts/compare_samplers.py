@@ -19,8 +19,9 @@ import io
 import re
 import shlex
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import image_sample
@@ -153,7 +154,7 @@ def parse_setting(name, text, steps, budget, shifts, shared):
     """The Parsed flags of one sampler in `steps` steps.
 
     :param shared: the Parsed command line.
-    :raises UserError: names the setting.
+    :raises UserError: for a mistake in the flags.
     """
     common = {k: v for k, v in shared.values().items() if k in shared.given or k in COMMON}
 
@@ -164,12 +165,19 @@ def parse_setting(name, text, steps, budget, shifts, shared):
         filled = {"timestep_respacing": fill_in(common.get("timestep_respacing", "{N}"), steps, budget, shifts)}
         return {k: v for k, v in common.items() if k in known} | filled
 
-    with named(name):
-        parsed = flags.parse(words(fill_in(text, steps, budget, shifts)), SAMPLER, name, fill=fill)
+    arguments = words(fill_in(text, steps, budget, shifts))
+    if "--help" in arguments or "-h" in arguments:
+        raise UserError("--help is for the command line")
+    parsed = flags.parse(arguments, SAMPLER, name, fill=fill)
     if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
         # the control of a search that moved nothing; the flag's 0 would search
-        return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
+        return unshifted(parsed)
     return parsed
+
+
+def unshifted(parsed):
+    """The same sampler without time shift."""
+    return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
 
 
 def dealt(items, work):
@@ -280,9 +288,14 @@ def decisive(name, budget, parsed, target, compare):
     }
 
 
-def budgets(compare):
-    """The Budgets of --steps or --calls, in the order given."""
+def budgets(compare, given):
+    """The Budgets of --steps or --calls, in the order given.
+
+    :param given: names of the flags of the command line.
+    """
     unit = "calls" if compare.calls else "steps"
+    if compare.calls and "steps" in given:
+        raise UserError(f"--calls {compare.calls} contradicts --steps {compare.steps}; expected one of the two")
     text = getattr(compare, unit)
     counts = int_list(text, unit)
     if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
@@ -292,10 +305,7 @@ def budgets(compare):
 
 def calls_of(parsed):
     """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
-    # a shift changes no calls, and whether it fits the solver is to be asked of the steps that are taken in the end
-    diffusion = checkpoints.process_alone(
-        flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given)
-    )
+    diffusion = checkpoints.process_alone(parsed)
     channels = 6 if diffusion.model_var_type.is_learned else 3
 
     def zeros(x, t):
@@ -312,11 +322,30 @@ def steps_within(budget, parse):
     """
     if budget.unit == "steps":
         return budget.count
-    for steps in range(budget.count, 0, -1):
-        with contextlib.suppress(NoSuchGrid):
-            if calls_of(parse(steps)) <= budget.count:
-                return steps
-    raise UserError(f"--calls has {budget.count}, with which it cannot take a step")
+
+    @cache
+    def tried(steps):
+        """(calls, steps) of the largest grid of at most so many steps."""
+        if steps < 1:
+            return 0, 0
+        try:
+            return calls_of(unshifted(parse(steps))), steps
+        except NoSuchGrid:
+            return tried(steps - 1)
+
+    def calls(steps):
+        return tried(steps)[0]
+
+    # whether a time shift fits the solver is to be asked of the steps that are taken in the end, and it changes the
+    # calls of a step only where it moves that across nearly pure noise, or its target to the data
+    whole = unshifted(parse(1)).with_values({"timestep_respacing": ""})
+    most = min(budget.count, checkpoints.process_alone(whole).num_timesteps)
+    if calls(most) <= budget.count:
+        return tried(most)[1]
+    steps = tried(bisect_right(range(most), budget.count, key=calls) - 1)[1]
+    if not steps:
+        raise UserError(f"it takes {calls(1)} network calls in its shortest form, where --calls has {budget.count}")
+    return steps
 
 
 def plan(settings, columns, shared):
@@ -332,8 +361,7 @@ def plan(settings, columns, shared):
             parse = partial(parse_setting, name, text, budget=budget, shifts=shifts, shared=shared)
             with named(name):
                 steps = steps_within(budget, parse)
-            parsed = parse(steps)
-            with named(name):
+                parsed = parse(steps)
                 kept = len(checkpoints.process_alone(parsed).timestep_map)
                 if kept != steps:
                     raise UserError(
@@ -349,7 +377,7 @@ def main(parsed):
     compare, folder = parsed[CompareFlags], logger.get_dir()
     if not compare.settings:
         raise UserError("--settings is not given; expected a text file with a line NAME: FLAGS for each sampler")
-    settings, columns = read_settings(compare.settings), budgets(compare)
+    settings, columns = read_settings(compare.settings), budgets(compare, parsed.given)
     if parsed[SampleFlags].num_samples < 2:
         raise UserError("--num_samples is 1; a Frechet distance needs at least 2")
     planned = plan(settings, columns, parsed)
@@ -360,8 +388,8 @@ def main(parsed):
     for budget in columns:
         shifts = {}
         for name, text in settings.items():
-            setting = parse_setting(name, text, planned[budget, name], budget, shifts, parsed)
             with named(name):
+                setting = parse_setting(name, text, planned[budget, name], budget, shifts, parsed)
                 row = finished_row(name, budget, setting, target, compare)
             shifts[name] = row.shift
             rows.append(row)

@@ -27,7 +27,8 @@ control: {SHIFT} --time_shift_constant {{shift TS}}
 same: --use_ddim True --eps_scaler 1.0
 ancestral: --timestep_respacing {{N}}
 """
-SMALL = "--steps 3,5 --num_samples 12 --batch_size 5 --repeats 2 --columns 4 --seed 7".split()
+STEPS = ("--steps", "3,5")
+SMALL = "--num_samples 12 --batch_size 5 --repeats 2 --columns 4 --seed 7".split()
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,11 @@ def models(tmp_path_factory):
     return folder
 
 
-def command(models, out_dir):
+def command(models, out_dir, budget=STEPS):
     return [
         *("--model_path", models / "diffusion" / "model000002.pt", "--settings", models / "settings.txt"),
         *("--features", f"classifier:{models / 'classifier' / 'model000002.pt'}", "--reference", models / "real.npz"),
-        *("--out_dir", out_dir, *SMALL),
+        *("--out_dir", out_dir, *SMALL, *budget),
     ]
 
 
@@ -149,7 +150,7 @@ grid with gaps: --solver plms --timestep_respacing ddim{N}
 def test_equal_calls_instead_of_equal_steps(compared, models, tmp_path):
     path = tmp_path / "settings.txt"
     path.write_text(CALLS)
-    script_runs.run("compare_samplers", *command(models, tmp_path / "out"), "--settings", path, "--calls", "5,11")
+    script_runs.run("compare_samplers", *command(models, tmp_path / "out", ("--calls", "5,11")), "--settings", path)
     with open(tmp_path / "out" / "comparison.csv", newline="") as file:
         rows = {(row["sampler"], row["budget"]): row for row in csv.DictReader(file)}
     took = {key: (int(row["steps"]), float(row["calls_per_image"])) for key, row in rows.items()}
@@ -202,7 +203,7 @@ def test_means_spreads_and_paired_differences():
     # by hand: spreads 4 / sqrt 2 and 3 / sqrt 2; the differences -1, -2 and 0.5, 1.5
     assert lines[2] == "| base | 12.00 ± 2.83 | 8.00 ± 0.00 |"
     assert lines[3] == "| moved | 10.50 ± 2.12 (-1.50 ± 0.71) | 9.00 ± 0.71 (+1.00 ± 0.71) |"
-    assert "| moved | 5 | 5 | 0.5000 | +2.5 | 25% |" in lines
+    assert "| moved | 5 steps | 5 | 5 | 0.5000 | +2.5 | 25% |" in lines
     table = list(csv.DictReader(csv_text(made_rows()).splitlines()))
     assert float(table[3]["difference"]) == 1.0 and table[0]["difference"] == "" and table[3]["edge"] == ""
 
@@ -251,7 +252,10 @@ def test_the_picture_holds_every_image():
         ("a: ", ["--calls", "7,7"], "--calls is '7,7'"),
         ("a: --window {3:5}", ["--calls", "7"], "setting 'a': {3:5} says nothing at 7 calls"),
         ("a: --timestep_respacing 3", ["--calls", "7"], "keeps 3 timesteps where --calls has 7"),
-        ("a: --timestep_respacing ddim{N} --solver heun", ["--calls", "1"], "cannot take a step"),
+        ("a: --timestep_respacing 5", ["--calls", "2"], "'a': it takes 5 network calls in its shortest form, where"),
+        ("a: --spacing quad --order 2", ["--calls", "7"], "setting 'a': --order 2 is read by"),
+        ("a: --help", [], "setting 'a': --help is for the command line"),
+        ("a: ", ["--calls", "5", "--steps", "5"], "--calls 5 contradicts --steps 5"),
         ("a: ", ["--num_samples", "1"], "--num_samples is 1"),
         ("a: ", ["--repeats", "1"], "--repeats is 1"),
         ("a: ", ["--features", "resnet"], "expected inception, classifier:PATH"),
@@ -264,11 +268,11 @@ def test_the_picture_holds_every_image():
 def test_mistakes_get_one_sentence(models, tmp_path, capsys, settings, flag, sentence):
     path = tmp_path / "settings.txt"
     path.write_text(settings + "\n")
-    arguments = [*command(models, tmp_path / "out"), "--settings", path, *flag]
+    arguments = [*command(models, tmp_path / "out", () if "--calls" in flag else STEPS), "--settings", path, *flag]
     with pytest.raises(SystemExit) as stop:
         script_runs.run("compare_samplers", *arguments)
     said = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and sentence in said[-1]
+    assert stop.value.code == 2 and sentence in said[-1] and said[-1].count("setting ") < 2
 
 
 def test_another_image_size_is_refused(models, tmp_path, capsys):

@@ -276,6 +276,7 @@ def _create(parsed):
     """The SpacedDiffusion of resolved flags, checked with the solver's."""
     diffusion = parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
     if SolverFlags in parsed.groups:
+        parsed[SolverFlags].refuse_unread(parsed.given)
         parsed[SolverFlags].check(diffusion, parsed.values()["clip_denoised"])
     return diffusion
 

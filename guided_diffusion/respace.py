@@ -1,5 +1,6 @@
 """Sampling with fewer steps: which training timesteps are kept, and a process over those."""
 
+import re
 from itertools import accumulate, repeat
 
 from .errors import UserError
@@ -50,7 +51,9 @@ def _parse_counts(text):
 def _strided(num_timesteps, text):
     strides = {len(range(0, num_timesteps, stride)): stride for stride in range(num_timesteps - 1, 0, -1)}
     digits = text[len("ddim") :]
-    wanted = int(digits) if digits.isdigit() else 0
+    if not re.fullmatch("[0-9]{1,9}", digits):
+        raise UserError(f"--timestep_respacing is {text!r}; expected a number of steps after ddim, such as ddim50")
+    wanted = int(digits)
     if wanted not in strides:
         below = [f"ddim{n}" for n in [max((n for n in strides if n < wanted), default=None)] if n]
         above = [f"ddim{n}" for n in [min((n for n in strides if n > wanted), default=None)] if n]

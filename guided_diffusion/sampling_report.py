@@ -16,9 +16,13 @@ def log_grid(diffusion):
         files.write_text(files.join(logger.get_dir(), "grid.json"), json.dumps(times) + "\n")
 
 
-def log_calls(diffusion):
-    """Print how often the network was asked for an image, over all ranks: images are compared at equal calls."""
+def log_calls(diffusion, images=None):
+    """Print how often the network was asked for an image, over all ranks: images are compared at equal calls.
+
+    :param images: of all ranks; by default those whose sampling was begun.
+    """
     counts = torch.tensor([diffusion.network_calls, diffusion.images_begun], dtype=torch.int64)
-    calls, images = dist_util.all_reduce_sum(counts.to(dist_util.dev())).tolist()
+    calls, begun = dist_util.all_reduce_sum(counts.to(dist_util.dev())).tolist()
+    images = begun if images is None else images
     if images and dist_util.is_main():
         logger.log(f"network calls: {calls / images:g} for each of {images:g} images")

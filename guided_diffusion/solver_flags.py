@@ -49,11 +49,19 @@ class SolverFlags(FlagGroup):
         super().__post_init__()
         if self.use_ddim and self.solver not in ("", "ddim"):
             raise UserError(f"--use_ddim True contradicts --solver {self.solver}")
+        options = (*READERS, "threshold_percentile")
+        self.refuse_unread([name for name in options if getattr(self, name) != getattr(type(self), name)])
+
+    def refuse_unread(self, given):
+        """Refuse options that nothing would read.
+
+        :param given: names of the flags that somebody set, if only to their default.
+        """
         for option, solvers in READERS.items():
-            value = getattr(self, option)
-            if value != getattr(type(self), option) and self.name not in solvers:
+            if option in given and self.name not in solvers:
+                value = getattr(self, option)
                 raise UserError(f"--{option} {value} is read by --solver {' and '.join(solvers)} alone")
-        if self.threshold_percentile != type(self).threshold_percentile and self.thresholding != "dynamic":
+        if "threshold_percentile" in given and self.thresholding != "dynamic":
             raise UserError(
                 f"--threshold_percentile {self.threshold_percentile} is read by --thresholding dynamic alone"
             )
@@ -78,7 +86,7 @@ class SolverFlags(FlagGroup):
             cond_fn = None
         else:
             given = {option: getattr(self, option) for option, solvers in READERS.items() if self.name in solvers}
-            options = {option: value for option, value in given.items() if value != getattr(type(self), option)}
+            options = {option: value for option, value in given.items() if (option, value) != ("order", 0)}
             solver = SOLVERS[self.name](diffusion.schedule, **options)
         if self.thresholding == "static":
             return solver, diffusion.denoiser(model, clip_denoised, None, cond_fn, model_kwargs)
@@ -103,8 +111,11 @@ class SolverFlags(FlagGroup):
         if shift is None or shift.variant != "paper" or self.name not in INTERPOLATING:
             return
         if 3 * shift.reach > shift.smallest_gap:
+            most = shift.smallest_gap // 3
+            expected = (
+                f"--time_shift_constant of at most {most}" if shift.constant else f"--window of at most {2 * most + 1}"
+            )
             raise UserError(
                 f"--time_shift_variant paper may move a step by {shift.reach} timesteps where the next is "
-                f"{shift.smallest_gap} away, and --solver {self.name} divides by what remains; "
-                f"expected at most {shift.smallest_gap // 3}"
+                f"{shift.smallest_gap} away, and --solver {self.name} divides by what remains; expected {expected}"
             )

@@ -5,6 +5,8 @@ real times are rounded, and where rounding makes two equal (many steps near the 
 free timestep. The published grids are in `respace.space_timesteps`.
 """
 
+import re
+
 import numpy as np
 import torch
 
@@ -51,8 +53,11 @@ def spaced(name, schedule, text):
     total = schedule.num_timesteps
     if not text:
         return list(range(total))
-    if not (text.isdecimal() and 1 <= int(text) <= total):
-        raise UserError(f"--timestep_respacing is {text!r}; with --spacing {name} expected a number from 1 to {total}")
+    if not (re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= total):
+        raise UserError(
+            f"--timestep_respacing is {text!r}; with --spacing {name} expected a number from 1 to {total}, or nothing "
+            "for all timesteps"
+        )
     return SPACINGS[name](schedule, int(text))
 
 

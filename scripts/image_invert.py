@@ -26,7 +26,8 @@ from guided_diffusion.generate import SampleFlags, dataset_in_order, generate
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, TimeShiftFlags, UNetFlags
+from guided_diffusion.sampling_report import log_calls, log_grid
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 
@@ -62,7 +63,7 @@ EXACT = 1.0  # the gamma that loses nothing, and that inversion takes unless tol
 
 def check(parsed, unet, steps):
     """Refuse what cannot be inverted or edited, and warn of a gamma that enlarges rounding errors."""
-    solver, shift, edit_class = parsed[SolverFlags], parsed[TimeShiftFlags], parsed[EditFlags].edit_class
+    solver, edit_class = parsed[SolverFlags], parsed[EditFlags].edit_class
     if solver.name != "bdia":
         raise UserError(
             f"--solver {solver.name} cannot be inverted exactly; expected bdia, "
@@ -70,11 +71,6 @@ def check(parsed, unet, steps):
         )
     if solver.gamma == 0:
         raise UserError("--gamma 0 is DDIM, which has no exact way back; expected above 0")
-    if shift.do_time_shift and shift.time_shift_variant != "net":
-        raise UserError(
-            f"--time_shift_variant {shift.time_shift_variant} moves a step by a state that the way back does not "
-            "know yet; expected net, which shifts the network's time alone"
-        )
     if steps < 2:
         raise UserError("--timestep_respacing keeps 1 timestep; expected at least 2, the pair that BDIA decodes from")
     if edit_class >= 0 and not unet.class_cond:
@@ -99,6 +95,7 @@ def main(parsed):
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
     if not launch.announce(parsed):
         return
+    log_grid(diffusion)
 
     def make_batch(indices):
         images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
@@ -121,7 +118,12 @@ def main(parsed):
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
 
     made = generate(flags, make_batch)
+    log_calls(diffusion, flags.num_samples)
     if made is not None:
+        if not all(np.isfinite(made[name]).all() for name in ("noisiest", "reconstruction")):
+            raise UserError(
+                f"--gamma {parsed[SolverFlags].gamma} made states beyond all numbers; expected nearer to {EXACT}"
+            )
         save(made, grid, edit_class)
         logger.log(
             f"states at timestep {grid[-1]}: standard deviation {made['noisiest'].std():.3g}; that of noise is 1"

@@ -169,6 +169,8 @@ BAD = {
     INVERT + " --gamma 0": ["--gamma 0", "DDIM", "above 0"],
     INVERT + " --gamma 1.5": ["--gamma", "1.5", "0 to 1"],
     SAMPLE + " --solver ddim --gamma 0.7": ["--gamma", "bdia"],
+    SAMPLE + " --solver dpmpp_2m --eta 0": ["--eta 0", "ddim"],
+    INVERT + " --gamma 1e-30": ["--gamma 1e-30", "nearer to 1"],
     SHIFTED + "adm": ["--time_shift_variant adm", "expected net"],
     SHIFTED + "paper": ["--time_shift_variant paper", "expected net"],
     SHIFTED + "target": ["--time_shift_variant target", "expected net"],

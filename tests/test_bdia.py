@@ -191,6 +191,9 @@ def test_the_script_returns_the_images_it_was_given(inverted, data):
     assert all(np.array_equal(given[name], returned[name]) for name in ("arr_0", "arr_1"))
     assert edits["arr_1"].tolist() == [3] * 5 and edits["arr_0"].dtype == np.uint8
     assert all((edit != image).any() for edit, image in zip(edits["arr_0"], given["arr_0"]))
+    # there and back by BDIA, by DDIM, and the edit by DDIM; the step from the data asks at the first timestep too
+    assert json.loads((folder / "grid.json").read_text())[-1] == -1
+    assert f"network calls: {5 * 6 - 1} for each of 5 images" in printed
     exact, naive = re.findall(r"error at most (\S+), RMS (\S+) in \[-1, 1\], which is (\S+) and (\S+) grey", printed)
     assert float(exact[0]) < 1e-6 and float(naive[0]) > 0.05
     for largest, typical, *levels in (exact, naive):

@@ -79,8 +79,10 @@ def test_ddim_spacing_is_the_smallest_stride_or_an_error(steps):
     [
         ("ddim300", "nearest: ddim250 or ddim334"),
         ("ddim1001", "nearest: ddim1000"),
-        ("ddim", "nearest: ddim2"),
-        ("ddimx", "nearest: ddim2"),
+        ("ddim", "'ddim'; expected a number of steps after ddim"),
+        ("ddim7x", "'ddim7x'; expected a number of steps after ddim"),
+        ("ddim²", "'ddim²'; expected a number of steps after ddim"),
+        ("ddim" + "9" * 5000, "expected a number of steps after ddim"),
         ("1001", "1001 steps of a section of 1000 timesteps; expected 1 to 1000"),
         ("0", "0 steps .*; expected 1 to 1000"),
         ("10,-3", "-3 steps of a section of 500"),

@@ -336,7 +336,7 @@ def test_times_are_per_sample(name, schedule, times, targets):
 def test_nodes_that_may_meet_are_refused(name):
     diffusion = process(steps="50", do_time_shift=True, window=40, cutoff=300, time_shift_variant="paper")
     if name in INTERPOLATING:
-        with pytest.raises(UserError, match="--time_shift_variant paper .* by 20 .* is 20 away.*expected at most 6"):
+        with pytest.raises(UserError, match="paper may move a step by 20 .* is 20 away.* --window of at most 13"):
             images(diffusion, name)
     else:
         assert torch.isfinite(images(diffusion, name)).all()
@@ -364,6 +364,8 @@ def test_options_that_a_solver_does_not_read_are_refused(name):
         else:
             with pytest.raises(UserError, match=f"--{option} {value} is read by --solver {READERS[option][0]}"):
                 SolverFlags(solver=name, **{option: value})
+            with pytest.raises(UserError, match=f"--{option} .* is read by"):
+                SolverFlags(solver=name).refuse_unread({option})  # given as what it is anyway
 
 
 def test_the_flags_reach_the_solver():

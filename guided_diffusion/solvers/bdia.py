@@ -6,11 +6,12 @@ forward and Q = the one back, both from one answer about x_t):
 
     x_s = P(x_t) + gamma (x_u - Q(x_t)),    so    x_u = Q(x_t) + (x_s - P(x_t)) / gamma.
 
-| here | paper |
+| paper | here |
 | --- | --- |
-| u, t, s: times of the state before, now and next | t_{i+1}, t_i, t_{i-1} |
-| `before`: x_u and u | z_{i+1} |
-| alpha_bar | alpha_t^2 |
+| t_{i+1}, t_i, t_{i-1} | u, t, s: times of the state before, now and next |
+| z_{i+1} | `state`: x_u and u |
+| z_i + Delta(t_i -> t_{i-1}), z_i + Delta(t_i -> t_{i+1}) | P and Q: `ahead`, `back` |
+| alpha_t^2 | alpha_bar |
 
 A step is linear in the states around x_t, hence the same formula walks in both directions, with gamma towards the
 data and 1 / gamma towards the noise. At gamma 1 it is the leapfrog rule. The first step, which has no state

@@ -1,4 +1,15 @@
-"""DDIM (Song et al. 2021), in both directions."""
+"""DDIM (Song et al. 2021, "Denoising Diffusion Implicit Models"), in both directions: equations 12 and 16.
+
+| paper | here |
+| --- | --- |
+| alpha_t, a product already | alpha_bar |
+| sigma_t, which eta scales | `_sigma` |
+| predicted x_0 | `prediction.x0` |
+| direction pointing to x_t | `prediction.eps` times what sigma leaves of the noise |
+
+Departures from the paper: the last step goes to the data itself (alpha_bar = 1), so it returns the predicted x0;
+a step to a noisier level, which encodes, draws no noise at any eta.
+"""
 
 from ..schedule import per_sample
 from .step import Step

@@ -1,4 +1,18 @@
-"""Ancestral sampling (Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021 for the learned variance)."""
+"""Ancestral sampling (Ho et al. 2020, "Denoising Diffusion Probabilistic Models"): algorithm 2, equations 6 and 7.
+
+The learned variance is that of Nichol & Dhariwal 2021 ("Improved Denoising Diffusion Probabilistic Models"),
+equation 15, and fewer steps are theirs too: beta and its posterior are those between two kept levels.
+
+| paper | here |
+| --- | --- |
+| mu tilde (x_t, x_0) | `posterior(...)`: x0_coef x0 + xt_coef x_t |
+| beta tilde_t, beta_t | `posterior(...).variance`, `.beta` |
+| v of the learned variance, in [0, 1] | `fraction` |
+| sigma_t z | `spread * noise(x)` |
+
+Departures from the paper, as published code has them: the mean is that of the predicted (and clipped) x0, not of
+eps; where the log of the last step's variance, which is zero, is needed, a floor stands in for it.
+"""
 
 import torch
 

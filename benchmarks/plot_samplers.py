@@ -10,11 +10,6 @@ import argparse
 import csv
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 
 def read(path):
     """{solver: {variant: {budget: (calls, distance)}}} of a comparison.csv; the variant without a name is ""."""
@@ -51,28 +46,41 @@ def table(name, solvers):
 
 def draw(tables):
     """The figure of {name: what `read` returns}."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     columns = max(len(variants_of(solvers)) for solvers in tables.values())
-    width, height = 3.6 * columns + 1.5, 3.6 * len(tables)
+    width, height = 3.6 * columns, 3.6 * len(tables)
     figure, panels = plt.subplots(
         len(tables), columns, figsize=(width, height), sharex=True, sharey="row", squeeze=False
     )
+    names = list(dict.fromkeys(solver for solvers in tables.values() for solver in solvers))
+    styles = {
+        name: {"color": f"C{i % 8}", "linestyle": ("-", "--", ":", "-.")[i // 8 % 4], "marker": "."}
+        for i, name in enumerate(names)
+    }
     handles = {}
     for line, (name, solvers) in zip(panels, tables.items()):
         ticks = sorted(int(budget.split()[0]) for budget in budgets_of(solvers))
         for panel, variant in zip(line, variants_of(solvers)):
-            for i, (solver, found) in enumerate(solvers.items()):
-                style = {"color": f"C{i % 8}", "linestyle": ("-", "--", ":")[i // 8 % 3], "marker": "."}
+            for solver, found in solvers.items():
                 if variant in found:
-                    (handles[solver],) = panel.plot(*zip(*sorted(found[variant].values())), **style)
+                    (handles[solver],) = panel.plot(*zip(*sorted(found[variant].values())), **styles[solver])
             panel.set(title=" + ".join(filter(None, (name, variant))), xscale="log", yscale="log")
             panel.set_xticks(ticks, ticks)
             panel.minorticks_off()
             panel.grid(alpha=0.3)
         line[0].set_ylabel("Frechet distance")
+        for panel in line[len(variants_of(solvers)) :]:
+            panel.remove()
     for panel in panels[-1]:
         panel.set_xlabel("network calls per image")
+    side = max(1.5, 0.09 * max(map(len, names)))  # inches of the legend
+    figure.set_size_inches(width + side, height)
     figure.legend(handles.values(), handles, loc="center right", fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1 - 1.5 / width, 1))
+    figure.tight_layout(rect=(0, 0, width / (width + side), 1))
     return figure
 
 
@@ -81,7 +89,10 @@ def main():
     parser.add_argument("tables", nargs="+", help="comparison.csv files, one row of panels each")
     parser.add_argument("--out", required=True, help="the PNG to write")
     args = parser.parse_args()
-    tables = {Path(path).stem: read(path) for path in args.tables}
+    try:
+        tables = {Path(path).stem: read(path) for path in args.tables}
+    except (OSError, KeyError) as error:
+        parser.error(f"expected comparison.csv files of compare_samplers: {error}")
     print("\n\n".join(table(name, solvers) for name, solvers in tables.items()))
     draw(tables).savefig(args.out, dpi=90)
     print(f"wrote {Path(args.out).resolve()}")

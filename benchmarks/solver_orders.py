@@ -25,8 +25,9 @@ SCHEDULE = NoiseSchedule(get_named_beta_schedule("linear", 20000))
 ENDS = half_log_snr(SCHEDULE.alpha_bar(torch.tensor([17999, 399]))).tolist()
 STEPS = (5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320)
 
-# every deterministic solver at each of its orders
+# every deterministic solver at each of its orders; bdia alone is that of gamma 0.5
 CHOICES = {name: make for name, make in SOLVERS.items() if name not in ("ddpm", "dpmpp_sde_2m", "deis", "unipc")}
+CHOICES["bdia 1"] = partial(SOLVERS["bdia"], gamma=1.0)
 CHOICES |= {f"deis tAB{k}": partial(SOLVERS["deis"], order=k) for k in (1, 2, 3)}
 CHOICES |= {f"unipc {k} {b}": partial(SOLVERS["unipc"], order=k, variant=b) for k in (1, 2, 3) for b in ("bh1", "bh2")}
 
@@ -94,7 +95,7 @@ def main():
         solver = make(SCHEDULE)
         errors, calls = zip(*[error_and_calls(solver, steps) for steps in STEPS])
         order = np.log2(errors[STEPS.index(40)] / errors[STEPS.index(320)]) / 3
-        line = ("-", "--", ":")[i // 7]
+        line = ("-", "--", ":", "-.")[i // 7]
         plt.loglog(calls, errors, line, label=f"{name} (order {solver.order})", color=f"C{i % 7}")
         print(f"{name:16} order {solver.order}, measured {order:.2f}; errors " + " ".join(f"{e:.1e}" for e in errors))
     print(f"steps {STEPS}; orders measured from 40 to 320")

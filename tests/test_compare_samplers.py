@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import plot_samplers
 import pytest
 import script_runs
 import torch
@@ -206,6 +207,16 @@ def test_means_spreads_and_paired_differences():
     assert "| moved | 5 steps | 5 | 5 | 0.5000 | +2.5 | 25% |" in lines
     table = list(csv.DictReader(csv_text(made_rows()).splitlines()))
     assert float(table[3]["difference"]) == 1.0 and table[0]["difference"] == "" and table[3]["edge"] == ""
+
+
+def test_the_table_of_solvers_and_variants(tmp_path):
+    rows = made_rows()
+    rows[1].name, rows[3].name = "base + moved", "other + moved"
+    (tmp_path / "table.csv").write_text(csv_text(rows))
+    assert plot_samplers.table("model", plot_samplers.read(tmp_path / "table.csv")).splitlines()[2:] == [
+        "| base | 12 / 10.5 | 8 / – |",
+        "| other | – / – | – / 9 |",
+    ]
 
 
 def test_the_picture_holds_every_image():

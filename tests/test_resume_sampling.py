@@ -253,6 +253,18 @@ def test_more_images_later_are_those_of_a_larger_run(tmp_path, sample, whole):
     assert (tmp_path / NPZ).read_bytes() == whole and chunks(tmp_path) == 0
 
 
+@needs_mpirun
+def test_a_solver_with_memory_and_noise_goes_on_with_other_ranks(tmp_path, sample):
+    command = [*sample, "--num_samples", 9, "--solver", "dpmpp_sde_2m", "--out_dir"]
+    run("image_sample", *command, tmp_path / "whole")
+    run("image_sample", *command, tmp_path / "parts", "--shard", "2/3")
+    script = [sys.executable, FOLDER / "image_sample.py"]
+    done = start(MPIRUN, "-n", 2, *script, *command, tmp_path / "parts", OMP_NUM_THREADS="1")
+    assert done.returncode == 0 and "images are there already" in done.stdout, done.stderr
+    whole, parts = ((tmp_path / name / "samples_9x16x16x3.npz").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
 def test_a_finished_run_does_nothing(place, sample, whole):
     path = place / "whole" / NPZ
     before = path.stat().st_mtime_ns

@@ -31,7 +31,7 @@ class SolverFlags(FlagGroup):
     variant: str = flag("bh2", "The function B(h) of unipc.", choices=VARIANTS)
     gamma: float = flag(
         0.5,
-        "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible and what image_invert takes.",
+        "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.",
         legal=FRACTION,
     )
     thresholding: str = flag(
@@ -49,8 +49,6 @@ class SolverFlags(FlagGroup):
         super().__post_init__()
         if self.use_ddim and self.solver not in ("", "ddim"):
             raise UserError(f"--use_ddim True contradicts --solver {self.solver}")
-        options = (*READERS, "threshold_percentile")
-        self.refuse_unread([name for name in options if getattr(self, name) != getattr(type(self), name)])
 
     def refuse_unread(self, given):
         """Refuse options that nothing would read.
@@ -78,8 +76,10 @@ class SolverFlags(FlagGroup):
         inside guidance, as published.
 
         :param cond_fn: gradient for guidance, or None; DDPM is guided by its mean, all others by the score.
-        :raises UserError: as `check`.
+        :raises UserError: as `check`, and for an option that is set to something and not read.
         """
+        options = (*READERS, "threshold_percentile")
+        self.refuse_unread([name for name in options if getattr(self, name) != getattr(type(self), name)])
         self.check(diffusion, clip_denoised)
         if self.name == "ddpm":
             solver = diffusion.ddpm(cond_fn, model_kwargs)

@@ -48,9 +48,11 @@ GROUPS = [
     *SAMPLING_METHODS,
     EditFlags,
 ]
+EXACT = 1.0  # the gamma that loses nothing
 OVERRIDES = {
     "num_samples": 16,
     "solver": "bdia",
+    "gamma": EXACT,
     "use_ddim": None,
     "seed": None,
     "random_flip": None,
@@ -58,7 +60,6 @@ OVERRIDES = {
     "num_workers": None,
 }
 SHOWN = 16  # images in the picture
-EXACT = 1.0  # the gamma that loses nothing, and that inversion takes unless told otherwise
 
 
 def check(parsed, unet, steps):
@@ -88,8 +89,6 @@ def check(parsed, unet, steps):
 
 def main(parsed):
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
-    if "gamma" not in parsed.given and parsed[SolverFlags].name == "bdia":
-        parsed = parsed.with_values({"gamma": EXACT})
     unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, diffusion.timestep_map
     check(parsed, unet, len(grid))
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])

@@ -153,7 +153,6 @@ def test_previews_repeat_and_are_ddim_in_at_most_25_steps(steps):
         (lambda: SampleFlags(batch_size=0), "batch_size"),
         (lambda: SampleFlags(seed=-1), "seed"),
         (lambda: SolverFlags(solver="ddpm", use_ddim=True), "use_ddim"),
-        (lambda: SolverFlags(eta=0.5), "eta"),
         (lambda: SolverFlags(use_ddim=True, eta=1.5), "eta"),
     ],
 )

@@ -362,10 +362,10 @@ def test_stochastic_solvers_draw_by_image(name):
 def test_options_that_a_solver_does_not_read_are_refused(name):
     for option, value in {"eta": 0.5, "order": 1, "variant": "bh1"}.items():
         if name in READERS[option]:
-            SolverFlags(solver=name, **{option: value})
+            SolverFlags(solver=name, **{option: value}).create(process(), network())
         else:
             with pytest.raises(UserError, match=f"--{option} {value} is read by --solver {READERS[option][0]}"):
-                SolverFlags(solver=name, **{option: value})
+                SolverFlags(solver=name, **{option: value}).create(process(), network())
             with pytest.raises(UserError, match=f"--{option} .* is read by"):
                 SolverFlags(solver=name).refuse_unread({option})  # given as what it is anyway
 
@@ -403,6 +403,6 @@ def test_thresholding_flags_that_contradict_are_refused():
     with pytest.raises(UserError, match="--thresholding dynamic contradicts --clip_denoised False"):
         images(process(), "ddim", clip=False, thresholding="dynamic")
     with pytest.raises(UserError, match="--threshold_percentile 90 is read by --thresholding dynamic alone"):
-        SolverFlags(threshold_percentile=90)
+        SolverFlags(threshold_percentile=90).create(process(), network())
     with pytest.raises(UserError, match="--threshold_percentile is 0"):
         SolverFlags(thresholding="dynamic", threshold_percentile=0)

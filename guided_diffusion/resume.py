@@ -56,6 +56,11 @@ def find(wanted, folder):
             f"{folder} has checkpoints of an earlier run, the last at step {earlier[0]}: this one starts afresh and "
             "replaces them as it comes to their steps; --resume_checkpoint auto would go on"
         )
+    elif unlisted := _unlisted(folder):
+        logger.warn(
+            f"{folder} has checkpoints without manifest, such as published ones: this run starts afresh and replaces "
+            f"them as it comes to their steps; --resume_checkpoint {unlisted[-1]} would go on"
+        )
     return ""
 
 
@@ -77,15 +82,21 @@ def _newest(folder):
     return ""
 
 
+def _unlisted(folder):
+    """Paths of the models in a folder whose checkpoints all lack a manifest, by step."""
+    found = [files.join(folder, name) for name, _ in files.entries(folder) if re.fullmatch(r"model\d+\.pt", name)]
+    return sorted(found, key=step_of)
+
+
 def _refuse_unlisted(folder):
     """Leave no checkpoints without manifest, such as published ones, to a run that starts afresh and replaces them.
 
     A single one with its flags beside it is what a first save leaves that was killed, and may be replaced.
     """
-    unlisted = [files.join(folder, name) for name, _ in files.entries(folder) if re.fullmatch(r"model\d+\.pt", name)]
+    unlisted = _unlisted(folder)
     if not unlisted:
         return
-    newest = max(unlisted, key=step_of)
+    newest = unlisted[-1]
     if len(unlisted) > 1 or not files.exists(checkpoints.sidecar_path(newest)):
         raise UserError(
             f"--resume_checkpoint auto: the checkpoints in {folder} have no manifest, so none is known to be whole; "

@@ -105,7 +105,7 @@ def test_none_whole_is_an_error_and_none_at_all_a_fresh_start(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("steps, beside", [((2,), False), ((2, 10), False), ((2, 10), True)])
-def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside):
+def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside, capsys):
     for step in steps:
         for name in ("model", "ema_0.9999_", "opt"):
             (tmp_path / f"{name}{step:06d}.pt").touch()
@@ -117,6 +117,9 @@ def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps
     ):
         resume.find("auto", str(tmp_path))
     assert resume.find(str(newest), str(tmp_path)) == str(newest)
+    assert resume.find("", str(tmp_path)) == ""
+    said = capsys.readouterr().out
+    assert "without manifest" in said and f"--resume_checkpoint {newest} would go on" in said
 
 
 def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):

@@ -65,7 +65,9 @@ class CompareFlags(FlagGroup):
         3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2)
     )
     reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.")
-    columns: int = flag(8, "Images of each sampler in the picture, at each number of steps.", legal=at_least(1))
+    columns: int = flag(
+        8, "Images of each sampler in the picture, at each number of steps or calls.", legal=at_least(1)
+    )
 
 
 # what a line of the settings file may set, but for COMMON
@@ -344,7 +346,8 @@ def steps_within(budget, parse):
         return tried(most)[1]
     steps = tried(bisect_right(range(most), budget.count, key=calls) - 1)[1]
     if not steps:
-        raise UserError(f"it takes {calls(1)} network calls in its shortest form, where --calls has {budget.count}")
+        fewest = next(filter(None, map(calls, range(1, most + 1))))
+        raise UserError(f"it takes {fewest} network calls in its shortest form, where --calls has {budget.count}")
     return steps
 
 

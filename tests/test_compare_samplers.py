@@ -264,6 +264,7 @@ def test_the_picture_holds_every_image():
         ("a: --window {3:5}", ["--calls", "7"], "setting 'a': {3:5} says nothing at 7 calls"),
         ("a: --timestep_respacing 3", ["--calls", "7"], "keeps 3 timesteps where --calls has 7"),
         ("a: --timestep_respacing 5", ["--calls", "2"], "'a': it takes 5 network calls in its shortest form, where"),
+        ("a: --timestep_respacing ddim{N} --solver plms", ["--calls", "2"], "'a': it takes 3 network calls in its"),
         ("a: --spacing quad --order 2", ["--calls", "7"], "setting 'a': --order 2 is read by"),
         ("a: --help", [], "setting 'a': --help is for the command line"),
         ("a: ", ["--calls", "5", "--steps", "5"], "--calls 5 contradicts --steps 5"),

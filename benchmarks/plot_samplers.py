@@ -8,6 +8,7 @@ numbers as a Markdown table, the variants of a solver in one cell. Needs matplot
 
 import argparse
 import csv
+import statistics
 from pathlib import Path
 
 
@@ -20,6 +21,12 @@ def read(path):
             point = float(row["calls_per_image"]), float(row["distance"])
             found.setdefault(solver, {}).setdefault(variant, {})[row["budget"]] = point
     return found
+
+
+def name_of(path):
+    """What a file is called in the picture: its own name, or that of the folder that compare_samplers wrote it to."""
+    path = Path(path)
+    return path.absolute().parent.name if path.stem == "comparison" else path.stem
 
 
 def variants_of(solvers):
@@ -45,7 +52,7 @@ def table(name, solvers):
 
 
 def draw(tables):
-    """The figure of {name: what `read` returns}."""
+    """The figure of {name: what `read` returns}; above 3 times a row's median distance it is cut off."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,6 +80,12 @@ def draw(tables):
             panel.minorticks_off()
             panel.grid(alpha=0.3)
         line[0].set_ylabel("Frechet distance")
+        distances = [p[1] for found in solvers.values() for points in found.values() for p in points.values()]
+        low, high = 0.8 * min(distances), 3 * statistics.median(distances)
+        round_numbers = [m * 10.0**k for k in range(-6, 7) for m in (1, 2, 5)]
+        line[0].set_yticks([y for y in round_numbers if low <= y <= high])
+        line[0].yaxis.set_major_formatter("{x:g}")
+        line[0].set_ylim(low, high)
         for panel in line[len(variants_of(solvers)) :]:
             panel.remove()
     for panel in panels[-1]:
@@ -90,11 +103,18 @@ def main():
     parser.add_argument("--out", required=True, help="the PNG to write")
     args = parser.parse_args()
     try:
-        tables = {Path(path).stem: read(path) for path in args.tables}
-    except (OSError, KeyError) as error:
+        tables = {name_of(path): read(path) for path in args.tables}
+        if len(tables) < len(args.tables):
+            parser.error(f"some of the files have the same name: {', '.join(map(name_of, args.tables))}")
+        if not all(tables.values()):
+            parser.error(f"no rows in {' or '.join(path for path in args.tables if not tables[name_of(path)])}")
+    except (OSError, KeyError, ValueError) as error:
         parser.error(f"expected comparison.csv files of compare_samplers: {error}")
     print("\n\n".join(table(name, solvers) for name, solvers in tables.items()))
-    draw(tables).savefig(args.out, dpi=90)
+    try:
+        draw(tables).savefig(args.out, dpi=90)
+    except OSError as error:
+        parser.error(f"--out cannot be written: {error}")
     print(f"wrote {Path(args.out).resolve()}")
 
 

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +26,12 @@ def key_of(decisive):
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def digest_of_code():
+    """A digest of the packages that make images and compare them, so that an edited solver makes its rows anew."""
+    sources = sorted(Path(files.__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
 def load(folder, key):
     """The Row that was saved under a key; None where there is none, or none that can be read."""
     path = files.join(folder, f"{key}.npz")
@@ -32,7 +40,7 @@ def load(folder, key):
     try:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as saved:
             return Row(**json.loads(str(saved["values"])), images=saved["images"])
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):
         return None
 
 

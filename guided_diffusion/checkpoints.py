@@ -298,7 +298,7 @@ def _advise(path):
     average = re.fullmatch(r"ema_(0?\.\d+)_(\d+)\.pt", name)
     if average:
         rate, step = float(average[1]), int(average[2])
-        if rate**step > 0.125:
+        if rate**step > 0.125 and not read_flags(path).get("init_from"):
             logger.warn(
                 f"{name} still holds {100 * rate**step:.0f} % of the untrained weights after {step} steps: "
                 "expect noise; train longer, or with a lower --ema_rate"

@@ -56,10 +56,10 @@ def find(wanted, folder):
             f"{folder} has checkpoints of an earlier run, the last at step {earlier[0]}: this one starts afresh and "
             "replaces them as it comes to their steps; --resume_checkpoint auto would go on"
         )
-    elif unlisted := _unlisted(folder):
+    if published := [path for path in _unlisted(folder) if not files.exists(checkpoints.sidecar_path(path))]:
         logger.warn(
-            f"{folder} has checkpoints without manifest, such as published ones: this run starts afresh and replaces "
-            f"them as it comes to their steps; --resume_checkpoint {unlisted[-1]} would go on"
+            f"{folder} has published checkpoints: this run starts afresh and replaces them as it comes to their "
+            f"steps; --resume_checkpoint {published[-1]} would go on"
         )
     return ""
 
@@ -83,9 +83,10 @@ def _newest(folder):
 
 
 def _unlisted(folder):
-    """Paths of the models in a folder whose checkpoints all lack a manifest, by step."""
+    """Paths of the models in a folder that have no manifest, by step."""
     found = [files.join(folder, name) for name, _ in files.entries(folder) if re.fullmatch(r"model\d+\.pt", name)]
-    return sorted(found, key=step_of)
+    listed = set(manifest.steps(folder))
+    return sorted((path for path in found if step_of(path) not in listed), key=step_of)
 
 
 def _refuse_unlisted(folder):
@@ -117,7 +118,7 @@ def _checked(path):
             manifest.check(folder, step)
         except UserError as error:
             raise UserError(f"--resume_checkpoint {path}: {error}") from error
-    elif complete:
+    elif complete and files.exists(checkpoints.sidecar_path(path)):  # published ones have no flags beside them
         raise UserError(
             f"--resume_checkpoint {path} has no {files.split(manifest.path_of(folder, step))[1]}, so it was not "
             f"written to its end; the newest complete one there is of step {complete[0]}"

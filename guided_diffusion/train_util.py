@@ -138,6 +138,11 @@ class DiffusionObjective:
         self.diffusion = diffusion
         self.sampler = sampler
         self.num_timesteps = diffusion.num_timesteps
+        if self.num_timesteps < diffusion.schedule.num_timesteps:
+            logger.warn(
+                f"--timestep_respacing leaves {self.num_timesteps} of {diffusion.schedule.num_timesteps} timesteps: "
+                "the network is trained on no others"
+            )
 
     def __call__(self, model, batch, cond):
         """The loss [N], what to log {name: [N]}, and the timesteps [N] they belong to."""

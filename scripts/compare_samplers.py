@@ -270,7 +270,9 @@ def finished_row(name, budget, parsed, target, compare):
         key = row_store.key_of(decisive(name, budget, parsed, target, compare))
         row = row_store.load(folder, key)
     row = dist_util.broadcast_object(row)
-    if row is None:
+    if row is not None:
+        logger.log(f"{name}, {budget}: taken from {folder}")
+    else:
         row = dist_util.broadcast_object(sample_setting(name, budget, parsed, target, compare))
         if dist_util.is_main():
             row_store.save(folder, key, row)
@@ -287,6 +289,7 @@ def decisive(name, budget, parsed, target, compare):
         "features": target.extract.facts,
         "reference": [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in target.moments[:2]],
         "rounding": (dist_util.device_name(), torch.__version__),
+        "code": row_store.digest_of_code(),
     }
 
 
@@ -328,12 +331,10 @@ def steps_within(budget, parse):
     @cache
     def tried(steps):
         """(calls, steps) of the largest grid of at most so many steps."""
-        if steps < 1:
-            return 0, 0
-        try:
-            return calls_of(unshifted(parse(steps))), steps
-        except NoSuchGrid:
-            return tried(steps - 1)
+        for fewer in range(steps, 0, -1):
+            with contextlib.suppress(NoSuchGrid):
+                return calls_of(unshifted(parse(fewer))), fewer
+        return 0, 0
 
     def calls(steps):
         return tried(steps)[0]
@@ -394,7 +395,8 @@ def main(parsed):
             with named(name):
                 setting = parse_setting(name, text, planned[budget, name], budget, shifts, parsed)
                 row = finished_row(name, budget, setting, target, compare)
-            shifts[name] = row.shift
+            # a search that moved nothing has a control that moves nothing
+            shifts[name] = (row.shift or 0) if setting[TimeShiftFlags].do_time_shift else None
             rows.append(row)
             mean, spread = mean_and_spread(row.distances)
             logger.log(f"{name}, {budget}: distance {mean:.2f} +- {spread:.2f}, {row.calls:g} calls per image")

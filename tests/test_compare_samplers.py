@@ -130,15 +130,29 @@ def test_the_same_command_goes_on_with_what_is_missing(models, tmp_path):
     kept = {json.loads(str(np.load(path)["values"]))["name"]: path for path in (tmp_path / "rows").iterdir()}
     kept["same"].unlink()
     kept["TS"].write_bytes(kept["TS"].read_bytes()[:-100])
-    script_runs.run("compare_samplers", *command(models, tmp_path))
+    printed = script_runs.run("compare_samplers", *command(models, tmp_path))
     # a time that is measured anew is another
     made = {name for name, steps in first if seconds()[name, steps] != first[name, steps]}
     assert made == {"same", "TS"}
     for key, row in rows_of(tmp_path).items():
         assert {**row, "seconds_per_image": ""} == {**table[key], "seconds_per_image": ""}
+    assert "DDIM, 3 steps: taken from" in printed and "same, 3 steps: taken from" not in printed
     first = seconds()
     script_runs.run("compare_samplers", *command(models, tmp_path), "--seed", 8)
     assert all(seconds()[key] != first[key] for key in first)
+
+
+def test_the_control_of_a_search_without_a_step_to_move_is_without_shift(models, tmp_path):
+    path = tmp_path / "settings.txt"
+    still = SHIFT.replace("--cutoff 10", "--cutoff 98 --timestep_respacing ddim{N}")
+    path.write_text(
+        "plain: --use_ddim True --timestep_respacing ddim{N}\n"
+        f"still: {still} --window 4\n"
+        f"control: {still} --time_shift_constant {{shift still}}\n"
+    )
+    script_runs.run("compare_samplers", *command(models, tmp_path / "out", ("--steps", "3")), "--settings", path)
+    rows = rows_of(tmp_path / "out")
+    assert rows["control", "3"]["distance_0"] == rows["plain", "3"]["distance_0"] == rows["still", "3"]["distance_0"]
 
 
 CALLS = """two a step: --solver heun

@@ -119,12 +119,16 @@ def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps
     assert resume.find(str(newest), str(tmp_path)) == str(newest)
     assert resume.find("", str(tmp_path)) == ""
     said = capsys.readouterr().out
-    assert "without manifest" in said and f"--resume_checkpoint {newest} would go on" in said
+    assert (f"{tmp_path} has published checkpoints" in said) != beside
+    assert beside or f"--resume_checkpoint {newest} would go on" in said
 
 
 def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
     write(tmp_path, 2)
     (tmp_path / "model000004.pt").write_bytes(PARTS["model{}.pt"])
+    # without flags beside it it is a published one, which has no manifest
+    assert resume.find(str(tmp_path / "model000004.pt"), str(tmp_path)) == str(tmp_path / "model000004.pt")
+    (tmp_path / "model000004.json").touch()
     with pytest.raises(UserError, match="has no manifest000004.json, so it was not written to its end; .* of step 2"):
         resume.find(str(tmp_path / "model000004.pt"), str(tmp_path))
 

@@ -228,6 +228,18 @@ def test_statistics_count_shifts_and_edges():
     assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
 
 
+def test_statistics_hold_the_shift_that_is_taken():
+    """Of a paper's search that would pass the step's target, here at 490, or of TS-DPM's past the step's start."""
+    taken = {}
+    for variant, x in (("paper", 1e-3 * tensor("x", *SHAPE)), ("target", 1e3 * tensor("x", *SHAPE))):
+        shift = TimeShift(SCHEDULES["linear"], [*range(0, 1000, 10)], 40, 0, variant)
+        statistics = shift.observe = ShiftStatistics(1000)
+        times = shift(50, x, torch.full((3,), 500), torch.full((3,), 490))
+        taken[variant] = [moved.tolist() for moved in times], list(statistics.rows())
+    assert taken["paper"] == ([[491] * 3, [490] * 3], [(500, 3, -9.0, 1.0)])
+    assert taken["target"] == ([[500] * 3, [499] * 3], [(490, 3, 9.0, 1.0)])
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_statistics_count_what_moves_alone(variant):
     shift = {"do_time_shift": True, "time_shift_variant": variant, "cutoff": 400, "window": 20}

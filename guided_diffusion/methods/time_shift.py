@@ -72,9 +72,9 @@ class TimeShift:
         if i + 2 == len(self.times) or not (self.half or self.constant):
             return t, s
         if self.variant == "paper" and self.times[i + 2] > self.cutoff:
-            return self.find(x, t).maximum(s + 1), s
+            return self.find(x, t, at_least=s + 1), s
         if self.variant == "target" and self.times[i] > self.cutoff:
-            return t, self.find(x, s).minimum(t - 1)
+            return t, self.find(x, s, at_most=t - 1)
         if self.variant == "adm" and self.times[i + 1] > self.cutoff:
             stride = self.schedule.num_timesteps // (len(self.times) - 2)
             return t, (self.find(x, t) - stride - 1).clamp(min=-1).minimum(t - 1)
@@ -89,24 +89,26 @@ class TimeShift:
             return t
         self._moves = self._moves.to(t.device)
         moves = self._moves[t.ceil().long()]
-        return torch.where(moves, self.find(x, t.round().long(), moves), t)
+        return torch.where(moves, self.find(x, t.round().long(), used=moves), t)
 
-    def find(self, x, centre, used=True):
+    def find(self, x, centre, used=True, at_least=0, at_most=None):
         """The training timesteps [N] nearest in variance to x [N, C, ...], within the window round `centre` [N].
 
         :param used: for `observe`: whether the caller moves by what is found, a bool or [N] of them.
+        :param at_least: bound of what is found, a number or [N] of them; so is `at_most`, by default T - 1.
         """
         last = self.schedule.num_timesteps - 1
         if self.constant:
-            found = (centre + self.constant).clamp(0, last)
-            self.observe(centre, found, torch.zeros_like(found, dtype=torch.bool), used)
-            return found
-        first = (centre - self.half).clamp(min=0)
-        candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=last)
-        distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
-        nearest = distance.argmin(dim=1)
-        found = candidates.gather(1, nearest[:, None])[:, 0]
-        self.observe(centre, found, (nearest == 0) | (nearest == 2 * self.half) | (found == last), used)
+            found, at_edge = (centre + self.constant).clamp(0, last), torch.zeros_like(centre, dtype=torch.bool)
+        else:
+            first = (centre - self.half).clamp(min=0)
+            candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=last)
+            distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
+            nearest = distance.argmin(dim=1)
+            found = candidates.gather(1, nearest[:, None])[:, 0]
+            at_edge = (nearest == 0) | (nearest == 2 * self.half) | (found == last)
+        found = found.clamp(min=at_least).clamp(max=last if at_most is None else at_most)
+        self.observe(centre, found, at_edge, used)
         return found
 
     def _expected_variance(self, t):

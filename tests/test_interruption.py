@@ -48,8 +48,9 @@ def test_mpirun_passes_it_on_and_all_ranks_stop_alike(number, status):
 
 @needs_mpirun
 def test_one_rank_stops_all():
-    process = begin(MPIRUN, "-n", 2, *ASKING, 100)
-    ranks = subprocess.run(["pgrep", "-f", "asking.py 100"], capture_output=True, text=True).stdout.split()
+    mark = f"of {os.getpid()}"  # another suite may run beside this one
+    process = begin(MPIRUN, "-n", 2, *ASKING, 100, mark)
+    ranks = subprocess.run(["pgrep", "-f", f"asking.py 100 {mark}"], capture_output=True, text=True).stdout.split()
     (last,) = [pid for pid in ranks if b"PMI_RANK=1\0" in open(f"/proc/{pid}/environ", "rb").read()]
     os.kill(int(last), signal.SIGTERM)
     out, err = process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""asking.py COUNT: so many units of a fifth of a second, with a question after each; `stop` where one says yes."""
+"""asking.py COUNT [MARK]: so many units of a fifth of a second, a question after each; `stop` where one says yes."""
 
 import os
 import sys

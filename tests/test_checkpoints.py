@@ -397,6 +397,9 @@ def test_advice_on_young_averages_and_raw_weights(tmp_path, capsys):
         checkpoints._advise(str(tmp_path / name))
         said[name] = capsys.readouterr().out
     assert "90 % of the untrained weights after 100 steps" in said["ema_0.999_000100.pt"]
+    (tmp_path / "ema_0.999_000100.json").write_text('{"init_from": "models/digits16.pt"}')
+    checkpoints._advise(str(tmp_path / "ema_0.999_000100.pt"))  # its start was trained
+    assert capsys.readouterr().out == ""
     assert "ema_*_009000.pt beside it" in said["model009000.pt"]
     assert said["ema_0.999_009000.pt"] == said["digits.pt"] == ""
 

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import plot_samplers
@@ -15,8 +17,9 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from test_dist_util import MPIRUN, needs_mpirun
 
+from evaluations import row_store
 from evaluations.sampler_table import Row, csv_text, markdown, picture
-from guided_diffusion import checkpoints, flags
+from guided_diffusion import checkpoints, files, flags
 from guided_diffusion.script_util import ClassifierFlags
 
 SHIFT = "--use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10"
@@ -140,6 +143,17 @@ def test_the_same_command_goes_on_with_what_is_missing(models, tmp_path):
     first = seconds()
     script_runs.run("compare_samplers", *command(models, tmp_path), "--seed", 8)
     assert all(seconds()[key] != first[key] for key in first)
+
+
+def test_an_edited_solver_has_other_rows(tmp_path, monkeypatch):
+    copies = [tmp_path / name for name in ("guided_diffusion", "evaluations")]
+    for module, copy in zip((files, row_store), copies):
+        shutil.copytree(Path(module.__file__).parent, copy)
+        monkeypatch.setattr(module, "__file__", str(copy / Path(module.__file__).name))
+    before = row_store.digest_of_code()
+    heun = copies[0] / "solvers" / "heun.py"
+    heun.write_text(heun.read_text().replace("/ 2", "/ 3"))
+    assert row_store.digest_of_code() != before
 
 
 def test_the_control_of_a_search_without_a_step_to_move_is_without_shift(models, tmp_path):

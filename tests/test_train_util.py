@@ -18,6 +18,7 @@ from workers import training
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.resample import UniformSampler
+from guided_diffusion.script_util import create_gaussian_diffusion
 from guided_diffusion.train_util import ClassifierObjective, DiffusionObjective, TrainFlags, TrainLoop
 
 NAN, INF = float("nan"), float("inf")
@@ -496,3 +497,11 @@ def test_weighted_timesteps_weigh_the_loss():
     plain = diffusion.training_losses(model, images, t)
     assert torch.equal(told, t)
     assert torch.allclose(loss, plain["loss"] * weight) and torch.allclose(terms["mse"], plain["mse"] * weight)
+
+
+def test_a_process_with_fewer_timesteps_is_warned_of(capsys):
+    for respacing, said in (("10", "leaves 10 of 1000 timesteps"), ("", "")):
+        diffusion = create_gaussian_diffusion(timestep_respacing=respacing)
+        DiffusionObjective(diffusion, UniformSampler(diffusion))
+        printed = capsys.readouterr().out
+        assert said in printed and bool(printed) == bool(said)

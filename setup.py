@@ -1,4 +1,4 @@
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="guided-diffusion",
@@ -6,7 +6,8 @@ setup(
     description="ADM diffusion models in which exposure-bias methods, solvers and launchers compose",
     license="MIT",
     python_requires=">=3.10",
-    packages=["evaluations", "guided_diffusion", "guided_diffusion.methods", "guided_diffusion.solvers"],
+    packages=find_packages(include=["guided_diffusion", "guided_diffusion.*", "evaluations", "evaluations.*"]),
+    package_data={"guided_diffusion": ["py.typed"]},
     install_requires=[
         "torch>=2.4",
         "numpy>=1.26",
@@ -18,5 +19,5 @@ setup(
         "mpi4py>=4",
         "mpich; sys_platform != 'win32'",
     ],
-    extras_require={"data": ["scikit-learn"], "evaluator": ["tensorboard"]},
+    extras_require={"data": ["scikit-learn"], "evaluator": ["tensorboard"], "plots": ["matplotlib"]},
 )

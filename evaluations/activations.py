@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from guided_diffusion import dist_util, progress
+from guided_diffusion import dist_util
 from guided_diffusion.errors import UserError
+from guided_diffusion.jobs import progress
 
 from .fid import Moments, MomentSum
 

@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from guided_diffusion import files, sample_store
+from guided_diffusion import files
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_datasets import ZIP, list_image_files, open_rgb
+from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch, logger
+from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.jobs import launch
 from guided_diffusion.script_util import ClassifierFlags
 
 

@@ -13,9 +13,10 @@ from evaluations.activations import Activations, activations_of
 from evaluations.batches import open_images
 from evaluations.features import FeatureFlags
 from evaluations.scores import ScoreFlags, compute
-from guided_diffusion import dist_util, files, launch
+from guided_diffusion import dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.jobs import launch
 
 
 @dataclass

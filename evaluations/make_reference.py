@@ -14,10 +14,11 @@ import numpy as np
 from evaluations.activations import activations_of
 from evaluations.batches import images_of_dataset, some_of
 from evaluations.features import FeatureFlags
-from guided_diffusion import files, launch, logger
+from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import ImageDataset, describe
+from guided_diffusion.jobs import launch
 
 
 @dataclass

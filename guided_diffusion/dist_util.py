@@ -21,7 +21,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from . import files, peers
+from . import files
+from .distributed import peers
 from .errors import UserError
 
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import dist_util, logger, progress
+from . import dist_util, logger
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag, int_list
 from .image_datasets import describe
 from .images import to_uint8
+from .jobs import progress
 from .solver_flags import SolverFlags
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import checkpoints, dist_util, files, interruption, logger, manifest, random_state, resume, slow_steps
+from . import checkpoints, dist_util, files, logger
+from .checkpoints import manifest, resume
 from .errors import UserError
 from .flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
 from .fp16_util import MixedPrecisionTrainer
 from .image_datasets import batches, describe
 from .images import save_grid
+from .jobs import interruption, random_state, slow_steps
 from .nn import update_ema
 from .resample import LossAwareSampler
 

@@ -6,7 +6,7 @@ mpirun -n 2 python scripts/classifier_sample.py --model_path models/digits16.pt 
 
 from dataclasses import dataclass
 
-from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion import checkpoints, dist_util
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.generate import (
@@ -19,8 +19,9 @@ from guided_diffusion.generate import (
     make_images,
     with_classes_counted,
 )
+from guided_diffusion.jobs import launch
+from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
-from guided_diffusion.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch, resume
+from guided_diffusion import checkpoints, dist_util
+from guided_diffusion.checkpoints import resume
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.jobs import launch
 from guided_diffusion.resample import SamplerFlags, UniformSampler
 from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags
 from guided_diffusion.train_util import (

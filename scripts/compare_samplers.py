@@ -28,13 +28,13 @@ import image_sample
 import numpy as np
 import torch
 
-from evaluations import row_store
 from evaluations.activations import activations_of
 from evaluations.batches import open_images
+from evaluations.comparison import rows as row_store
+from evaluations.comparison.pictures import Row, csv_text, markdown, mean_and_spread, picture
 from evaluations.features import Extractor, FeatureFlags
 from evaluations.fid import Moments, frechet_distance, moments_of
-from evaluations.sampler_table import Row, csv_text, markdown, mean_and_spread, picture
-from guided_diffusion import checkpoints, dist_util, files, flags, launch, logger
+from guided_diffusion import checkpoints, dist_util, files, flags, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag, int_list
@@ -47,9 +47,10 @@ from guided_diffusion.generate import (
     make_images,
 )
 from guided_diffusion.images import to_uint8
+from guided_diffusion.jobs import launch
+from guided_diffusion.jobs.sampling_job import ShardFlags
 from guided_diffusion.methods.time_shift import ShiftStatistics
 from guided_diffusion.respace import NoSuchGrid
-from guided_diffusion.sampling_job import ShardFlags
 from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from guided_diffusion import checkpoints, dist_util, files, launch, logger
+from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
@@ -26,7 +26,8 @@ from guided_diffusion.generate import SampleFlags, dataset_in_order, generate
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
-from guided_diffusion.sampling_report import log_calls, log_grid
+from guided_diffusion.jobs import launch
+from guided_diffusion.jobs.sampling_report import log_calls, log_grid
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 

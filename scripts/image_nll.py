@@ -7,10 +7,11 @@ mpirun -n 2 python scripts/image_nll.py --model_path models/digits16.pt --data_d
 import numpy as np
 import torch
 
-from guided_diffusion import checkpoints, dist_util, files, launch, logger
+from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.generate import IndexedNoise, SampleFlags, dataset_in_order, generate
 from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.jobs import launch
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 
 GROUPS = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]

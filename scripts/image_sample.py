@@ -4,7 +4,7 @@ mpirun -n 2 python scripts/image_sample.py --model_path models/digits16.pt --num
 python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --per_class 50 --timestep_respacing 25
 """
 
-from guided_diffusion import checkpoints, dist_util, launch
+from guided_diffusion import checkpoints, dist_util
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
@@ -17,7 +17,8 @@ from guided_diffusion.generate import (
     make_images,
     with_classes_counted,
 )
-from guided_diffusion.sampling_job import ShardFlags, generate_images
+from guided_diffusion.jobs import launch
+from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 

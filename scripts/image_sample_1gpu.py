@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import image_sample
 
-from guided_diffusion import launch
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.jobs import launch
 from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 
 

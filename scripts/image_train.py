@@ -10,9 +10,11 @@ import torch
 
 from evaluations.features import FeatureFlags
 from evaluations.training_score import EvalFlags, log_scores
-from guided_diffusion import checkpoints, dist_util, launch, resume
+from guided_diffusion import checkpoints, dist_util
+from guided_diffusion.checkpoints import resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.jobs import launch
 from guided_diffusion.resample import SamplerFlags
 from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags, UNetFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, launch, logger
+from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
@@ -19,7 +19,8 @@ from guided_diffusion.generate import (
     make_images,
 )
 from guided_diffusion.image_datasets import read_npz
-from guided_diffusion.sampling_job import ShardFlags, generate_images
+from guided_diffusion.jobs import launch
+from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, SuperResFlags, UNetFlags
 from guided_diffusion.solver_flags import SolverFlags
 

@@ -6,9 +6,11 @@ mpirun -n 2 python scripts/super_res_train.py --data_dir data/photo_patches --la
 
 import itertools
 
-from guided_diffusion import checkpoints, dist_util, launch, resume
+from guided_diffusion import checkpoints, dist_util
+from guided_diffusion.checkpoints import resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags, with_low_res
+from guided_diffusion.jobs import launch
 from guided_diffusion.resample import SamplerFlags
 from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags, SuperResFlags, UNetFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from guided_diffusion import launch
+from guided_diffusion.jobs import launch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "scripts"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.launch import RunFlags
+from guided_diffusion.jobs.launch import RunFlags
 
 FOLDER = Path(__file__).parents[1] / "scripts"
 NETWORK = "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,1 --attention_resolutions 8".split()

@@ -9,7 +9,7 @@ from test_dist_util import one_sentence
 
 from evaluations.batches import images_of_dataset, open_images, some_of
 from guided_diffusion.image_datasets import ImageDataset
-from guided_diffusion.sample_store import SampleStore
+from guided_diffusion.jobs.sample_store import SampleStore
 
 IMAGES = np.random.default_rng(0).integers(256, size=(11, 6, 5, 3), dtype=np.uint8)
 

@@ -445,9 +445,9 @@ def test_a_resumed_run_takes_the_flags_of_its_checkpoint(folder, tmp_path):
         '{"num_channels": 32, "noise_schedule": "cosine", "image_size": 16}'
     )
     parsed = flags.parse(["--data_dir", "x"], script.groups, "", script.overrides)
-    values = checkpoints.resume(parsed, path, checkpoints.DIFFUSION).values()
+    values = checkpoints.resumed(parsed, path, checkpoints.DIFFUSION).values()
     assert (values["num_channels"], values["noise_schedule"], values["data_dir"]) == (32, "cosine", "x")
-    assert checkpoints.resume(parsed, "", checkpoints.DIFFUSION) is parsed
+    assert checkpoints.resumed(parsed, "", checkpoints.DIFFUSION) is parsed
 
 
 @pytest.mark.parametrize("given, expected", [([], 0.15), (["--input_perturbation", "0.1"], 0.1)])
@@ -457,4 +457,4 @@ def test_a_resumed_run_keeps_its_input_perturbation(folder, tmp_path, given, exp
     beside = {"num_channels": 32, "image_size": 16, "input_perturbation": 0.15}
     Path(checkpoints.sidecar_path(path)).write_text(json.dumps(beside))
     parsed = flags.parse(given, script.groups, "", script.overrides)
-    assert checkpoints.resume(parsed, path, checkpoints.DIFFUSION).values()["input_perturbation"] == expected
+    assert checkpoints.resumed(parsed, path, checkpoints.DIFFUSION).values()["input_perturbation"] == expected

@@ -17,8 +17,8 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from test_dist_util import MPIRUN, needs_mpirun
 
-from evaluations import row_store
-from evaluations.sampler_table import Row, csv_text, markdown, picture
+from evaluations.comparison import rows as row_store
+from evaluations.comparison.pictures import Row, csv_text, markdown, picture
 from guided_diffusion import checkpoints, files, flags
 from guided_diffusion.script_util import ClassifierFlags
 

@@ -16,7 +16,7 @@ from test_dist_util import MPIRUN, clean_env, needs_mpirun, run
 
 from evaluations import kid, precision_recall
 from evaluations.fid import frechet_distance, moments_of
-from guided_diffusion.sample_store import SampleStore
+from guided_diffusion.jobs.sample_store import SampleStore
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "evaluations"

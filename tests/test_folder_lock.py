@@ -11,7 +11,7 @@ import pytest
 from test_dist_util import WORKERS, clean_env, mpirun, needs_mpirun, run
 
 from guided_diffusion.errors import UserError
-from guided_diffusion.folder_lock import claimed, locked
+from guided_diffusion.jobs.folder_lock import claimed, locked
 
 WAITING = [sys.executable, WORKERS / "waiting.py"]
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from test_dist_util import MPIRUN, WORKERS, clean_env, needs_mpirun
 
-from guided_diffusion import interruption
+from guided_diffusion.jobs import interruption
 
 ASKING = [sys.executable, WORKERS / "asking.py"]
 

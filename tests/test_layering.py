@@ -11,12 +11,13 @@ PACKAGE = ROOT / "guided_diffusion"
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    ["flags", "files", "schedule", "losses", "nn", "random_state", "peers", "slow_steps"],
-    ["dist_util", "presets", "manifest"],
-    ["logger", "interruption", "folder_lock"],
-    ["progress"],
+    ["flags", "files", "schedule", "losses", "nn", "jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
+    ["distributed.peers"],
+    ["dist_util", "presets", "checkpoints.manifest"],
+    ["logger", "jobs.interruption", "jobs.folder_lock"],
+    ["jobs.progress"],
     ["denoiser", "spacing", "unet", "images", "image_datasets", "resample", "fp16_util"],
-    ["sample_store"],
+    ["jobs.sample_store"],
     ["solvers.step"],
     ["solvers.*", "methods.*"],
     ["solvers", "methods"],
@@ -25,11 +26,11 @@ LAYERS = [
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
-    ["architecture"],
-    ["checkpoints", "sampling_report"],
-    ["resume"],
-    ["generate", "train_util", "launch"],
-    ["sampling_job"],
+    ["checkpoints.shapes"],
+    ["checkpoints", "jobs.sampling_report"],
+    ["checkpoints.resume"],
+    ["generate", "train_util", "jobs.launch"],
+    ["jobs.sampling_job"],
     ["scripts"],
 ]
 WORDS = ("schedule", "spacing", "denoiser", "sampling", "inversion", "losses", "solvers", "methods")
@@ -139,6 +140,6 @@ def test_the_reader_of_imports_reads():
     """The rules above would hold of nothing if imports were overlooked."""
     assert imports(SOURCES["solvers.ddim"]) == {"guided_diffusion.schedule", "guided_diffusion.solvers.step"}
     assert "guided_diffusion.dist_util" in imports(SOURCES["generate"])
-    assert {"guided_diffusion.logger", "tqdm.auto"} <= imports(SOURCES["progress"])
-    assert "guided_diffusion.launch" in imports(SOURCES["scripts.image_sample"])
+    assert {"guided_diffusion.logger", "tqdm.auto"} <= imports(SOURCES["jobs.progress"])
+    assert "guided_diffusion.jobs.launch" in imports(SOURCES["scripts.image_sample"])
     assert len(all_python()) > 30

@@ -7,7 +7,8 @@ import resource
 import numpy as np
 import pytest
 
-from guided_diffusion import files, manifest, resume
+from guided_diffusion import files
+from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
 
 RNG = np.random.default_rng(0)

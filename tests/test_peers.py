@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from test_dist_util import mpirun, needs_mpirun, srun, torchrun
 
-from guided_diffusion import logger, peers, sampling_job, slow_steps
+from guided_diffusion import logger
+from guided_diffusion.distributed import peers
+from guided_diffusion.jobs import sampling_job, slow_steps
 
 
 @pytest.mark.parametrize("victim", [0, 1])

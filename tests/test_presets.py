@@ -8,8 +8,9 @@ from pathlib import Path
 import launched
 import pytest
 
-from guided_diffusion import flags, launch
+from guided_diffusion import flags
 from guided_diffusion.errors import UserError
+from guided_diffusion.jobs import launch
 from guided_diffusion.presets import PRESETS, expand, table
 
 GOLDEN = json.loads(gzip.open(Path(__file__).parent / "golden" / "state_dicts.json.gz").read())

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from guided_diffusion import logger, progress
+from guided_diffusion import logger
+from guided_diffusion.jobs import progress
 
 
 class Clock:

@@ -11,8 +11,10 @@ import script_runs
 import torch
 from test_train_util import INF, NAN, START, half_square, plain_sum, poisoned, rows, tiny, weights
 
-from guided_diffusion import checkpoints, files, flags, logger, manifest, random_state, resume
+from guided_diffusion import checkpoints, files, flags, logger
+from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
+from guided_diffusion.jobs import random_state
 from guided_diffusion.resample import LossSecondMomentResampler
 from guided_diffusion.train_util import TrainFlags, training_data
 

@@ -21,8 +21,8 @@ from test_dist_util import run as start
 
 from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError
-from guided_diffusion.folder_lock import claimed, locked
-from guided_diffusion.sampling_job import ShardFlags
+from guided_diffusion.jobs.folder_lock import claimed, locked
+from guided_diffusion.jobs.sampling_job import ShardFlags
 from guided_diffusion.script_util import DiffusionFlags, UNetFlags
 
 ROOT = Path(__file__).parents[1]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion import files, logger, sample_store
+from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.images import grid
-from guided_diffusion.sample_store import SampleStore
+from guided_diffusion.jobs import sample_store
+from guided_diffusion.jobs.sample_store import SampleStore
 
 SETTINGS = {
     "decisive": {"seed": 0, "eps_scaler": "1.0"},

@@ -16,7 +16,7 @@ import pytest
 from script_runs import FOLDER
 from test_dist_util import MPIRUN, clean_env, needs_mpirun
 
-from guided_diffusion import manifest
+from guided_diffusion.checkpoints import manifest
 
 NETWORK = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1 --attention_resolutions= --class_cond True "

@@ -4,7 +4,8 @@ import os
 import sys
 import time
 
-from guided_diffusion import dist_util, interruption
+from guided_diffusion import dist_util
+from guided_diffusion.jobs import interruption
 
 
 def say(line):

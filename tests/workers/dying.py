@@ -5,7 +5,8 @@ import signal
 import sys
 import tempfile
 
-from guided_diffusion import dist_util, launch
+from guided_diffusion import dist_util
+from guided_diffusion.jobs import launch
 
 VICTIM, HOW = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "kill"
 

@@ -1,7 +1,8 @@
 """Rank 1 alone refuses its input in a script's body, while rank 0 waits for it."""
 
-from guided_diffusion import dist_util, launch
+from guided_diffusion import dist_util
 from guided_diffusion.errors import UserError
+from guided_diffusion.jobs import launch
 
 
 def body(parsed):

@@ -6,7 +6,7 @@ import time
 
 from guided_diffusion import dist_util
 from guided_diffusion.errors import UserError
-from guided_diffusion.folder_lock import locked
+from guided_diffusion.jobs.folder_lock import locked
 
 dist_util.setup_dist("cpu")
 folder, part, seconds = sys.argv[1:]

@@ -9,9 +9,10 @@ import time
 import traceback
 from dataclasses import dataclass
 
-from . import dist_util, files, flags, folder_lock, logger, presets
-from .errors import UserError
-from .flags import flag
+from .. import dist_util, files, flags, logger, presets
+from ..errors import UserError
+from ..flags import flag
+from . import folder_lock
 
 # seconds that other ranks leave rank 0 to say an error first
 PATIENCE = 2

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import dist_util, files, folder_lock, interruption, launch, logger, progress, slow_steps
-from .errors import UserError
-from .flags import FlagGroup, flag
-from .generate import SampleFlags
-from .methods.time_shift import ShiftStatistics
+from .. import dist_util, files, logger
+from ..errors import UserError
+from ..flags import FlagGroup, flag
+from ..generate import SampleFlags
+from ..methods.time_shift import ShiftStatistics
+from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
 from .sampling_report import log_calls, log_grid
 

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from . import dist_util
+from .. import dist_util
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

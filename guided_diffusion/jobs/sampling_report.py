@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from . import dist_util, files, logger
+from .. import dist_util, files, logger
 
 
 def log_grid(diffusion):

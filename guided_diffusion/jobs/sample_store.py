@@ -18,9 +18,9 @@ import re
 
 import numpy as np
 
-from . import dist_util, files, logger
-from .errors import UserError
-from .images import save_grid
+from .. import dist_util, files, logger
+from ..errors import UserError
+from ..images import save_grid
 
 DIGEST = hashlib.sha256().digest_size
 PICTURED = 100  # images of the picture beside the npz

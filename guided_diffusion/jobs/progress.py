@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from tqdm.auto import tqdm
 
-from . import dist_util, logger
+from .. import dist_util, logger
 
 LINE_EVERY = 30  # seconds
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from guided_diffusion import files
 
-from .sampler_table import Row
+from .pictures import Row
 
 
 def key_of(decisive):
@@ -28,7 +28,7 @@ def key_of(decisive):
 
 def digest_of_code():
     """A digest of the packages that make images and compare them, so that an edited solver makes its rows anew."""
-    sources = sorted(Path(files.__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.rglob("*.py"))
+    sources = sorted(Path(files.__file__).parent.rglob("*.py")) + sorted(Path(__file__).parents[1].rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

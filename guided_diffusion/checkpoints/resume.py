@@ -3,8 +3,9 @@
 import re
 import secrets
 
-from . import checkpoints, dist_util, files, logger, manifest
-from .errors import UserError
+from .. import checkpoints, dist_util, files, logger
+from ..errors import UserError
+from . import manifest
 
 AUTO = "auto"
 
@@ -24,7 +25,7 @@ def starting_point(parsed, kind):
     values = parsed.values()
     path = _agreed(values["resume_checkpoint"], logger.get_dir())
     if path:
-        return checkpoints.resume(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, kind)
+        return checkpoints.resumed(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, kind)
     return checkpoints.initialise(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], kind)
 
 

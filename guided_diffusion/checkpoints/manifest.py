@@ -10,8 +10,8 @@ import math
 import re
 import time
 
-from . import files
-from .errors import UserError
+from .. import files
+from ..errors import UserError
 
 
 def path_of(folder, step):

@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 import torch
 
-from . import dist_util, files, logger
-from .architecture import classifier_flags_of_shapes, flags_of_shapes
-from .errors import UserError
-from .flags import FlagGroup, flag
-from .script_util import (
+from .. import dist_util, files, logger
+from ..errors import UserError
+from ..flags import FlagGroup, flag
+from ..script_util import (
     CHANNEL_MULTS,
     SAMPLING_METHODS,
     SUPER_RES_CHANNEL_MULTS,
@@ -23,7 +22,8 @@ from .script_util import (
     attention_rates,
     channel_multipliers,
 )
-from .solver_flags import SolverFlags
+from ..solver_flags import SolverFlags
+from .shapes import classifier_flags_of_shapes, flags_of_shapes
 
 # Flags of the network and the process that a user may set for one run, against what was trained.
 FREE_FLAGS = {
@@ -350,7 +350,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     return parsed.with_values({**known, **given})
 
 
-def resume(parsed, path, kind):
+def resumed(parsed, path, kind):
     """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty.
 
     LASTING_FLAGS go on too, unless the command line gives others.

@@ -8,8 +8,8 @@ import contextlib
 import os
 import socket
 
-from . import dist_util, files
-from .errors import UserError
+from .. import dist_util, files
+from ..errors import UserError
 
 try:
     import fcntl

@@ -1,0 +1,1 @@
+"""A comparison of samplers: its settings, its plan, its rows on disk, its tables and pictures."""

@@ -1,0 +1,1 @@
+"""Several processes as one job: who started them, and whether all are alive."""

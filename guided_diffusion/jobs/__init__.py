@@ -1,0 +1,1 @@
+"""Jobs: how a run starts, goes on, says how far it is, and ends."""

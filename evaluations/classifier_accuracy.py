@@ -13,7 +13,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import read_npz
 from guided_diffusion.jobs import launch
-from guided_diffusion.script_util import ClassifierFlags
+from guided_diffusion.networks import ClassifierFlags
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag, parse
-from guided_diffusion.script_util import ClassifierFlags
+from guided_diffusion.networks import ClassifierFlags
 
 from . import inception_weights
 

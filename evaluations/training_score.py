@@ -8,7 +8,8 @@ from guided_diffusion import logger
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
-from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 from .activations import activations_of
 from .batches import ImageSet, images_of_dataset, some_of

@@ -22,7 +22,8 @@ from guided_diffusion.generate import (
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
 from guided_diffusion.methods.classifier_guidance import ClassifierGradient
-from guided_diffusion.script_util import SAMPLING_METHODS, ClassifierFlags, DiffusionFlags, UNetFlags
+from guided_diffusion.networks import ClassifierFlags, UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 

@@ -13,8 +13,9 @@ from guided_diffusion.checkpoints import resume
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
+from guided_diffusion.networks import ClassifierFlags
 from guided_diffusion.resample import SamplerFlags, UniformSampler
-from guided_diffusion.script_util import ClassifierFlags, DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 from guided_diffusion.train_util import (
     ClassifierObjective,
     TrainFlags,

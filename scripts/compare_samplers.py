@@ -50,8 +50,9 @@ from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling_job import ShardFlags
 from guided_diffusion.methods.time_shift import ShiftStatistics
+from guided_diffusion.networks import UNetFlags
 from guided_diffusion.respace import NoSuchGrid
-from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags, UNetFlags
+from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 

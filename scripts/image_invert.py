@@ -28,7 +28,8 @@ from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling_report import log_calls, log_grid
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 

@@ -12,7 +12,8 @@ from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.generate import IndexedNoise, SampleFlags, dataset_in_order, generate
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 GROUPS = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]
 OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}

@@ -19,7 +19,8 @@ from guided_diffusion.generate import (
 )
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, UNetFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 GROUPS = [

@@ -15,8 +15,9 @@ from guided_diffusion.checkpoints import resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
+from guided_diffusion.networks import UNetFlags
 from guided_diffusion.resample import SamplerFlags
-from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags, UNetFlags
+from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
 GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, InputPerturbationFlags]

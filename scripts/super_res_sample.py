@@ -21,7 +21,8 @@ from guided_diffusion.generate import (
 from guided_diffusion.image_datasets import read_npz
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags, SuperResFlags, UNetFlags
+from guided_diffusion.networks import SuperResFlags, UNetFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
 from guided_diffusion.solver_flags import SolverFlags
 
 

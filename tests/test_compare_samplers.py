@@ -20,7 +20,7 @@ from test_dist_util import MPIRUN, needs_mpirun
 from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import Row, csv_text, markdown, picture
 from guided_diffusion import checkpoints, files, flags
-from guided_diffusion.script_util import ClassifierFlags
+from guided_diffusion.networks import ClassifierFlags
 
 SHIFT = "--use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10"
 SETTINGS = f"""# the first line is what the others are compared with

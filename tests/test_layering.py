@@ -23,7 +23,7 @@ LAYERS = [
     ["solvers", "methods"],
     ["sampling", "solver_flags"],
     ["inversion"],
-    ["gaussian_diffusion"],
+    ["gaussian_diffusion", "networks"],
     ["respace"],
     ["script_util"],
     ["checkpoints.shapes"],

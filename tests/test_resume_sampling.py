@@ -23,7 +23,8 @@ from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import claimed, locked
 from guided_diffusion.jobs.sampling_job import ShardFlags
-from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "models" / "digits16.pt"

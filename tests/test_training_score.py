@@ -10,7 +10,8 @@ from PIL import Image
 
 from evaluations.fid import frechet_distance, moments_of
 from guided_diffusion.generate import preview_sampler
-from guided_diffusion.script_util import DiffusionFlags, UNetFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 SAMPLES = 5
 

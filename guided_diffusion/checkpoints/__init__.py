@@ -11,17 +11,16 @@ import torch
 from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
-from ..script_util import (
+from ..networks import (
     CHANNEL_MULTS,
-    SAMPLING_METHODS,
     SUPER_RES_CHANNEL_MULTS,
     ClassifierFlags,
-    DiffusionFlags,
     SuperResFlags,
     UNetFlags,
     attention_rates,
     channel_multipliers,
 )
+from ..script_util import SAMPLING_METHODS, DiffusionFlags
 from ..solver_flags import SolverFlags
 from .shapes import classifier_flags_of_shapes, flags_of_shapes
 

@@ -6,7 +6,7 @@ everything about the diffusion process do not.
 
 import re
 
-from ..script_util import CHANNEL_MULTS
+from ..networks import CHANNEL_MULTS
 
 
 def flags_of_shapes(state, image_size=None):

@@ -8,10 +8,14 @@ from .errors import UserError
 from .flags import FRACTION, FlagGroup, at_least, flag, str2bool
 from .methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
 from .methods.time_shift import VARIANTS, TimeShift
-from .networks import (
+from .networks import (  # noqa: F401 (published here)
+    NUM_CLASSES,
     ClassifierFlags,
     SuperResFlags,
     UNetFlags,
+    create_classifier,
+    create_model,
+    sr_create_model,
 )
 from .respace import SpacedDiffusion, space_timesteps
 from .schedule import NoiseSchedule

@@ -28,7 +28,7 @@ IDLE = {
 class ShardFlags(FlagGroup):
     """The work of independent jobs."""
 
-    shard: str = flag("", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.")
+    shard: str = flag("", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.", idle=True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,6 +1,7 @@
 """The networks against the published numbers, checkpoints, and independent oracles."""
 
 import gzip
+import inspect
 import json
 from pathlib import Path
 
@@ -354,6 +355,20 @@ def test_fresh_block_is_the_identity(make):
     args = (tensor("identity:emb", 2, 16),) if make is ResBlock else ()
     block = ResBlock(32, 16, 0.1) if make is ResBlock else AttentionBlock(32)
     assert torch.equal(block(x, *args), x)
+
+
+def test_the_published_signatures_can_be_read():
+    unet, encoder = (list(inspect.signature(kind).parameters) for kind in (UNetModel, EncoderUNetModel))
+    assert unet[:6] == [
+        "image_size",
+        "in_channels",
+        "model_channels",
+        "out_channels",
+        "num_res_blocks",
+        "attention_resolutions",
+    ]
+    assert unet[9:12] == ["dims", "num_classes", "use_checkpoint"] and len(unet) == 19
+    assert encoder == [name for name in unet if name != "num_classes"] + ["pool"]
 
 
 # --- what the user gets wrong

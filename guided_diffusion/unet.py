@@ -411,7 +411,9 @@ class _Torso(nn.Module):
         """The embedding of times [N] and, where there are classes, labels [N]: [N, emb_channels]."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
         if y is not None:
-            emb = emb + self.label_emb(y)
+            dropped = y == -1
+            classes = self.label_emb(y.masked_fill(dropped, 0))
+            emb = emb + classes.masked_fill(dropped[:, None], 0)
         return emb.to(self.dtype)
 
     def _descend(self, x, emb):
@@ -483,7 +485,8 @@ class UNetModel(_Torso):
 
         :param x: [N, in_channels, ...].
         :param timesteps: [N] in 0..1000, fractions allowed.
-        :param y: labels [N] in 0..num_classes-1, for a network with classes and for no other.
+        :param y: labels [N] in 0..num_classes-1, for a network with classes and for no other; -1 adds no class
+            embedding, as is needed for classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
         :return: [N, out_channels, ...] in x's dtype.
         :raises UserError: for sides that the levels do not divide, and for labels that are missing or too many.
         """

@@ -86,12 +86,12 @@ def test_a_stranger_does_not_keep_the_watch():
         said.append(sentence)
         heard.set()
 
-    leave = peers.watch(0, ["rank 0", "rank 1"], "localhost", lambda told: sent.append(told) or told, lost)
+    watch = peers.Watch(0, ["rank 0", "rank 1"], "localhost", lambda told: sent.append(told) or told, lost)
     port, token = sent[0]
     with socket.create_connection(("localhost", port)), socket.create_connection(("localhost", port)) as stranger:
         stranger.sendall(b"GET")
         with socket.create_connection(("localhost", port)) as rank:
             rank.sendall(token + b" 1\n")
         assert heard.wait(60)
-    leave()
+    watch.leave()
     assert said[0].startswith("rank 1 has died")

@@ -18,7 +18,9 @@ from scipy.linalg import sqrtm
 from test_dist_util import MPIRUN, needs_mpirun
 
 from evaluations.comparison import rows as row_store
-from evaluations.comparison.pictures import Row, csv_text, markdown, picture
+from evaluations.comparison.pictures import picture
+from evaluations.comparison.rows import Row
+from evaluations.comparison.tables import csv_text, markdown
 from guided_diffusion import checkpoints, files, flags
 from guided_diffusion.networks import ClassifierFlags
 
@@ -219,10 +221,10 @@ def made_rows():
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(4, 2, 16, 16, 3), dtype=np.uint8)
     return [
-        Row("base", "5 steps", 5, [10.0, 14.0], 5, 0.5, None, None, images[0]),
-        Row("moved", "5 steps", 5, [9.0, 12.0], 5, 0.5, 2.5, 0.25, images[1]),
-        Row("base", "10 steps", 10, [8.0, 8.0], 10, 1.0, None, None, images[2]),
-        Row("moved", "10 steps", 10, [8.5, 9.5], 10, 1.0, -2.0, None, images[3]),
+        Row("base", "5 steps", 5, [10.0, 14.0], 5, 0.5, {"mean_shift": None, "edge": None}, images[0]),
+        Row("moved", "5 steps", 5, [9.0, 12.0], 5, 0.5, {"mean_shift": 2.5, "edge": 0.25}, images[1]),
+        Row("base", "10 steps", 10, [8.0, 8.0], 10, 1.0, {"mean_shift": None, "edge": None}, images[2]),
+        Row("moved", "10 steps", 10, [8.5, 9.5], 10, 1.0, {"mean_shift": -2.0, "edge": None}, images[3]),
     ]
 
 

@@ -69,6 +69,13 @@ def rows_of(folder):
         return {(row["sampler"], row["steps"]): row for row in csv.DictReader(file)}
 
 
+def row_of(path):
+    """Whose row a file of the folder rows/ is: (name, budget)."""
+    with np.load(path) as saved:
+        values = json.loads(str(saved["values"]))
+    return values["name"], values["budget"]
+
+
 def features(models, images):
     """What the classifier's last projection reads: its output is that projection of it, so it can be solved for."""
     parsed = flags.Parsed({ClassifierFlags: ClassifierFlags()}, frozenset())
@@ -132,16 +139,19 @@ def test_the_same_command_goes_on_with_what_is_missing(models, tmp_path):
 
     script_runs.run("compare_samplers", *command(models, tmp_path))
     table, first = rows_of(tmp_path), seconds()
-    kept = {json.loads(str(np.load(path)["values"]))["name"]: path for path in (tmp_path / "rows").iterdir()}
-    kept["same"].unlink()
-    kept["TS"].write_bytes(kept["TS"].read_bytes()[:-100])
+    kept = {row_of(path): path for path in (tmp_path / "rows").iterdir()}
+    assert kept.keys() == {(name, f"{steps} steps") for name, steps in first}
+    kept["same", "3 steps"].unlink()
+    damaged = kept["TS", "5 steps"]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     printed = script_runs.run("compare_samplers", *command(models, tmp_path))
     # a time that is measured anew is another
-    made = {name for name, steps in first if seconds()[name, steps] != first[name, steps]}
-    assert made == {"same", "TS"}
+    assert {key for key, took in seconds().items() if took != first[key]} == {("same", "3"), ("TS", "5")}
     for key, row in rows_of(tmp_path).items():
         assert {**row, "seconds_per_image": ""} == {**table[key], "seconds_per_image": ""}
-    assert "DDIM, 3 steps: taken from" in printed and "same, 3 steps: taken from" not in printed
+    for kept_row in ("DDIM, 3 steps", "same, 5 steps", "TS, 3 steps"):
+        assert f"{kept_row}: taken from" in printed
+    assert "TS, 5 steps: taken from" not in printed and "same, 3 steps: taken from" not in printed
     first = seconds()
     script_runs.run("compare_samplers", *command(models, tmp_path), "--seed", 8)
     assert all(seconds()[key] != first[key] for key in first)

@@ -33,7 +33,7 @@ def activations_of(images, extract, batch_size, keep=True):
     A batch holds the same images on any number of ranks, and rank 0 adds up the moments in the images' order, so
     the numbers do not depend on the number of ranks.
 
-    :param extract: `uint8 [n, H, W, 3] -> Features`, as an Extractor does.
+    :param extract: `uint8 [n, H, W, C] -> Features`, as an Extractor does.
     :param keep: keep the features; else memory does not depend on the number of images.
     :raises UserError: if a feature is not finite.
     """

@@ -32,14 +32,14 @@ class ImageSet:
     :ivar kind: "npz", "zip" or "folder".
     :ivar count: number of images; 0 where there are only statistics.
     :ivar size: (height, width), None without images.
-    :ivar batches: `(batch_size, rank, size) -> iterator` of (first index, uint8 [n, H, W, 3]): the batches of
+    :ivar batches: `(batch_size, rank, size) -> iterator` of (first index, uint8 [n, H, W, C]): the batches of
         consecutive images that are the rank's. They are dealt to the ranks in turn, so that one holds the same images
-        on any number of ranks. Grey images have their channel three times. The iterator raises UserError for an
-        image that cannot be read or has another size than the first.
+        on any number of ranks. A grey image has its channel three times if it shares its batch with coloured ones.
+        The iterator raises UserError for an image that cannot be read or has another size than the first.
     :ivar files: paths of the files that hold the images.
     :ivar statistics: {"features": Moments, "spatial": Moments} as far as they are stored.
     :ivar run: settings of the run that made the images, as of `sample_store.origin`; {} where they are not known.
-    :ivar grey: the files have one channel.
+    :ivar channels: of the first image: 1 for grey, 3, or 4 where there is a fourth.
     """
 
     flag: str
@@ -51,14 +51,15 @@ class ImageSet:
     files: list
     statistics: dict = field(default_factory=dict)
     run: dict = field(default_factory=dict)
-    grey: bool = False
+    channels: int = 3
 
 
 def open_images(path, flag):
     """The ImageSet that --`flag` names.
 
-    :param path: an npz with arr_0 (uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W]), with stored statistics (mu, sigma,
-        mu_s, sigma_s) or both; a folder or zip of images; or the output folder of a sampling script.
+    :param path: an npz with arr_0 (uint8 [N, H, W, C] of 1, 3 or 4 channels, or [N, H, W]), with stored statistics (mu,
+        sigma, mu_s, sigma_s) or both; a folder or zip of images, whose transparency is dropped; or the output folder
+        of a sampling script.
     :raises UserError: for anything else.
     """
     if not path:
@@ -123,16 +124,15 @@ def _open_npz(path, flag):
         return ImageSet(flag, path, "npz", 0, None, lambda *_: iter(()), [path], statistics)
     with _told_as_damage(path, flag), _array(path) as (shape, dtype, fortran, _):
         pass
-    grey = len(shape) == 3 or len(shape) == 4 and shape[3] == 1
-    if dtype != np.uint8 or fortran or not (grey or len(shape) == 4 and shape[3] == 3) or 0 in shape:
+    channels = shape[3] if len(shape) == 4 else 1
+    if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or channels not in (1, 3, 4) or 0 in shape:
         order = " in Fortran order" if fortran else ""
         raise UserError(
             f"--{flag} {path}: arr_0 is {dtype} {list(shape)}{order}, expected at least one image as uint8 [N, H, W, 3]"
         )
     batches = partial(_npz_batches, path, flag, shape)
-    return ImageSet(
-        flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, sample_store.origin(path), grey
-    )
+    run = sample_store.origin(path)
+    return ImageSet(flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, run, channels)
 
 
 def _moments(mean, covariance, path, flag):
@@ -167,8 +167,7 @@ def _npz_batches(path, flag, shape, batch_size, rank, size):
             if len(data) < count * each:
                 raise EOFError(f"arr_0 ends after {start + len(data) // each} of {shape[0]} images")
             if start // batch_size % size == rank:
-                pixels = np.frombuffer(data, np.uint8).reshape(count, *shape[1:3], -1)
-                yield start, np.repeat(pixels, 3 // pixels.shape[3], axis=3)
+                yield start, np.frombuffer(data, np.uint8).reshape(count, *shape[1:3], -1).copy()
 
 
 # -- folders -----------------------------------------------------------------------------------------
@@ -180,13 +179,15 @@ def _open_folder(path, flag):
     size = first.size[::-1]
     batches = partial(_folder_batches, path, flag, paths, size)
     kind, kept = ("zip", [path]) if path.endswith(ZIP) else ("folder", paths)
-    return ImageSet(flag, path, kind, len(paths), size, batches, kept, grey=grey)
+    return ImageSet(flag, path, kind, len(paths), size, batches, kept, channels=1 if grey else 3)
 
 
 def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):
     for start in range(rank * batch_size, len(paths), size * batch_size):
         part = paths[start : start + batch_size]
-        images = [np.asarray(open_rgb(path)[0]) for path in part]
+        opened = [open_rgb(path) for path in part]
+        channels = 1 if all(grey for _, grey in opened) else 3
+        images = [np.asarray(image)[..., :channels] for image, _ in opened]
         for path, image in zip(part, images):
             if image.shape[:2] != image_size:
                 (height, width), (other_height, other_width) = image_size, image.shape[:2]

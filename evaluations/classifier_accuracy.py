@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evaluations.features import with_channels
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
@@ -20,7 +21,7 @@ from guided_diffusion.networks import ClassifierFlags
 class AccuracyFlags(FlagGroup):
     """Images and classifier."""
 
-    samples: str = flag("", "npz of the images: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
+    samples: str = flag("", "npz of the images: arr_0 uint8 [N, H, W, C], arr_1 their labels.")
     classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
     batch_size: int = flag(100, "Images computed at once.", legal=at_least(1))
 
@@ -35,9 +36,9 @@ GROUPS = [AccuracyFlags, ClassifierFlags]
 
 @torch.no_grad()
 def predictions(classifier, images, batch_size):
-    """The most likely class [N] of uint8 images [N, H, W, 3], at timestep 0."""
+    """The most likely class [N] of uint8 images [N, H, W, C], at timestep 0."""
     said = []
-    for part in torch.from_numpy(images).split(batch_size):
+    for part in images.split(batch_size):
         x = part.to(dist_util.dev()).permute(0, 3, 1, 2).float() / 127.5 - 1
         said.append(classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device)).argmax(dim=1).cpu())
     return torch.cat(said).numpy()
@@ -55,6 +56,8 @@ def main(parsed):
             f"--samples {settings.samples} has images of {images.shape[1]}x{images.shape[2]}; "
             f"the classifier takes {size}x{size}"
         )
+    taker = f"--classifier_path {settings.classifier_path}"
+    images = with_channels(torch.from_numpy(images), classifier.in_channels, taker)
     if not launch.announce(parsed):
         return
     right = predictions(classifier, images, settings.batch_size) == labels

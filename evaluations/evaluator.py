@@ -30,8 +30,6 @@ class EvaluatorFlags(FlagGroup):
 
 
 GROUPS = [EvaluatorFlags, FeatureFlags, ScoreFlags]
-# of stored statistics alone nothing else can be computed
-BY_MOMENTS = {"fid", "sfid", "frechet_distance"}
 
 
 def refuse_swapped(reference, samples):
@@ -43,16 +41,16 @@ def refuse_swapped(reference, samples):
 def measure(images, features, batch_size, keep):
     """The Activations of an ImageSet on rank 0; statistics stored with it take the place of computed ones.
 
-    :param keep: more is asked for than moments.
+    :param keep: keep the features, as more is asked for than their moments.
     """
     stored = images.statistics if features.inception else {}
     if not images.count or not keep and {"features", "spatial"} <= stored.keys():
         found = Activations(0, None, None, None)
     else:
         found = activations_of(images, features, batch_size, keep)
-    return found and found._replace(
-        moments=stored.get("features", found.moments), spatial=stored.get("spatial", found.spatial)
-    )
+    if found is None:
+        return None
+    return found._replace(moments=stored.get("features", found.moments), spatial=stored.get("spatial", found.spatial))
 
 
 def main(parsed):
@@ -66,9 +64,9 @@ def main(parsed):
     metrics = scoring.chosen(features.inception)
     if not launch.announce(parsed, "evaluation_flags.json"):
         return
-    keep = not BY_MOMENTS.issuperset(metrics)
-    of_reference = measure(reference, features, settings.batch_size, keep)
-    of_samples = measure(samples, features, settings.batch_size, keep or scoring.bootstrap > 0)
+    keep_reference, keep_samples = scoring.kept(metrics)
+    of_reference = measure(reference, features, settings.batch_size, keep_reference)
+    of_samples = measure(samples, features, settings.batch_size, keep_samples)
     if not dist_util.is_main():
         return
     scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
@@ -80,7 +78,7 @@ def main(parsed):
     if scoring.bootstrap:
         decides |= {"bootstrap": scoring.bootstrap, "bootstrap_seed": scoring.seed}
     found = report.facts(reference, samples, features.facts, decides)
-    found |= {"notes": report.caveats(reference, samples) + notes, "scores": scores}
+    found |= {"notes": report.caveats(reference, samples, features) + notes, "scores": scores}
     report.say(found)
     if settings.json:
         files.write_text(settings.json, json.dumps(found, indent=1) + "\n")

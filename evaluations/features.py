@@ -18,6 +18,7 @@ from guided_diffusion.flags import FlagGroup, flag, parse
 from guided_diffusion.networks import ClassifierFlags
 
 from . import inception_weights
+from .metric import counted
 
 
 class Features(NamedTuple):
@@ -33,31 +34,57 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network as a function from uint8 images [N, H, W, 3] to their Features, on its device.
+    """A network as a function from uint8 images [N, H, W, C] to their Features, on its device.
 
     :ivar facts: what decides its numbers: name, sha256 of the weights, dtype it computes in (fp32 or bf16).
     :ivar compute: `uint8 tensor on the device -> Features`.
     :ivar device: of the network.
     :ivar weights: float32 [2048, 1008] of Inception's logits, which scores use without bias; None of other networks.
+    :ivar channels: C that `compute` takes; grey images are repeated to 3.
     """
 
     facts: dict
     compute: Callable
     device: torch.device
     weights: torch.Tensor | None = None
+    channels: int = 3
 
     @property
     def inception(self):
         """Whether it is the Inception network that published scores stand on."""
         return self.weights is not None
 
+    def repeats(self, channels):
+        """Whether images of so many channels are repeated to three."""
+        return channels == 1 and self.channels == 3
+
     @torch.no_grad()
     def __call__(self, images):
+        """The Features of images.
+
+        :raises UserError: if they have more or fewer channels than the network takes.
+        """
         images = torch.as_tensor(images, device=self.device)
         if images.dtype != torch.uint8:
             raise ValueError(f"images are {images.dtype}; expected uint8")
+        images = with_channels(images, self.channels, f"--features {self.facts['name']}")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts["dtype"] == "bf16"):
             return self.compute(images)
+
+
+def with_channels(images, taken, taker):
+    """Images [N, H, W, C] with the channels that a network takes: grey ones are repeated to 3.
+
+    :param taken: the number of those channels.
+    :param taker: the flag that names the network, and its value.
+    :raises UserError: for any other difference.
+    """
+    channels = images.shape[3]
+    if channels == taken:
+        return images
+    if channels == 1 and taken == 3:
+        return images.repeat(1, 1, 1, 3)
+    raise UserError(f"{taker} takes images of {counted(taken, 'channel')}; these have {channels}")
 
 
 @dataclass
@@ -78,7 +105,7 @@ class FeatureFlags(FlagGroup):
         device = dist_util.dev()
         kind, _, path = self.features.partition(":")
         makers = {"classifier": _classifier, "torchscript": _torchscript}
-        weights = None
+        weights, channels = None, 3
         if self.inception and self.features != "inception":
             raise UserError(f"--inception {self.inception} is given, but --features {self.features} does not use it")
         if self.features == "inception":
@@ -87,13 +114,13 @@ class FeatureFlags(FlagGroup):
         elif kind in makers and path:
             if not files.exists(path):
                 raise UserError(f"--features {self.features}: there is no file {path}")
-            compute, sha256 = makers[kind](path, device), files.sha256(path)
+            (compute, channels), sha256 = makers[kind](path, device), files.sha256(path)
         else:
             raise UserError(f"--features is {self.features!r}; expected inception, classifier:PATH or torchscript:PATH")
         facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
         if self.feature_cache:
             compute = _cached(compute, facts, self.feature_cache)
-        return Extractor(facts, lambda images: Features(*compute(images)), device, weights)
+        return Extractor(facts, lambda images: Features(*compute(images)), device, weights, channels)
 
 
 class ClassifierFeatures:
@@ -110,7 +137,7 @@ class ClassifierFeatures:
 
     @torch.no_grad()
     def __call__(self, images):
-        """float32 [N, D] of uint8 images [N, H, W, 3], of the size the classifier takes."""
+        """float32 [N, D] of uint8 images [N, H, W, C], of the size and the channels that the classifier takes."""
         seen = []
         hook = self.last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
@@ -122,6 +149,7 @@ class ClassifierFeatures:
 
 
 def _classifier(path, device):
+    """(the features of a noisy classifier as a function of images, the channels it takes)."""
     parsed, classifier = checkpoints.load_classifier(parse([], [ClassifierFlags], ""), path, flag="features")
     size = parsed[ClassifierFlags].image_size
     features = ClassifierFeatures(classifier, device)
@@ -132,11 +160,12 @@ def _classifier(path, device):
             raise UserError(f"--features classifier:{path} takes images of {size}x{size}; these are {height}x{width}")
         return (features(images),)
 
-    return compute
+    return compute, classifier.in_channels
 
 
 def _torchscript(path, device):
-    """A network in TorchScript, which is given float32 images [N, 3, H, W] in 0..1 and returns features [N, ...].
+    """As `_classifier`: a network in TorchScript, given float32 [N, 3, H, W] in 0..1, that returns features [N, ...].
+
 
     Resizing and normalising is its own affair: for DINOv2, script a module that resizes to 224x224, takes off the
     mean, divides by the deviation, and calls the network.
@@ -160,7 +189,7 @@ def _torchscript(path, device):
             raise UserError(f"{name} does not return one row of features for each of {len(x)} images")
         return (made.float().flatten(1),)
 
-    return compute
+    return compute, 3
 
 
 def _cached(compute, facts, folder):

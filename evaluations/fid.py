@@ -3,9 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 import torch
 
+from .metric import Found, counted
+
+# variance of equal float32 features, relative to their squared mean
+ROUNDING = 1e-12
 # what the published evaluator adds to both diagonals where the square root of the product is not finite
 EPSILON = 1e-6
 
@@ -83,6 +86,8 @@ def frechet_distance_sqrtm(a, b):
 
     It may come out slightly below 0, and takes longer. For comparison with published numbers to the last digit.
     """
+    import scipy.linalg  # slow to import, and most runs need none of it
+
     (mean_a, cov_a), (mean_b, cov_b) = ((m.mean.cpu().numpy(), m.covariance.cpu().numpy()) for m in (a, b))
     root = scipy.linalg.sqrtm(cov_a @ cov_b)
     if not np.isfinite(root).all():
@@ -112,3 +117,49 @@ def bootstrap_error(features, reference, times, seed=0):
         resampled = moments_of(features[drawn].to(reference.mean))
         values.append(_distance(reference, root, resampled))
     return float(np.std(values, ddof=1))
+
+
+# -- metrics -----------------------------------------------------------------------------------------
+
+
+def score(reference, samples, flags, weights):
+    """The Found of two Activations by their features, with a standard error where flags.bootstrap asks for one."""
+    found = _found(reference.moments, samples.moments, flags)
+    if not (found.values and flags.bootstrap):
+        return found
+    if samples.features is None:
+        return found._replace(notes=(*found.notes, " standard error undefined: it needs images"))
+    error = bootstrap_error(samples.features, reference.moments, flags.bootstrap, flags.seed)
+    if samples.count > samples.features.shape[1]:
+        return found._replace(error=error)
+    unreliable = (
+        " standard error is unreliable: the draws have singular covariances, as there are "
+        f"{counted(samples.count, 'sample')} for {samples.features.shape[1]} dimensions"
+    )
+    return found._replace(error=error, notes=(*found.notes, unreliable))
+
+
+def spatial_score(reference, samples, flags, weights):
+    """The Found of two Activations by their spatial features."""
+    return _found(reference.spatial, samples.spatial, flags)
+
+
+def _found(reference, samples, flags):
+    """The Found of two Moments, either of which may be None."""
+    if reference is None or samples is None:
+        return Found(notes=(" undefined: expected at least 2 images, or stored statistics, of either set",))
+    pair, notes, dimension = {"reference": reference, "sampled": samples}, (), len(reference.mean)
+    few = [moments.count for moments in pair.values() if 0 < moments.count <= dimension]
+    if alike := [who for who, moments in pair.items() if _without_variance(moments)]:
+        notes = (f": all {' and all '.join(alike)} images have the same features, of variance 0",)
+    elif few:
+        notes = (
+            f": {min(few)} images are too few for {dimension} dimensions, so a covariance is singular and the value "
+            "too high",
+        )
+    return Found((FORMULAS[flags.fid_formula](reference, samples),), notes=notes)
+
+
+def _without_variance(moments):
+    """Whether features differ by no more than rounding."""
+    return bool(moments.covariance.trace() <= ROUNDING * moments.mean.square().sum())

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .metric import Found
+
 # rows of probabilities at once, as the published evaluator has it
 ROWS = 512
 SPLIT = 5000
@@ -34,6 +36,16 @@ def inception_score(features, weights, split_size=SPLIT):
     p = torch.cat([part.softmax(dim=1).cpu() for part in logits]).numpy()
     scores = [_score_of(part) for part in np.split(p, range(split_size, len(p), split_size))]
     return Score(float(np.mean(scores)), int((p == 0).sum()))
+
+
+def score(reference, samples, flags, weights):
+    """The Found of the samples' Activations."""
+    found = inception_score(samples.features, weights)
+    underflow = (
+        f": {found.zeros} probabilities underflow to 0 and 0 log 0 counts as 0, "
+        "where the published evaluator prints nan"
+    )
+    return Found((found.value,), notes=(underflow,) if found.zeros else ())
 
 
 def _score_of(p):

@@ -4,6 +4,9 @@ import math
 
 import torch
 
+from .activations import float64_device
+from .metric import Found
+
 # rows of kernel values at once
 STRIP = 1000
 
@@ -43,3 +46,9 @@ def _row_sums(x, y):
 
 def _diagonal(x):
     return _kernel(x.square().sum(dim=1), x.shape[1])
+
+
+def score(reference, samples, flags, weights):
+    """The Found of two Activations."""
+    value, error = kid(*(images.features.to(float64_device()) for images in (reference, samples)))
+    return Found((value,), error if math.isfinite(error) else None)

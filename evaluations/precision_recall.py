@@ -7,7 +7,10 @@ within its own set, itself not counted; a point on the surface is inside.
 
 import torch
 
-from .distances import fp32
+from guided_diffusion import dist_util
+
+from .distances import DISTANCES, fp32
+from .metric import Found
 
 # the published evaluator's; its float16 rule decides block by block
 BLOCK = 10000
@@ -61,6 +64,21 @@ def density_coverage(reference, samples, k=DENSITY_NEIGHBOURS):
         held += inside.sum().item()
         covered[rows] |= inside.any(dim=1)
     return held / (k * len(samples)), covered.sum().item() / len(covered)
+
+
+def score(reference, samples, flags, weights):
+    """The Found of two Activations: precision and recall."""
+    distance = DISTANCES[flags.distance(inception=weights is not None)]
+    return Found(precision_recall(*_on_device(reference, samples), distance))
+
+
+def density_score(reference, samples, flags, weights):
+    """The Found of two Activations: density and coverage."""
+    return Found(density_coverage(*_on_device(reference, samples)))
+
+
+def _on_device(*activations):
+    return [images.features.to(dist_util.dev()) for images in activations]
 
 
 def _blocks(reference, samples):

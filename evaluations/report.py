@@ -1,17 +1,18 @@
 """What was scored, and everything that decides the numbers, so that two reports can be compared."""
 
 import hashlib
+import importlib.metadata
 import platform
 import re
 
 import numpy
-import scipy
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
 
+from .metric import counted
 from .precision_recall import BLOCK
-from .scores import TITLES, counted
+from .scores import title
 
 # of the samples of published scores
 PUBLISHED_COUNT = 50000
@@ -42,7 +43,7 @@ def facts(reference, samples, features, settings):
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,
-            "scipy": scipy.__version__,
+            "scipy": importlib.metadata.version("scipy"),
             "device": dist_util.device_name(),
         },
     }
@@ -54,7 +55,7 @@ def _describe(images):
         "path": images.path,
         "type": f"{images.kind} of {' and '.join(stored)}",
         "count": images.count,
-        "size": images.size and list(images.size),
+        "size": None if images.size is None else list(images.size),
         "sha256": digest(images.files),
     }
 
@@ -78,8 +79,11 @@ def _ema_rate(path, sha256):
     return checkpoints.read_flags(path).get("ema_rate", "") if same else ""
 
 
-def caveats(reference, samples):
-    """Sentences on how the images differ from those of published scores, and from what their places say."""
+def caveats(reference, samples, extract):
+    """Sentences on how the images differ from those of published scores, and from what their places say.
+
+    :param extract: the Extractor of the features.
+    """
     found = []
     if samples.count != PUBLISHED_COUNT:
         found.append(f"{counted(samples.count, 'sample')}: not comparable with published FID-50k")
@@ -87,7 +91,11 @@ def caveats(reference, samples):
         found.append(
             "the reference was sampled by a run here, and the samples were not: make sure they are not swapped"
         )
-    found += [f"--{s.flag}: grey images are repeated to three channels" for s in (reference, samples) if s.grey]
+    found += [
+        f"--{images.flag}: grey images are repeated to three channels"
+        for images in (reference, samples)
+        if extract.repeats(images.channels)
+    ]
     if reference.count and samples.count and reference.size != samples.size:
         shown = ["x".join(map(str, images.size)) for images in (reference, samples)]
         found.append(f"the reference has images of {shown[0]}, the samples of {shown[1]}")
@@ -105,4 +113,4 @@ def say(report):
     for note in report["notes"]:
         logger.warn(note)
     for name, value in report["scores"].items():
-        logger.log(f"{TITLES[name]}: {value}")
+        logger.log(f"{title(name)}: {value}")

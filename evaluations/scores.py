@@ -1,45 +1,31 @@
-"""The scores of samples against a reference, from the activations of both."""
+"""The scores of samples against a reference, from the activations of both: a table of metrics."""
 
-import math
 from dataclasses import dataclass
 
-from guided_diffusion import dist_util
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, Legal, at_least, flag
 
-from . import fid
-from .activations import float64_device
+from . import fid, inception_score, kid, precision_recall
 from .distances import DISTANCES
-from .inception_score import inception_score
-from .kid import kid
-from .precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS, density_coverage, precision_recall
+from .metric import Metric, counted
+from .precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS
 
-# what guided-diffusion's evaluator prints, under its names, and what else can be had of Inception
-PUBLISHED = {
-    "inception_score": "Inception Score",
-    "fid": "FID",
-    "sfid": "sFID",
-    "precision": "Precision",
-    "recall": "Recall",
-}
-FURTHER = {"kid": "KID", "density": "Density", "coverage": "Coverage"}
-# of any features
-GENERAL = {
-    "frechet_distance": "Frechet distance",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-}
-ERRORS = {
-    "fid_standard_error": "FID standard error",
-    "frechet_distance_standard_error": "Frechet distance standard error",
-    "kid_standard_error": "KID standard error",
-}
-TITLES = PUBLISHED | GENERAL | ERRORS
-# variance of equal float32 features, relative to their squared mean
-ROUNDING = 1e-12
+# in the order in which they are printed
+METRICS = [
+    Metric({"inception_score": "Inception Score"}, (0, 1), inception_score.score, inception=True, published=True),
+    Metric({"fid": "FID"}, (0, 0), fid.score, inception=True, published=True),
+    Metric({"frechet_distance": "Frechet distance"}, (0, 0), fid.score, inception=False),
+    Metric({"sfid": "sFID"}, (0, 0), fid.spatial_score, inception=True, published=True),
+    Metric(
+        {"precision": "Precision", "recall": "Recall"},
+        (NEIGHBOURS + 1, NEIGHBOURS + 1),
+        precision_recall.score,
+        published=True,
+    ),
+    Metric({"kid": "KID"}, (2, 2), kid.score),
+    Metric({"density": "Density", "coverage": "Coverage"}, (DENSITY_NEIGHBOURS + 1, 1), precision_recall.density_score),
+]
+ERROR = "_standard_error"
 
 
 @dataclass
@@ -67,21 +53,36 @@ class ScoreFlags(FlagGroup):
     seed: int = flag(0, "Seed of the bootstrap.", legal=at_least(0))
 
     def chosen(self, inception):
-        """The metrics to compute, in the order in which they are printed.
+        """The names of the metrics to compute, in the order in which they are printed.
 
         :param inception: whether the features are Inception's.
         """
-        legal = [*PUBLISHED, *FURTHER] if inception else list(GENERAL)
+        legal = {name: metric for metric in METRICS if metric.inception in (None, inception) for name in metric.titles}
         names = [name.strip() for name in self.metrics.split(",") if name.strip()]
         for name in names:
             if name not in legal:
                 raise UserError(f"--metrics has {name!r}; with these --features expected some of {', '.join(legal)}")
-        default = PUBLISHED if inception else GENERAL
+        default = [name for name, metric in legal.items() if metric.published or not inception]
         return [name for name in legal if name in (names or default)]
+
+    def kept(self, metrics):
+        """Whether the features of (reference images, sampled images) are read, beside their moments.
+
+        :param metrics: names, as of `chosen`.
+        """
+        needs = [metric.needs for metric in METRICS if not metric.titles.keys().isdisjoint(metrics)]
+        return any(reference for reference, _ in needs), any(samples for _, samples in needs) or self.bootstrap > 0
 
     def distance(self, inception):
         """The name in DISTANCES of what precision and recall use."""
         return self.pr_distance or ("fp16" if inception else "fp32")
+
+
+def title(name):
+    """The title of a score that `compute` names."""
+    of = name.removesuffix(ERROR)
+    titles = next(metric.titles for metric in METRICS if of in metric.titles)
+    return titles[of] + (" standard error" if of != name else "")
 
 
 def compute(reference, samples, metrics, flags, weights=None):
@@ -95,88 +96,22 @@ def compute(reference, samples, metrics, flags, weights=None):
     :param flags: ScoreFlags.
     :param weights: of Inception's logits [2048, 1008]; None with other features.
     """
-    found, notes = {}, []
-    device = dist_util.dev()
-
-    def enough(names, needed_reference, needed_samples):
-        """The names that are asked for, if the sets are large enough."""
-        names = [name for name in names if name in metrics]
-        if not names or reference.count >= needed_reference and samples.count >= needed_samples:
-            return names
-        who = " and ".join(
-            counted(needed, f"{what} image")
-            for needed, what in ((needed_reference, "reference"), (needed_samples, "sampled"))
-            if needed
-        )
-        notes.append(
-            f"{', '.join(TITLES[name] for name in names)} undefined: expected at least {who}, "
-            f"found {reference.count} and {samples.count}"
-        )
-        return []
-
-    if enough(["inception_score"], 0, 1):
-        score = inception_score(samples.features, weights)
-        found["inception_score"] = score.value
-        if score.zeros:
+    scores, notes = {}, []
+    for metric in METRICS:
+        names = [name for name in metric.titles if name in metrics]
+        if not names:
+            continue
+        titles = ", ".join(metric.titles[name] for name in names)
+        if not metric.enough(reference, samples):
+            needed = zip(metric.needs, ("reference image", "sampled image"))
+            expected = " and ".join(counted(count, noun) for count, noun in needed if count)
             notes.append(
-                f"Inception Score: {score.zeros} probabilities underflow to 0 and 0 log 0 counts as 0, "
-                "where the published evaluator prints nan"
+                f"{titles} undefined: expected at least {expected}, found {reference.count} and {samples.count}"
             )
-    for name, pair in (
-        ("fid", (reference.moments, samples.moments)),
-        ("frechet_distance", (reference.moments, samples.moments)),
-        ("sfid", (reference.spatial, samples.spatial)),
-    ):
-        if name in metrics:
-            _frechet(name, pair, flags.fid_formula, found, notes)
-    if flags.bootstrap and (name := next((n for n in ("fid", "frechet_distance") if n in found), None)):
-        if samples.features is None:
-            notes.append(f"{TITLES[name]} standard error undefined: it needs images")
-        else:
-            found[f"{name}_standard_error"] = fid.bootstrap_error(
-                samples.features, reference.moments, flags.bootstrap, flags.seed
-            )
-            if samples.count <= samples.features.shape[1]:
-                notes.append(
-                    f"{TITLES[name]} standard error is unreliable: the draws have singular covariances, as there are "
-                    f"{counted(samples.count, 'sample')} for {samples.features.shape[1]} dimensions"
-                )
-    if names := enough(["precision", "recall"], NEIGHBOURS + 1, NEIGHBOURS + 1):
-        distance = DISTANCES[flags.distance(weights is not None)]
-        both = precision_recall(reference.features.to(device), samples.features.to(device), distance)
-        found |= {name: value for name, value in zip(("precision", "recall"), both) if name in names}
-    if enough(["kid"], 2, 2):
-        found["kid"], error = kid(*(a.features.to(float64_device()) for a in (reference, samples)))
-        if math.isfinite(error):
-            found["kid_standard_error"] = error
-    if names := enough(["density", "coverage"], DENSITY_NEIGHBOURS + 1, 1):
-        both = density_coverage(reference.features.to(device), samples.features.to(device))
-        found |= {name: value for name, value in zip(("density", "coverage"), both) if name in names}
-    return found, notes
-
-
-def _frechet(name, pair, formula, found, notes):
-    if None in pair:
-        notes.append(f"{TITLES[name]} undefined: expected at least 2 images, or stored statistics, of either set")
-        return
-    dimension = len(pair[0].mean)
-    found[name] = fid.FORMULAS[formula](*pair)
-    few = [moments.count for moments in pair if 0 < moments.count <= dimension]
-    alike = [who for who, moments in zip(("reference", "sampled"), pair) if _without_variance(moments)]
-    if alike:
-        notes.append(f"{TITLES[name]}: all {' and all '.join(alike)} images have the same features, of variance 0")
-    elif few:
-        notes.append(
-            f"{TITLES[name]}: {min(few)} images are too few for {dimension} dimensions, so a covariance is singular "
-            "and the value too high"
-        )
-
-
-def _without_variance(moments):
-    """Whether features differ by no more than rounding."""
-    return bool(moments.covariance.trace() <= ROUNDING * moments.mean.square().sum())
-
-
-def counted(count, noun):
-    """A number of things in words: 1 sample, 2 samples."""
-    return f"{count} {noun}" + "s" * (count != 1)
+            continue
+        found = metric.compute(reference, samples, flags, weights)
+        scores |= {name: value for name, value in zip(metric.titles, found.values) if name in names}
+        if found.error is not None:
+            scores[names[0] + ERROR] = found.error
+        notes += [titles + note for note in found.notes]
+    return scores, notes

@@ -49,7 +49,8 @@ def log_scores(loop, parsed):
         for first in range(rank * batch_size, flags.eval_samples, size * batch_size):
             count = min(batch_size, flags.eval_samples - first)
             labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
-            sample = preview_sampler(process, (count, 3, unet.image_size, unet.image_size), labels)
+            shape = (count, loop.model.in_channels, unet.image_size, unet.image_size)
+            sample = preview_sampler(process, shape, labels)
             yield first, sample(loop.model, first)
 
     samples = ImageSet("eval_samples", "", "", flags.eval_samples, (unet.image_size, unet.image_size), batches, [])

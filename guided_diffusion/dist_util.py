@@ -1,7 +1,7 @@
 """Several processes as one job, and checkpoints read from anywhere.
 
-This is the only module that knows MPI and torch.distributed. `setup_dist` finds out who started the
-process - torchrun, mpirun, srun or nobody - picks its device and joins it to the others. A single process
+With distributed/ this is the only place that knows MPI and torch.distributed. `setup_dist` asks
+distributed/launchers.py who started the process, picks its device and joins it to the others. A single process
 goes the same way but needs no MPI, opens no socket and never communicates; so does a program that never
 calls `setup_dist`.
 """
@@ -15,178 +15,77 @@ import re
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from . import files
-from .distributed import peers
+from .distributed import launchers, peers
 from .errors import UserError
 
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
-MPIRUN_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
-# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun.
-PMI_MARKS = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK")
-MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says about this process.
-
-    `rank` counts over the whole job (0..size-1), `local_rank` over this host (0..local_size-1). Rank 0
-    listens at `host`:`port`; both are empty for a single process.
-    """
-
-    launcher: str
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    host: str = ""
-    port: int = 0
-
-
-_launch = Launch("python")
+_launch = launchers.Launch("python")
 _device = None
 _comm = None
-_leave = None
+_watch = None
 
 
-# ------------------------------------------------------------------- who started this process
+# ------------------------------------------------------------------------------ joining the job
 
 
-def launcher_of(env):
-    """Name the launcher whose marks stand in the environment `env`: torchrun, mpirun, srun or python."""
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return "torchrun"
-    # A shell of sbatch has SLURM_NTASKS as well; only what srun started has a step.
-    in_step = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and _slurm_size(env) > 1
-    if any(mark in env for mark in MPIRUN_MARKS + (() if in_step else PMI_MARKS)):
-        return "mpirun"
-    return "srun" if in_step else "python"
+def setup_dist(device=None, timeout=120):
+    """Join the processes of this job and choose the device; a second call does nothing.
 
+    One line on stderr of rank 0 tells what was found.
 
-def torchrun_launch(env):
-    """Return the Launch that torchrun's variables describe; UserError where one is missing or no number."""
-    size = _number(env, "WORLD_SIZE")
-    if size > 1 and "MASTER_ADDR" not in env:
-        raise UserError(f"WORLD_SIZE is {size} but MASTER_ADDR, the host of rank 0, is not set: start with torchrun")
-    return Launch(
-        "torchrun",
-        rank=_number(env, "RANK"),
-        size=size,
-        local_rank=_number(env, "LOCAL_RANK", 0),
-        local_size=_number(env, "LOCAL_WORLD_SIZE", 1),
-        host=env.get("MASTER_ADDR", ""),
-        port=_number(env, "MASTER_PORT") if size > 1 else 0,
-    )
-
-
-def slurm_launch(env):
-    """Return the Launch that srun's variables describe; MASTER_ADDR and MASTER_PORT override the meeting point."""
-    tasks = _task_counts(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
-    node = _number(env, "SLURM_NODEID", 0)
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
-    # Two steps of a job, or two jobs on a host, should not meet at one port; 32768 and up belong to the system.
-    port = 12000 + (101 * _number(env, "SLURM_JOB_ID", 0) + _number(env, "SLURM_STEP_ID")) % 20000
-    return Launch(
-        "srun",
-        rank=_number(env, "SLURM_PROCID"),
-        size=_slurm_size(env),
-        local_rank=_number(env, "SLURM_LOCALID", 0),
-        local_size=tasks[node] if node < len(tasks) else 1,
-        host=env.get("MASTER_ADDR") or first_host(nodes),
-        port=_number(env, "MASTER_PORT", port),
-    )
-
-
-def mpi_launch(env, comm, local):
-    """Return the Launch of an MPI rank; all ranks call this together.
-
-    `comm` is the communicator of the job, `local` the one of this host. Rank 0 tells the others where it
-    listens: on the loopback if they share its host, else at the address that leads outside, and always at
-    its MASTER_ADDR and MASTER_PORT where these are set.
+    :param device: None, "cpu", "cuda", "cuda:N" or "mps" (see `launchers.choose_device`).
+    :param timeout: how many seconds the ranks may take to meet.
+    :raises UserError: if the launcher's variables make no sense, the device does not exist, or the ranks do not meet.
     """
-    told = mpi_size(env)
-    if told not in (0, comm.size):
-        raise UserError(
-            f"mpirun started {told} processes but mpi4py sees {comm.size}: they belong to different MPIs, so start "
-            "with the mpirun beside this python (pip install mpi4py mpich)"
-        )
-    here = None
-    if comm.rank == 0:
-        host = "127.0.0.1" if local.size == comm.size else _outward_address()
-        here = env.get("MASTER_ADDR") or host, _number(env, "MASTER_PORT", 0) or _free_port()
-    host, port = comm.bcast(here, root=0)
-    return Launch("mpirun", comm.rank, comm.size, local.rank, local.size, host, port)
+    global _launch, _device, _watch
+    if _device is not None:
+        return
+    launch = _find_launch(os.environ)
+    if not 0 <= launch.rank < launch.size:
+        raise UserError(f"{launch.launcher} gave rank {launch.rank} of {launch.size}, expected 0 to {launch.size - 1}")
+    gpus = torch.cuda.device_count()
+    chosen = launchers.choose_device(device, launch.local_rank, gpus)
+    if chosen.type == "mps" and launch.size > 1:
+        raise UserError(f"--device mps runs one process, but {launch.launcher} started {launch.size}: use --device cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    threads = launchers.threads_per_rank(os.environ, launch, launchers.usable_cores())
+    if threads:
+        torch.set_num_threads(threads)
 
-
-def mpi_size(env):
-    """Return the number of processes mpirun started, 0 if the environment does not tell."""
-    return next((_number(env, name) for name in MPI_SIZES if name in env), 0)
-
-
-def told_rank(env):
-    """Return the rank that the launcher's variables tell, for use before the ranks have met; 0 where they do not."""
-    names = {"torchrun": ("RANK",), "mpirun": MPI_RANKS, "srun": ("SLURM_PROCID",), "python": ()}[launcher_of(env)]
-    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 0)
-
-
-def first_host(nodes):
-    """Return the first name of a SLURM node list: "node[03-07,9],login" gives "node03"."""
-    return re.sub(r"\[(\w+)[^]]*]", r"\1", nodes).split(",")[0]
-
-
-def _task_counts(text):
-    """Expand SLURM's "4(x2),3" to [4, 4, 3]."""
-    return [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
-
-
-def _slurm_size(env):
-    return _number(env, "SLURM_STEP_NUM_TASKS", None) or _number(env, "SLURM_NTASKS", 1)
-
-
-def _number(env, name, *default):
-    """Read the whole number `name` of the environment; without a default it has to be there."""
-    if name not in env and default:
-        return default[0]
-    text = env.get(name, "")
-    if not text.isdecimal():
-        raise UserError(f"environment variable {name} is {text!r}, expected a whole number from the launcher")
-    return int(text)
-
-
-def _outward_address():
-    """Return the address other hosts reach this one by. Connecting a UDP socket sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return probe.getsockname()[0]
-        except OSError:
-            return socket.gethostname()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+    hosts = _meet(launch, chosen, timeout) if launch.size > 1 else 1
+    _launch, _device = launch, chosen
+    if is_main():
+        say(_summary(launch, chosen, hosts))
+    if launch.size > 1:
+        names = [None] * launch.size
+        dist.all_gather_object(names, place())
+        _watch = peers.Watch(launch.rank, names, launch.host, broadcast_object, _end_with)
+        atexit.register(_watch.leave)
+        if is_main():
+            say(", ".join(names))
+    elif gpus > 1 and device in (None, "cuda"):
+        command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
+        say(f"using one of {gpus} visible GPUs; for all of them: {command}")
 
 
 def _find_launch(env):
-    launcher = launcher_of(env)
+    launcher = launchers.launcher_of(env)
     if launcher == "torchrun":
-        return torchrun_launch(env)
+        return launchers.torchrun_launch(env)
     if launcher == "srun":
-        return slurm_launch(env)
-    if launcher == "mpirun" and mpi_size(env) != 1:
-        return mpi_launch(env, *_join_mpi())
-    return Launch(launcher)
+        return launchers.slurm_launch(env)
+    if launcher == "mpirun" and launchers.mpi_size(env) != 1:
+        return launchers.mpi_launch(env, *_join_mpi())
+    return launchers.Launch(launcher)
 
 
 def _join_mpi():
@@ -212,92 +111,6 @@ def _abort_on_exception(kind, error, trace):
         abort(2)
     sys.__excepthook__(kind, error, trace)
     abort(1)
-
-
-# ------------------------------------------------------------------------- device and threads
-
-
-def choose_device(wanted, local_rank, gpus):
-    """Return the torch.device of a process.
-
-    `wanted` is None, "cpu", "cuda", "cuda:N" or "mps"; None means cuda where there is one. Without an index
-    the process takes the GPU of its local rank. `gpus` is how many are visible. UserError for another word
-    and for a GPU that is not there.
-    """
-    name = wanted or ("cuda" if gpus else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise UserError(f"--device {name}: expected cpu, cuda, cuda:N or mps")
-    device = torch.device(name)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: this machine or this build of torch has no Metal GPU")
-    if device.type != "cuda":
-        return device
-    index = local_rank if device.index is None else device.index
-    if index >= gpus and device.index is not None:
-        raise UserError(f"--device {name}: only {gpus} GPUs are visible, expected an index below that")
-    if not gpus:
-        raise UserError(f"--device {name}: no GPU is visible, expected cpu")
-    if index >= gpus:
-        raise UserError(
-            f"local rank {local_rank} has no GPU, for {gpus} are visible: start at most {gpus} processes on a host, "
-            "or give --device cuda:0 where every process sees only its own, or --device cpu"
-        )
-    return torch.device("cuda", index)
-
-
-def threads_per_rank(env, launch, cores):
-    """Return how many CPU threads a rank may use of `cores`, or None to leave what is set already."""
-    if "OMP_NUM_THREADS" in env or launch.local_size == 1:
-        return None
-    if launch.launcher == "srun" and "SLURM_CPUS_PER_TASK" in env:
-        return _number(env, "SLURM_CPUS_PER_TASK")
-    return max(1, cores // launch.local_size)
-
-
-def _usable_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-# ------------------------------------------------------------------------------ joining the job
-
-
-def setup_dist(device=None, timeout=120):
-    """Join the processes of this job and choose the device; a second call does nothing.
-
-    `device` is None, "cpu", "cuda", "cuda:N" or "mps" (see `choose_device`); `timeout` is how many seconds
-    the ranks may take to meet. One line on stderr of rank 0 tells what was found. UserError if the
-    launcher's variables make no sense, the device does not exist, or the ranks do not meet.
-    """
-    global _launch, _device, _leave
-    if _device is not None:
-        return
-    launch = _find_launch(os.environ)
-    if not 0 <= launch.rank < launch.size:
-        raise UserError(f"{launch.launcher} gave rank {launch.rank} of {launch.size}, expected 0 to {launch.size - 1}")
-    chosen = choose_device(device, launch.local_rank, torch.cuda.device_count())
-    if chosen.type == "mps" and launch.size > 1:
-        raise UserError(f"--device mps runs one process, but {launch.launcher} started {launch.size}: use --device cpu")
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    threads = threads_per_rank(os.environ, launch, _usable_cores())
-    if threads:
-        torch.set_num_threads(threads)
-
-    hosts = _meet(launch, chosen, timeout) if launch.size > 1 else 1
-    _launch, _device = launch, chosen
-    if launch.size > 1:
-        names = [None] * launch.size
-        dist.all_gather_object(names, place())
-        _leave = peers.watch(launch.rank, names, launch.host, broadcast_object, _end_with)
-        atexit.register(_leave)
-    if launch.rank == 0:
-        say(_summary(launch, chosen, hosts))
-        if launch.size > 1:
-            say(", ".join(names))
-        if launch.size == 1 and device in (None, "cuda") and torch.cuda.device_count() > 1:
-            gpus = torch.cuda.device_count()
-            command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
-            say(f"using one of {gpus} visible GPUs; for all of them: {command}")
 
 
 def _meet(launch, device, timeout):
@@ -386,24 +199,24 @@ def _end_with(sentence):
 
 def cleanup():
     """Leave the job. Afterwards this is one process again, and `setup_dist` may be called anew."""
-    global _launch, _device, _leave
-    if _leave is not None:
-        _leave()
-        atexit.unregister(_leave)
-        _leave = None
+    global _launch, _device, _watch
+    if _watch is not None:
+        _watch.leave()
+        atexit.unregister(_watch.leave)
+        _watch = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         # DDP is a reference cycle that keeps gloo's threads alive; ended after Python is, they abort the process
         gc.collect()
-    _launch, _device = Launch("python"), None
+    _launch, _device = launchers.Launch("python"), None
 
 
 def abort(status):
     """End this process with exit status `status`, and under mpirun every other rank too."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if _leave is not None:
-        _leave(peers.FAILED)
+    if _watch is not None:
+        _watch.leave(peers.FAILED)
     if _comm is not None:
         time.sleep(0.5)  # mpirun drops what it has not yet passed on
         _comm.Abort(status)
@@ -417,7 +230,7 @@ def abort(status):
 
 def dev():
     """Return the torch.device of this process."""
-    return _device or choose_device(None, 0, torch.cuda.device_count())
+    return _device or launchers.choose_device(None, 0, torch.cuda.device_count())
 
 
 def device_name():
@@ -486,7 +299,7 @@ def gather_object(obj):
 
 
 def all_gather(tensor):
-    """Return every rank's `tensor` [N, ...], all of one shape, joined in rank order along the first axis."""
+    """Return every rank's `tensor` [N, ...], all of the same shape, joined in rank order along the first axis."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -530,10 +343,13 @@ def sync_params(params):
 
 
 def load_checkpoint(path, map_location="cpu"):
-    """Read what `torch.save` wrote to `path`, a local file or any address that blobfile reads.
+    """Read what `torch.save` wrote.
 
     Only tensors and plain Python values are accepted: a file cannot run code. Every rank reads for itself,
-    so this may be called on one rank alone. UserError, naming the path, if it is missing, damaged or refused.
+    so this may be called on one rank alone.
+
+    :param path: a local file or any address that blobfile reads.
+    :raises UserError: naming the path, if it is missing, damaged or refused.
     """
     try:
         with files.open_read(path) as file:
@@ -558,7 +374,10 @@ def load_checkpoint(path, map_location="cpu"):
 
 
 def load_state_dict(path, map_location="cpu"):
-    """Read the weights in `path` like `load_checkpoint`; UserError unless they are a dict of tensors."""
+    """Read the weights in `path` like `load_checkpoint`.
+
+    :raises UserError: as `load_checkpoint`, and unless they are a dict of tensors.
+    """
     state = load_checkpoint(path, map_location)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors")

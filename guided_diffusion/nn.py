@@ -25,7 +25,7 @@ class GroupNorm32(nn.GroupNorm):
 def normalization(channels):
     """The group normalisation of 32 groups that stands before every convolution.
 
-    Raises UserError if 32 does not divide `channels`.
+    :raises UserError: if 32 does not divide `channels`.
     """
     if channels % GROUPS:
         raise UserError(
@@ -42,17 +42,17 @@ def _layer(kind, dims):
 
 
 def conv_nd(dims, *args, **kwargs):
-    """A convolution over 1, 2 or 3 axes; the other arguments are those of nn.Conv2d."""
+    """A convolution over `dims` axes: 1, 2 or 3; the other arguments are those of nn.Conv2d."""
     return _layer("Conv", dims)(*args, **kwargs)
 
 
 def avg_pool_nd(dims, *args, **kwargs):
-    """Average pooling over 1, 2 or 3 axes; the other arguments are those of nn.AvgPool2d."""
+    """Average pooling over `dims` axes: 1, 2 or 3; the other arguments are those of nn.AvgPool2d."""
     return _layer("AvgPool", dims)(*args, **kwargs)
 
 
 def adaptive_avg_pool_nd(dims, output_size):
-    """Average pooling of 1, 2 or 3 axes, of any length, down to `output_size`."""
+    """Average pooling of `dims` axes, 1, 2 or 3 of any length, down to `output_size`."""
     return _layer("AdaptiveAvgPool", dims)(output_size)
 
 
@@ -65,7 +65,9 @@ def linear(*args, **kwargs):
 def update_ema(target_params, source_params, rate=0.99):
     """Move every target in place to rate * target + (1 - rate) * source.
 
-    Both are iterables of equally many tensors with the same shapes; the targets' dtype and device stay.
+    :param target_params: iterable of tensors, whose dtype and device stay.
+    :param source_params: iterable of equally many tensors with the same shapes.
+    :raises ValueError: for unequal numbers of them.
     """
     targets = list(target_params)
     sources = [s.to(t) for t, s in zip(targets, source_params, strict=True)]
@@ -94,10 +96,11 @@ def mean_flat(tensor):
 
 
 def timestep_embedding(timesteps, dim, max_period=10000):
-    """Sinusoids of the time: [N] -> float32 [N, dim], the cosines first, then the sines.
+    """Sinusoids of the time: Vaswani et al. 2017, section 3.5, as used in DDPM (Ho et al. 2020, appendix B).
 
-    `timesteps` may be fractional. Wavelengths grow geometrically from 2 pi towards 2 pi * max_period; an
-    odd `dim` ends in a zero. Vaswani et al. 2017, section 3.5, as used in DDPM (Ho et al. 2020, appendix B).
+    :param timesteps: [N], fractions allowed.
+    :param max_period: wavelengths grow geometrically from 2 pi towards 2 pi * max_period.
+    :return: float32 [N, dim], the cosines first, then the sines; an odd `dim` ends in a zero.
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
@@ -108,8 +111,10 @@ def timestep_embedding(timesteps, dim, max_period=10000):
 def checkpoint(func, inputs, params, flag):
     """func(*inputs); where `flag` is set, its activations are recomputed in the backward pass, not kept.
 
-    Chen et al. 2016. Random draws (dropout) and autocast are replayed as they were. `params` belongs to the
-    published signature: gradients reach whatever `func` closes over without it.
+    Chen et al. 2016. Random draws (dropout) and autocast are replayed as they were.
+
+    :param inputs: tuple of the arguments of `func`.
+    :param params: belongs to the published signature: gradients reach whatever `func` closes over without it.
     """
     if not flag:
         return func(*inputs)

@@ -122,16 +122,16 @@ class NoiseSchedule:
         inside = table[below] + fraction * (table[above] - table[below])
         return torch.where(t < 0, table[0] - 0.5 * torch.log1p(t.to(table.dtype)), inside)
 
-    def time(self, half_log_snr):
+    def time(self, lambdas):
         """The time (float64, -1 to T - 1) at which lambda has these values, of any shape: inverse of the above."""
-        _, table = self._table(half_log_snr.device)
+        _, table = self._table(lambdas.device)
         if len(table) == 1:
-            inside = torch.zeros_like(half_log_snr)
+            inside = torch.zeros_like(lambdas)
         else:
-            above = torch.searchsorted(-table, -half_log_snr.contiguous()).clamp(1, len(table) - 1)
+            above = torch.searchsorted(-table, -lambdas.contiguous()).clamp(1, len(table) - 1)
             low, high = table[above - 1], table[above]
-            inside = above - 1 + ((half_log_snr - low) / (high - low)).clamp(max=1)
-        return torch.where(half_log_snr > table[0], torch.expm1(2 * (table[0] - half_log_snr)), inside)
+            inside = above - 1 + ((lambdas - low) / (high - low)).clamp(max=1)
+        return torch.where(lambdas > table[0], torch.expm1(2 * (table[0] - lambdas)), inside)
 
 
 class Posterior(NamedTuple):

@@ -5,6 +5,8 @@ appendix A. State-dict keys and shapes are those of the published checkpoints.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import InitVar, dataclass, field
 
 import torch
 import torch.nn as nn
@@ -29,7 +31,12 @@ class TimestepBlock(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x, emb):
-        """x [N, C, ...] and emb [N, E] -> [N, C', ...]."""
+        """Transform x.
+
+        :param x: [N, C, ...].
+        :param emb: [N, E].
+        :return: [N, C', ...].
+        """
 
 
 class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
@@ -47,9 +54,11 @@ def _strides(dims):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by nearest neighbour, then, if `use_conv`, convolves 3x3.
+    """Doubles height and width by nearest neighbour: [N, channels, H, W] -> [N, out_channels, 2H, 2W].
 
-    [N, channels, H, W] -> [N, out_channels, 2H, 2W]; without the convolution the channels stay.
+    :param use_conv: convolve the result 3x3; without that the channels stay.
+    :param dims: 1, 2 or 3 spatial axes; of three, the first is not resampled.
+    :param out_channels: default `channels`.
     """
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
@@ -65,9 +74,11 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width, by a 3x3 convolution if `use_conv`, else by averaging.
+    """Halves height and width: [N, channels, H, W] -> [N, out_channels, H/2, W/2].
 
-    [N, channels, H, W] -> [N, out_channels, H/2, W/2]; without the convolution the channels stay.
+    :param use_conv: by a 3x3 convolution; else by averaging, where the channels stay.
+    :param dims: 1, 2 or 3 spatial axes; of three, the first is not resampled.
+    :param out_channels: default `channels`.
     """
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
@@ -85,10 +96,18 @@ class Downsample(nn.Module):
 class ResBlock(TimestepBlock):
     """Two normalised 3x3 convolutions around a skip connection (BigGAN's block, ADM section 3).
 
-    x [N, channels, ...] and emb [N, emb_channels] -> [N, out_channels, ...], of twice the side with `up`, of
-    half with `down`. The embedding scales and shifts the second normalisation with `use_scale_shift_norm`
-    ("AdaGN"), else it is added before it. Channels that change are matched on the skip by a 1x1 convolution,
-    with `use_conv` a 3x3 one.
+    x [N, channels, ...] and emb [N, emb_channels] -> [N, out_channels, ...].
+
+    :param dropout: probability, before the second convolution.
+    :param out_channels: default `channels`.
+    :param use_conv: match channels that change on the skip by a 3x3 convolution, rather than by a 1x1 one.
+    :param use_scale_shift_norm: the embedding scales and shifts the second normalisation ("AdaGN"), rather than being
+        added before it.
+    :param dims: 1, 2 or 3 spatial axes.
+    :param use_checkpoint: recompute the activations in the backward pass.
+    :param up: double the side.
+    :param down: halve the side.
+    :raises UserError: for channels that 32 groups do not divide.
     """
 
     def __init__(
@@ -214,8 +233,11 @@ def _head_count(channels, num_heads, num_head_channels):
 class AttentionBlock(nn.Module):
     """Self-attention among all positions, added to its input: [N, channels, ...] -> the same shape.
 
-    `num_heads` heads, or, unless it is -1, as many as have `num_head_channels` channels each (ADM section 3
-    finds 64 best). Raises UserError if they do not divide `channels`.
+    :param num_heads: how many heads, where `num_head_channels` is -1.
+    :param num_head_channels: channels of each head (ADM section 3 finds 64 best).
+    :param use_checkpoint: recompute the activations in the backward pass.
+    :param use_new_attention_order: `QKVAttention` rather than `QKVAttentionLegacy`.
+    :raises UserError: if the heads, or 32 groups, do not divide `channels`.
     """
 
     def __init__(
@@ -241,8 +263,11 @@ class AttentionBlock(nn.Module):
 class AttentionPool2d(nn.Module):
     """Pools by attention of the mean over all positions, as CLIP does (Radford et al. 2021, section 2.4).
 
-    [N, embed_dim, spacial_dim, spacial_dim] -> [N, output_dim], by default embed_dim. Raises UserError for
-    another number of positions.
+    [N, embed_dim, spacial_dim, spacial_dim] -> [N, output_dim].
+
+    :param num_heads_channels: channels of each head.
+    :param output_dim: default `embed_dim`.
+    :raises UserError: if the heads do not divide `embed_dim`, and in `forward` for another number of positions.
     """
 
     def __init__(self, spacial_dim, embed_dim, num_heads_channels, output_dim=None):
@@ -267,56 +292,46 @@ class AttentionPool2d(nn.Module):
         return self.c_proj(tokens[:, 0])
 
 
+@dataclass(eq=False, repr=False)
 class _Torso(nn.Module):
-    """What the UNet and the encoder have in common: embeddings, the way down, the middle, and the dtype."""
+    """What the UNet and the encoder have in common: embeddings, the way down, the middle, and the dtype.
 
-    def __init__(
-        self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout=0,
-        channel_mult=(1, 2, 4, 8),
-        conv_resample=True,
-        dims=2,
-        num_classes=None,
-        use_checkpoint=False,
-        use_fp16=False,
-        num_heads=1,
-        num_head_channels=-1,
-        num_heads_upsample=-1,
-        use_scale_shift_norm=False,
-        resblock_updown=False,
-        use_new_attention_order=False,
-    ):
+    The fields are the arguments, in the published order; UNetModel says what each means.
+    """
+
+    image_size: int
+    in_channels: int
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int
+    attention_resolutions: Collection[int]
+    dropout: float = 0
+    channel_mult: Sequence[float] = (1, 2, 4, 8)
+    conv_resample: bool = True
+    dims: int = 2
+    num_classes: int | None = None
+    use_checkpoint: bool = False
+    use_fp16: InitVar[bool] = False
+    num_heads: int = 1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+
+    def __post_init__(self, use_fp16):
         super().__init__()
-        self.image_size, self.dims = image_size, dims
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.model_channels, self.channel_mult = model_channels, channel_mult
-        self.widths = [int(mult * model_channels) for mult in channel_mult]
-        self.num_classes = num_classes
-
-        self.num_res_blocks, self.dropout = num_res_blocks, dropout
-        self.use_scale_shift_norm = use_scale_shift_norm
-        self.resblock_updown, self.conv_resample = resblock_updown, conv_resample
-
-        self.attention_resolutions = attention_resolutions
-        self.use_new_attention_order = use_new_attention_order
-        self.num_heads, self.num_head_channels = num_heads, num_head_channels
-        self.num_heads_upsample = num_heads if num_heads_upsample == -1 else num_heads_upsample
-
-        self.use_checkpoint = use_checkpoint
+        self.widths = [int(mult * self.model_channels) for mult in self.channel_mult]
+        if self.num_heads_upsample == -1:
+            self.num_heads_upsample = self.num_heads
         self.dtype = torch.float16 if use_fp16 else torch.float32
 
-        self.emb_channels = 4 * model_channels
+        self.emb_channels = 4 * self.model_channels
         self.time_embed = nn.Sequential(
-            linear(model_channels, self.emb_channels), SiLU(), linear(self.emb_channels, self.emb_channels)
+            linear(self.model_channels, self.emb_channels), SiLU(), linear(self.emb_channels, self.emb_channels)
         )
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, self.emb_channels)
+        if self.num_classes is not None:
+            self.label_emb = nn.Embedding(self.num_classes, self.emb_channels)
         skips = self._build_down()
         self._build_middle(skips[-1])
         self._build_head(skips)
@@ -396,7 +411,9 @@ class _Torso(nn.Module):
         """The embedding of times [N] and, where there are classes, labels [N]: [N, emb_channels]."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
         if y is not None:
-            emb = emb + self.label_emb(y)
+            dropped = y == -1
+            classes = self.label_emb(y.masked_fill(dropped, 0))
+            emb = emb + classes.masked_fill(dropped[:, None], 0)
         return emb.to(self.dtype)
 
     def _descend(self, x, emb):
@@ -425,24 +442,26 @@ class _Torso(nn.Module):
 class UNetModel(_Torso):
     """The denoising UNet with attention and time embedding.
 
-    image_size: side of the images it is meant for; others that the levels divide work as well.
-    in_channels, out_channels: of the image, and of the prediction.
-    model_channels: channels that `channel_mult`, one factor a level, multiplies.
-    num_res_blocks: residual blocks a level on the way down; the way up has one more.
-    attention_resolutions: downsampling rates (1, 2, 4, ...) of the levels that have attention.
-    dropout: probability, in the residual blocks.
-    conv_resample: resample by convolution rather than by averaging and repeating.
-    dims: 1, 2 or 3 spatial axes; of three, the first is not resampled.
-    num_classes: if given, the network is conditioned on a class label.
-    use_checkpoint: recompute the activations of residual and attention blocks in the backward pass.
-    use_fp16: the dtype of the torso's activations; `convert_to_fp16` converts its weights.
-    num_heads, num_head_channels, num_heads_upsample: heads of attention; by number, or, unless -1, by width;
-        the way up may have another number.
-    use_scale_shift_norm: the embedding scales and shifts the normalisations (AdaGN).
-    resblock_updown: resample inside of residual blocks, as BigGAN does.
-    use_new_attention_order: `QKVAttention` rather than `QKVAttentionLegacy`.
-
-    Raises UserError for channels that the heads, or 32 groups, do not divide.
+    :param image_size: side of the images it is meant for; others that the levels divide work as well.
+    :param in_channels: of the image.
+    :param model_channels: channels that `channel_mult` multiplies.
+    :param out_channels: of the prediction.
+    :param num_res_blocks: residual blocks a level on the way down; the way up has one more.
+    :param attention_resolutions: downsampling rates (1, 2, 4, ...) of the levels that have attention.
+    :param dropout: probability, in the residual blocks.
+    :param channel_mult: one factor a level.
+    :param conv_resample: resample by convolution rather than by averaging and repeating.
+    :param dims: 1, 2 or 3 spatial axes; of three, the first is not resampled.
+    :param num_classes: if given, the network is conditioned on a class label.
+    :param use_checkpoint: recompute the activations of residual and attention blocks in the backward pass.
+    :param use_fp16: the torso's activations are float16; `convert_to_fp16` converts its weights.
+    :param num_heads: heads of attention, where `num_head_channels` is -1.
+    :param num_head_channels: channels of each head.
+    :param num_heads_upsample: as `num_heads`, on the way up; -1 for the same.
+    :param use_scale_shift_norm: the embedding scales and shifts the normalisations (AdaGN).
+    :param resblock_updown: resample inside of residual blocks, as BigGAN does.
+    :param use_new_attention_order: `QKVAttention` rather than `QKVAttentionLegacy`.
+    :raises UserError: for channels that the heads, or 32 groups, do not divide.
     """
 
     def _build_head(self, skips):
@@ -464,9 +483,12 @@ class UNetModel(_Torso):
     def forward(self, x, timesteps, y=None):
         """Predict from noisy images.
 
-        x [N, in_channels, ...], timesteps [N] in 0..1000, fractions allowed, labels y [N] in 0..num_classes-1
-        -> [N, out_channels, ...] in x's dtype. Raises UserError for sides that the levels do not divide, and
-        unless y is given exactly when the network has classes.
+        :param x: [N, in_channels, ...].
+        :param timesteps: [N] in 0..1000, fractions allowed.
+        :param y: labels [N] in 0..num_classes-1, for a network with classes and for no other; -1 adds no class
+            embedding, as is needed for classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+        :return: [N, out_channels, ...] in x's dtype.
+        :raises UserError: for sides that the levels do not divide, and for labels that are missing or too many.
         """
         self._check_labels(x, y)
         emb = self._embed(timesteps, y)
@@ -488,72 +510,39 @@ class UNetModel(_Torso):
 class SuperResModel(UNetModel):
     """A UNet that sees, beside the noisy image, the small image that it is to enlarge.
 
-    The arguments are UNetModel's; `in_channels` are those of one image.
+    The arguments are UNetModel's.
+
+    :param in_channels: of one image.
     """
 
     def __init__(self, image_size, in_channels, *args, **kwargs):
         super().__init__(image_size, in_channels * 2, *args, **kwargs)
 
     def forward(self, x, timesteps, low_res=None, **kwargs):
-        """As UNetModel.forward, with low_res [N, in_channels, h, w] of any size, enlarged bilinearly to x's."""
+        """As UNetModel.forward.
+
+        :param low_res: [N, in_channels, h, w] of any size, enlarged bilinearly to x's.
+        :raises UserError: without `low_res` too.
+        """
         if low_res is None:
             raise UserError("A super-resolution network needs low_res, the images to enlarge")
         enlarged = F.interpolate(low_res, size=x.shape[2:], mode="bilinear")
         return super().forward(torch.cat([x, enlarged], dim=1), timesteps, **kwargs)
 
 
+@dataclass(eq=False, repr=False)
 class EncoderUNetModel(_Torso):
     """The way down of the UNet with a pooling head: the noisy classifier of ADM, section 4.
 
-    pool: "attention" (published classifiers; takes only images of `image_size`), "adaptive" (mean over
-    positions), "spatial" and "spatial_v2" (an MLP on the means of all levels, the latter normalised). The
-    other arguments are UNetModel's; there are no classes to condition on. Raises UserError for an unknown
-    `pool`, and for "attention" without `num_head_channels`.
+    The other arguments are UNetModel's; there are no classes to condition on.
+
+    :param pool: "attention" (published classifiers; takes only images of `image_size`), "adaptive" (mean over
+        positions), "spatial" and "spatial_v2" (an MLP on the means of all levels, the latter normalised).
+    :raises UserError: as UNetModel, for an unknown `pool`, and for "attention" without `num_head_channels`.
     """
 
-    def __init__(
-        self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout=0,
-        channel_mult=(1, 2, 4, 8),
-        conv_resample=True,
-        dims=2,
-        use_checkpoint=False,
-        use_fp16=False,
-        num_heads=1,
-        num_head_channels=-1,
-        num_heads_upsample=-1,
-        use_scale_shift_norm=False,
-        resblock_updown=False,
-        use_new_attention_order=False,
-        pool="adaptive",
-    ):
-        self.pool = pool  # set first: the base class builds the head
-        super().__init__(
-            image_size,
-            in_channels,
-            model_channels,
-            out_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout=dropout,
-            channel_mult=channel_mult,
-            conv_resample=conv_resample,
-            dims=dims,
-            use_checkpoint=use_checkpoint,
-            use_fp16=use_fp16,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            num_heads_upsample=num_heads_upsample,
-            use_scale_shift_norm=use_scale_shift_norm,
-            resblock_updown=resblock_updown,
-            use_new_attention_order=use_new_attention_order,
-        )
+    num_classes: None = field(default=None, init=False)
+    pool: str = "adaptive"
 
     def _build_head(self, skips):
         ch = skips[-1]
@@ -575,9 +564,12 @@ class EncoderUNetModel(_Torso):
         self.out = nn.Sequential(*layers)
 
     def forward(self, x, timesteps):
-        """x [N, in_channels, ...] at timesteps [N] -> [N, out_channels] in x's dtype.
+        """Classify noisy images.
 
-        Raises UserError for sides that the levels do not divide.
+        :param x: [N, in_channels, ...].
+        :param timesteps: [N] in 0..1000, fractions allowed.
+        :return: [N, out_channels] in x's dtype.
+        :raises UserError: for sides that the levels do not divide.
         """
         outputs = self._descend(x, self._embed(timesteps))
         if self.pool.startswith("spatial"):

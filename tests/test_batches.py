@@ -51,7 +51,7 @@ def sources(tmp_path):
 def test_all_forms_hold_the_same_images(sources):
     for path in sources:
         images = open_images(str(path), "samples")
-        assert (images.count, images.size, images.grey) == (11, (6, 5), False)
+        assert (images.count, images.size, images.channels) == (11, (6, 5), 3)
         assert np.array_equal(everything(images), IMAGES)
 
 
@@ -83,15 +83,31 @@ def test_each_npz_of_a_folder_has_its_own_run_and_a_changed_or_foreign_one_has_n
 
 
 @pytest.mark.parametrize("shape", [(11, 6, 5), (11, 6, 5, 1)])
-def test_grey_arrays_are_repeated(tmp_path, shape):
+def test_grey_arrays_have_one_channel(tmp_path, shape):
     np.savez(tmp_path / "grey.npz", IMAGES[..., 0].reshape(shape))
     images = open_images(str(tmp_path / "grey.npz"), "samples")
-    assert images.grey and np.array_equal(everything(images), np.repeat(IMAGES[..., :1], 3, axis=3))
+    assert images.channels == 1 and np.array_equal(everything(images), IMAGES[..., :1])
 
 
-def test_grey_files_are_repeated(tmp_path):
+def test_grey_files_have_one_channel(tmp_path):
     images = open_images(str(png_folder(tmp_path / "grey", IMAGES[..., 0])), "samples")
-    assert images.grey and np.array_equal(everything(images), np.repeat(IMAGES[..., :1], 3, axis=3))
+    assert images.channels == 1 and np.array_equal(everything(images), IMAGES[..., :1])
+
+
+def test_a_batch_of_grey_and_coloured_files_has_three_channels(tmp_path):
+    folder = png_folder(tmp_path / "both", [*IMAGES[:5, ..., 0], *IMAGES[5:8]])
+    parts = [part for _, part in open_images(str(folder), "samples").batches(4, 0, 1)]
+    assert np.array_equal(parts[0], IMAGES[:4, ..., :1])
+    assert np.array_equal(parts[1], [np.repeat(IMAGES[4, ..., :1], 3, axis=2), *IMAGES[5:8]])
+
+
+def test_arrays_may_have_a_fourth_channel_and_files_lose_it(tmp_path):
+    four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=3)
+    np.savez(tmp_path / "four.npz", four)
+    images = open_images(str(tmp_path / "four.npz"), "samples")
+    assert images.channels == 4 and np.array_equal(everything(images), four)
+    images = open_images(str(png_folder(tmp_path / "four", four)), "samples")
+    assert images.channels == 3 and np.array_equal(everything(images), IMAGES)
 
 
 def test_stored_statistics_with_and_without_images(tmp_path):

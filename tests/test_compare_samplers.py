@@ -18,7 +18,9 @@ from scipy.linalg import sqrtm
 from test_dist_util import MPIRUN, needs_mpirun
 
 from evaluations.comparison import rows as row_store
-from evaluations.comparison.pictures import Row, csv_text, markdown, picture
+from evaluations.comparison.pictures import picture
+from evaluations.comparison.rows import Row
+from evaluations.comparison.tables import csv_text, markdown
 from guided_diffusion import checkpoints, files, flags
 from guided_diffusion.networks import ClassifierFlags
 
@@ -65,6 +67,13 @@ def compared(models, tmp_path_factory):
 def rows_of(folder):
     with open(folder / "comparison.csv", newline="") as file:
         return {(row["sampler"], row["steps"]): row for row in csv.DictReader(file)}
+
+
+def row_of(path):
+    """Whose row a file of the folder rows/ is: (name, budget)."""
+    with np.load(path) as saved:
+        values = json.loads(str(saved["values"]))
+    return values["name"], values["budget"]
 
 
 def features(models, images):
@@ -130,16 +139,19 @@ def test_the_same_command_goes_on_with_what_is_missing(models, tmp_path):
 
     script_runs.run("compare_samplers", *command(models, tmp_path))
     table, first = rows_of(tmp_path), seconds()
-    kept = {json.loads(str(np.load(path)["values"]))["name"]: path for path in (tmp_path / "rows").iterdir()}
-    kept["same"].unlink()
-    kept["TS"].write_bytes(kept["TS"].read_bytes()[:-100])
+    kept = {row_of(path): path for path in (tmp_path / "rows").iterdir()}
+    assert kept.keys() == {(name, f"{steps} steps") for name, steps in first}
+    kept["same", "3 steps"].unlink()
+    damaged = kept["TS", "5 steps"]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     printed = script_runs.run("compare_samplers", *command(models, tmp_path))
     # a time that is measured anew is another
-    made = {name for name, steps in first if seconds()[name, steps] != first[name, steps]}
-    assert made == {"same", "TS"}
+    assert {key for key, took in seconds().items() if took != first[key]} == {("same", "3"), ("TS", "5")}
     for key, row in rows_of(tmp_path).items():
         assert {**row, "seconds_per_image": ""} == {**table[key], "seconds_per_image": ""}
-    assert "DDIM, 3 steps: taken from" in printed and "same, 3 steps: taken from" not in printed
+    for kept_row in ("DDIM, 3 steps", "same, 5 steps", "TS, 3 steps"):
+        assert f"{kept_row}: taken from" in printed
+    assert "TS, 5 steps: taken from" not in printed and "same, 3 steps: taken from" not in printed
     first = seconds()
     script_runs.run("compare_samplers", *command(models, tmp_path), "--seed", 8)
     assert all(seconds()[key] != first[key] for key in first)
@@ -219,10 +231,10 @@ def made_rows():
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(4, 2, 16, 16, 3), dtype=np.uint8)
     return [
-        Row("base", "5 steps", 5, [10.0, 14.0], 5, 0.5, None, None, images[0]),
-        Row("moved", "5 steps", 5, [9.0, 12.0], 5, 0.5, 2.5, 0.25, images[1]),
-        Row("base", "10 steps", 10, [8.0, 8.0], 10, 1.0, None, None, images[2]),
-        Row("moved", "10 steps", 10, [8.5, 9.5], 10, 1.0, -2.0, None, images[3]),
+        Row("base", "5 steps", 5, [10.0, 14.0], 5, 0.5, {"mean_shift": None, "edge": None}, images[0]),
+        Row("moved", "5 steps", 5, [9.0, 12.0], 5, 0.5, {"mean_shift": 2.5, "edge": 0.25}, images[1]),
+        Row("base", "10 steps", 10, [8.0, 8.0], 10, 1.0, {"mean_shift": None, "edge": None}, images[2]),
+        Row("moved", "10 steps", 10, [8.5, 9.5], 10, 1.0, {"mean_shift": -2.0, "edge": None}, images[3]),
     ]
 
 

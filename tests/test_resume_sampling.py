@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from script_runs import FOLDER, run
-from test_dist_util import MPIRUN, WORKERS, clean_env, needs_mpirun
+from test_dist_util import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
 from test_dist_util import run as start
 
 from guided_diffusion import checkpoints
@@ -128,7 +128,7 @@ class Job:
             time.sleep(0.001)
 
     def end(self):
-        out, err = self.process.communicate(timeout=250)
+        out, err = self.process.communicate(timeout=HANGS)
         return self.process.returncode, out, err
 
 
@@ -186,10 +186,14 @@ def test_killed_at_many_moments_and_continued(tmp_path, sample, whole, ranks):
 @needs_mpirun
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_batches_in_hand_and_says_how_to_go_on(tmp_path, sample, whole, number, status):
-    job = Job(2, tmp_path, sample)
-    job.await_chunks(3)
-    job.process.send_signal(number)
-    ended, _, err = job.end()
+    for _ in range(10):
+        job = Job(2, tmp_path, sample)
+        job.await_chunks(3)
+        job.process.send_signal(number)
+        ended, _, err = job.end()
+        if ended != 0:
+            break
+        shutil.rmtree(tmp_path)  # it was faster than its signal: once more
     assert ended == status and "Traceback" not in err
     kept = re.search(rf"stopped by {number.name}: (\d+) of {COUNT} images are kept, and the same command", err)
     assert int(kept[1]) == BATCH * chunks(tmp_path) < COUNT

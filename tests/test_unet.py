@@ -1,6 +1,7 @@
 """The networks against the published numbers, checkpoints, and independent oracles."""
 
 import gzip
+import inspect
 import json
 from pathlib import Path
 
@@ -354,6 +355,65 @@ def test_fresh_block_is_the_identity(make):
     args = (tensor("identity:emb", 2, 16),) if make is ResBlock else ()
     block = ResBlock(32, 16, 0.1) if make is ResBlock else AttentionBlock(32)
     assert torch.equal(block(x, *args), x)
+
+
+# --- classes
+
+
+def answer(model, y):
+    """What `model` gives for the golden inputs of its kind with labels y."""
+    (x, t), keywords = inputs("super_res" if isinstance(model, SuperResModel) else "legacy_attention_class_cond")
+    with torch.no_grad():
+        return model(x, t, **keywords | {"y": y})
+
+
+@pytest.mark.parametrize("name", ["legacy_attention_class_cond", "super_res"])
+def test_label_minus_one_adds_no_class_embedding(name):
+    model, unconditional = build(name), build(name, num_classes=None)
+    assert unconditional.load_state_dict(model.state_dict(), strict=False).unexpected_keys == ["label_emb.weight"]
+    for y, classless in ((torch.tensor([3, 7]), ()), (torch.tensor([-1, -1]), (0, 1)), (torch.tensor([3, -1]), (1,))):
+        out = answer(model, y)
+        expected = answer(model, torch.tensor([3, 7]))
+        without = answer(unconditional, None)
+        for i in range(2):
+            assert torch.equal(out[i], (without if i in classless else expected)[i])
+    assert not torch.equal(without, expected)
+
+
+def test_other_labels_keep_every_bit_and_dropped_ones_teach_no_class(monkeypatch):
+    """Against the embedding as it is without dropped classes; both in outputs and gradients."""
+    (x, t), _ = inputs("legacy_attention_class_cond")
+    y = torch.tensor([0, 7])
+    now = gradients(build("legacy_attention_class_cond"), x, t, y)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            UNetModel, "_embed", lambda self, t, y: self.time_embed(timestep_embedding(t, 32)) + self.label_emb(y)
+        )
+        before = gradients(build("legacy_attention_class_cond"), x, t, y)
+    assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+    model = build("legacy_attention_class_cond")
+    gradients(model, x, t, torch.tensor([-1, 7]))
+    assert model.label_emb.weight.grad.any(dim=1).nonzero().tolist() == [[7]]
+
+
+@pytest.mark.parametrize("label", [-2, 1000])
+def test_labels_of_no_class_are_refused(label):
+    with pytest.raises(IndexError):
+        answer(build("legacy_attention_class_cond"), torch.tensor([-1, label]))
+
+
+def test_the_published_signatures_can_be_read():
+    unet, encoder = (list(inspect.signature(kind).parameters) for kind in (UNetModel, EncoderUNetModel))
+    assert unet[:6] == [
+        "image_size",
+        "in_channels",
+        "model_channels",
+        "out_channels",
+        "num_res_blocks",
+        "attention_resolutions",
+    ]
+    assert unet[9:12] == ["dims", "num_classes", "use_checkpoint"] and len(unet) == 19
+    assert encoder == [name for name in unet if name != "num_classes"] + ["pool"]
 
 
 # --- what the user gets wrong

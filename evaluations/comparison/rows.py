@@ -1,4 +1,4 @@
-"""Rows of a comparison on disk, so that one that was stopped goes on: FOLDER/KEY.npz.
+"""Rows of a comparison: made by sampling, and kept on disk, so that one that was stopped goes on: FOLDER/KEY.npz.
 
 The key is a digest of all that decides a row: other settings find nothing, and no row is taken for another.
 """
@@ -7,21 +7,189 @@ import dataclasses
 import hashlib
 import io
 import json
+import time
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from guided_diffusion import files
+from evaluations.activations import activations_of
+from evaluations.batches import open_images
+from evaluations.features import Extractor, FeatureFlags
+from evaluations.fid import Moments, frechet_distance, moments_of
+from guided_diffusion import checkpoints, dist_util, files, flags, logger
+from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.errors import UserError
+from guided_diffusion.generate import ClassFlags, IndexedNoise, SampleFlags, chosen_classes, labels_of, make_images
+from guided_diffusion.images import to_uint8
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.solver_flags import SolverFlags
 
-from .pictures import Row
+from . import shifts
+from .plan import Budget
+from .settings import CompareFlags
+
+
+@dataclass
+class Row:
+    """What one sampler gave with one budget.
+
+    :ivar budget: what all samplers of its column spend, such as "10 steps" or (at most) "10 calls".
+    :ivar steps: that it took.
+    :ivar distances: Frechet distance of each repeat, at least 2; repeats of the same place have the same noise.
+    :ivar calls: network evaluations per image.
+    :ivar seconds: of one process per image, without the features.
+    :ivar findings: {column: number, or None where it does not apply} of what its methods found.
+    :ivar images: uint8 [n, H, W, C] to show, the same indices in every row.
+    """
+
+    name: str
+    budget: str
+    steps: int
+    distances: list
+    calls: float
+    seconds: float
+    findings: dict
+    images: np.ndarray
+
+
+class Sampler(NamedTuple):
+    """A sampler with one budget.
+
+    :ivar name: of its setting.
+    :ivar budget: its Budget.
+    :ivar parsed: its Parsed flags.
+    """
+
+    name: str
+    budget: Budget
+    parsed: flags.Parsed
+
+
+class Target(NamedTuple):
+    """What samples are compared with, and how.
+
+    :ivar size: (height, width) of the real images.
+    :ivar extract: the Extractor of the features.
+    :ivar moments: of the real images' features; None on ranks other than 0.
+    :ivar compare: CompareFlags.
+    """
+
+    size: tuple
+    extract: Extractor
+    moments: Moments | None
+    compare: CompareFlags
+
+
+def read_target(parsed):
+    """The Target of a command line."""
+    images = open_images(parsed[CompareFlags].reference, "reference")
+    if images.count < 2:
+        raise UserError(f"--reference {images.path} holds {images.count} images; a Frechet distance needs at least 2")
+    extract = parsed[FeatureFlags].create()
+    found = activations_of(images, extract, parsed[SampleFlags].batch_size, keep=False)
+    return Target(images.size, extract, None if found is None else found.moments, parsed[CompareFlags])
+
+
+# -- making -------------------------------------------------------------------------------------------
+
+
+def finished_row(sampler, target):
+    """The Row of a Sampler, on every rank: from the output folder where it is there, else made and kept there."""
+    folder, key, row = files.join(logger.get_dir(), "rows"), None, None
+    if dist_util.is_main():
+        key = key_of(decisive(sampler, target))
+        row = load(folder, key)
+    row = dist_util.broadcast_object(row)
+    if row is not None:
+        logger.log(f"{sampler.name}, {sampler.budget}: taken from {folder}")
+        return row
+    row = dist_util.broadcast_object(made_row(sampler, target))
+    if dist_util.is_main():
+        save(folder, key, row)
+    return row
+
+
+def made_row(sampler, target):
+    """The Row of a Sampler on rank 0, None on other ranks, which call this together."""
+    parsed, model, diffusion = checkpoints.load_diffusion(sampler.parsed)
+    sampling, unet, compare = parsed[SampleFlags], parsed[UNetFlags], target.compare
+    size = unet.image_size
+    if target.size != (size, size):
+        real = "x".join(map(str, target.size))
+        raise UserError(f"--model_path makes images of {size}x{size}; --reference has {real}")
+    classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
+    shape = (model.in_channels, size, size)
+    shifts.observe(diffusion)
+
+    def make(work):
+        """(features [n, D], images to show, seconds) of a batch."""
+        repeat, indices = work
+        noise, kwargs = IndexedNoise(sampling.seed + repeat, indices), {}
+        if unet.class_cond:
+            kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
+        begin = time.perf_counter()
+        made = make_images(diffusion, model, parsed[SolverFlags], noise, shape, sampling.clip_denoised, kwargs)
+        images = to_uint8(made)
+        seconds = time.perf_counter() - begin
+        shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
+        return target.extract(images).pool.cpu(), images[:shown], seconds
+
+    starts = range(0, sampling.num_samples, sampling.batch_size)
+    batches = [range(i, min(i + sampling.batch_size, sampling.num_samples)) for i in starts]
+    made = dealt([(repeat, batch) for repeat in range(compare.repeats) for batch in batches], make)
+    calls, findings = dist_util.gather_object(diffusion.network_calls), shifts.findings(diffusion)
+    if made is None:
+        return None
+    features, images, seconds = zip(*made, strict=True)
+    sets = [torch.cat(features[i : i + len(batches)]) for i in range(0, len(made), len(batches))]
+    count = compare.repeats * sampling.num_samples
+    return Row(
+        sampler.name,
+        str(sampler.budget),
+        steps=diffusion.num_timesteps,
+        distances=[frechet_distance(moments_of(each), target.moments) for each in sets],
+        calls=sum(calls) / count,
+        seconds=sum(seconds) / count,
+        findings=findings,
+        images=np.concatenate(images),
+    )
+
+
+def dealt(items, work):
+    """[work(item) for each item] on rank 0, the items dealt to the ranks in turn; None on other ranks."""
+    rank, size = dist_util.rank(), dist_util.world_size()
+    parts = dist_util.gather_object([work(item) for item in items[rank::size]])
+    if parts is None:
+        return None
+    return [parts[i % size][i // size] for i in range(len(items))]
+
+
+# -- storage ------------------------------------------------------------------------------------------
+
+
+def decisive(sampler, target):
+    """What decides a row, as JSON can hold it, for rank 0 to call."""
+    path, compare = sampler.parsed[CheckpointFlags].model_path, target.compare
+    return {
+        "row": (sampler.name, str(sampler.budget), compare.repeats, compare.columns),
+        "flags": sampler.parsed.values(),
+        "model": (files.sha256(path), checkpoints.read_flags(path)),
+        "features": target.extract.facts,
+        "reference": [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in target.moments[:2]],
+        "rounding": (dist_util.device_name(), torch.__version__),
+        "code": digest_of_code(),
+    }
 
 
 def key_of(decisive):
     """The name of a row's file.
 
-    :param decisive: what decides the row, as JSON can hold it.
+    :param decisive: what decides the row.
     """
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

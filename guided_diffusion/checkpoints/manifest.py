@@ -61,15 +61,27 @@ def read(folder, step):
     path = path_of(folder, step)
     try:
         content = json.loads(files.read_text(path))
-        for name, entry in content["files"].items():
-            if files.split(name)[1] != name or name in ("", ".", "..") or "\\" in name:
-                raise UserError(f"{path} names {name!r}; expected names of files beside it")
-            entry["size"] + 0, entry["sha256"] + "", content["saved"] + 0
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged; expected the sizes and checksums of a checkpoint's files") from error
+    except ValueError:
+        content = None
+    if not _is_manifest(content):
+        raise UserError(f"{path} is damaged; expected the sizes and checksums of a checkpoint's files")
+    for name in content["files"]:
+        if files.split(name)[1] != name or name in ("", ".", "..") or "\\" in name:
+            raise UserError(f"{path} names {name!r}; expected names of files beside it")
     return content
+
+
+def _is_manifest(content):
+    """Whether what a JSON file holds has the entries of a manifest, each of its type."""
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        return False
+    return isinstance(content.get("saved"), int | float) and all(map(_is_entry, content["files"].values()))
+
+
+def _is_entry(entry):
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
 
 
 def check(folder, step):

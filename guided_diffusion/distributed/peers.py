@@ -20,8 +20,8 @@ CONNECT_SECONDS = 30
 WELCOME_SECONDS = 2
 
 
-def watch(rank, names, host, broadcast, lost):
-    """Watch over the other ranks of a job in a thread; every rank calls this.
+class Watch:
+    """Watches over the other ranks of a job in a thread; every rank makes one.
 
     Where connections to rank 0 are not let through, nothing is watched.
 
@@ -30,52 +30,61 @@ def watch(rank, names, host, broadcast, lost):
     :param broadcast: `object -> the object of rank 0`, a collective.
     :param lost: called in the thread when a rank has died, with a sentence, or with None where it or another rank
         says why; it has to end the process.
-    :return: `leave(word=BYE)`, to be called before the process ends: BYE in good order, FAILED after saying why.
     """
-    server = _listener() if rank == 0 else None
-    port, token = broadcast((server.getsockname()[1], secrets.token_hex(8).encode()) if rank == 0 else None)
-    connections, left = {}, threading.Event()
 
-    def leave(word=BYE):
-        if not left.is_set():
-            left.set()
-            for connection in list(connections.values()):
+    def __init__(self, rank, names, host, broadcast, lost):
+        self._rank, self._names, self._lost = rank, names, lost
+        self._connections = {}  # rank: socket
+        self._left = threading.Event()
+        server = _listener() if rank == 0 else None
+        port, token = broadcast((server.getsockname()[1], secrets.token_hex(8).encode()) if server else None)
+        work, args = (self._serve, (server, token)) if server else (self._attend, (host, port, token))
+        threading.Thread(target=work, args=args, name="peers", daemon=True).start()
+
+    def leave(self, word=BYE):
+        """Say to the others that this rank leaves; to be called before its process ends.
+
+        :param word: BYE in good order, FAILED after saying why.
+        """
+        if not self._left.is_set():
+            self._left.set()
+            for connection in list(self._connections.values()):
                 _send(connection, word)
 
-    def serve():
+    def _serve(self, server, token):
+        """Rank 0: hear from all the others."""
         with server, selectors.DefaultSelector() as ready:
             ready.register(server, selectors.EVENT_READ)
-            while not left.is_set():
+            while not self._left.is_set():
                 for key, _ in ready.select(timeout=1):
                     if key.fileobj is server:
                         ready.register(server.accept()[0], selectors.EVENT_READ)
                         continue
-                    if key.data is None:
-                        ready.unregister(key.fileobj)
-                        other = _welcome(key.fileobj, token)
-                        if other is not None:
-                            connections[other] = key.fileobj
-                            ready.register(key.fileobj, selectors.EVENT_READ, other)
+                    ready.unregister(key.fileobj)
+                    if key.data is not None:
+                        self._heard(key.data, _receive(self._connections.pop(key.data)))
                         continue
-                    word = _receive(key.fileobj)
-                    ready.unregister(connections.pop(key.data))
-                    if word != BYE and not left.is_set():
-                        leave(FAILED)
-                        lost(None if word == FAILED else _obituary(names[key.data]))
+                    other = _welcome(key.fileobj, token)
+                    if other is not None:
+                        self._connections[other] = key.fileobj
+                        ready.register(key.fileobj, selectors.EVENT_READ, other)
 
-    def attend():
+    def _attend(self, host, port, token):
+        """Any other rank: hear from rank 0 alone."""
         with contextlib.suppress(OSError):
-            connections[0] = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
-        if connections:
-            _keep_alive(connections[0])
-            _send(connections[0], token + b" %d\n" % rank)
-            word = _receive(connections[0])
-            if word != BYE and not left.is_set():
-                left.set()
-                lost(None if word == FAILED or rank > 1 else _obituary(names[0]))
+            self._connections[0] = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+        if self._connections:
+            _keep_alive(self._connections[0])
+            _send(self._connections[0], token + b" %d\n" % self._rank)
+            self._heard(0, _receive(self._connections[0]))
 
-    threading.Thread(target=attend if rank else serve, name="peers", daemon=True).start()
-    return leave
+    def _heard(self, other, word):
+        """End the job unless rank `other`, of which `word` was the last, or this rank has left in good order."""
+        if word != BYE and not self._left.is_set():
+            self.leave(FAILED)
+            # of the ranks that see rank 0 die, one speaks
+            silent = word == FAILED or self._rank > 1
+            self._lost(None if silent else _obituary(self._names[other]))
 
 
 def _obituary(name):
@@ -89,7 +98,7 @@ def _listener():
 
 
 def _welcome(connection, token):
-    """The rank of who has begun to say who it is, or None, and no connection, if it is no rank of this job."""
+    """The rank of who has begun to say who it is; None, and the connection closed, if it is no rank of this job."""
     connection.settimeout(WELCOME_SECONDS)
     with contextlib.suppress(OSError, ValueError):
         said, number = connection.makefile("rb").readline(64).split()

@@ -40,15 +40,14 @@ def locked(folder, part=""):
     :raises UserError: on every rank, if another job holds it; the sentence names folder, host and process id.
     """
     with contextlib.ExitStack() as stack:
-        refusal = None
-        if dist_util.is_main() and fcntl is not None and not files.is_remote(folder):
-            refusal = _lock(stack, os.path.join(folder, ".lock"), shared=bool(part))
-            if part and not refusal:
-                refusal = _lock(stack, os.path.join(folder, f".lock-{part}"))
-            refusal = refusal and f"{folder} is in use by {refusal}; wait for it or give another --out_dir"
-        refusal = dist_util.broadcast_object(refusal)
-        if refusal:
-            raise UserError(refusal)
+        holder = None
+        if dist_util.is_main() and _can_lock(folder):
+            holder = _lock(stack, os.path.join(folder, ".lock"), shared=bool(part))
+            if part and holder is None:
+                holder = _lock(stack, os.path.join(folder, f".lock-{part}"))
+        holder = dist_util.broadcast_object(holder)
+        if holder is not None:
+            raise UserError(f"{folder} is in use by {holder}; wait for it or give another --out_dir")
         yield
 
 
@@ -59,12 +58,15 @@ def claimed(folder, work):
     Unlike `locked` it is no collective, and several works may go on at once, each under a lock `.lock-WORK`.
     """
     with contextlib.ExitStack() as stack:
-        can_lock = fcntl is not None and not files.is_remote(folder)
-        yield _lock(stack, os.path.join(folder, f".lock-{work}")) if can_lock else None
+        yield _lock(stack, os.path.join(folder, f".lock-{work}")) if _can_lock(folder) else None
+
+
+def _can_lock(folder):
+    return fcntl is not None and not files.is_remote(folder)
 
 
 def _lock(stack, path, shared=False):
-    """Lock a file until `stack` is closed; returns who has it, if that is another."""
+    """Lock a file until `stack` is closed; returns who has it, if that is another, else None."""
     file = stack.enter_context(open(path, "a+", encoding="utf-8"))
     try:
         fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))

@@ -41,7 +41,8 @@ def awaited():
             restore()
             os.kill(os.getpid(), number)
             return
-        first = first or time.monotonic()
+        if first is None:
+            first = time.monotonic()
         counts[number] += 1
 
     def restore():

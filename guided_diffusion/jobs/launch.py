@@ -10,6 +10,7 @@ import traceback
 from dataclasses import dataclass
 
 from .. import dist_util, files, flags, logger, presets
+from ..distributed import launchers
 from ..errors import UserError
 from ..flags import flag
 from . import folder_lock
@@ -47,7 +48,7 @@ def run(name, description, groups, body, overrides=None, argv=None, positional=(
         parsed = flags.parse(argv, [*groups, RunFlags], description, overrides, _preset, positional)
         settings = parsed[RunFlags]
         if settings.preset == "list":
-            if dist_util.told_rank(os.environ) == 0:
+            if launchers.told_rank(os.environ) == 0:
                 print(presets.table())
             return
         with _held_back():
@@ -99,7 +100,7 @@ def _preset(given, known):
 
 def _complain(sentence, everywhere):
     """Print an error, once where all ranks fail alike: for certain `everywhere`, else as far as timing tells."""
-    if dist_util.told_rank(os.environ) > 0:
+    if launchers.told_rank(os.environ) > 0:
         if everywhere:
             return
         time.sleep(PATIENCE)  # within this, rank 0 has said it too and ended the job

@@ -74,7 +74,8 @@ class BDIA(Solver):
         if state is None:
             return Step(ahead, prediction, Before(x, t))
         back = transfer(prediction, self.schedule.alpha_bar(state.t))
-        weight = per_sample(torch.full_like(target, self.gamma).pow(torch.where(s < t, 1, -1)), x)
+        gamma = torch.full_like(target, self.gamma)
+        weight = per_sample(torch.where(s < t, gamma, 1 / gamma), x)
         change = ahead - weight * back
         if self.gamma == 1:
             change = on_lattice(change)

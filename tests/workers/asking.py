@@ -1,4 +1,7 @@
-"""asking.py COUNT [MARK]: so many units of a fifth of a second, a question after each; `stop` where one says yes."""
+"""Units of work, a question after each; `stop` where one says yes.
+
+A unit ends with a line of standard input, or after a fifth of a second where no more lines can come.
+"""
 
 import os
 import sys
@@ -14,9 +17,9 @@ def say(line):
 
 dist_util.setup_dist("cpu")
 with interruption.awaited() as asked:
-    for unit in range(int(sys.argv[1])):
-        say(f"rank {dist_util.rank()} unit {unit}")
-        time.sleep(0.2)
+    for unit in range(1000):
+        say(f"rank {dist_util.rank()} process {os.getpid()} unit {unit}")
+        sys.stdin.readline() or time.sleep(0.2)
         if number := asked():
             say(f"rank {dist_util.rank()} did {unit + 1}")
             interruption.stop(number, "begin again")

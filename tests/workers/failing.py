@@ -12,7 +12,7 @@ FAILURES = {
 
 
 def main(failure):
-    dist_util.setup_dist("cpu", timeout=60)
+    dist_util.setup_dist("cpu")
     dist_util.barrier()
     if dist_util.rank() == 1:
         raise FAILURES[failure]

@@ -6,7 +6,7 @@ from guided_diffusion import dist_util, logger
 
 
 def main(folder):
-    dist_util.setup_dist("cpu", timeout=60)
+    dist_util.setup_dist("cpu")
     logger.configure(folder)
     rank = dist_util.rank()
     logger.logkv("step", 7 + rank)

@@ -100,7 +100,7 @@ def train(*args, **kwargs):
 
 
 def main(folder):
-    dist_util.setup_dist("cpu", timeout=60)
+    dist_util.setup_dist("cpu")
     folder, images, rank = Path(folder), str(Path(folder, "images.npz")), dist_util.rank()
     seen = {}
     for name, microbatch in (("whole", -1), ("uneven", 3)):

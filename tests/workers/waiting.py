@@ -1,24 +1,23 @@
-"""waiting.py FOLDER PART SECONDS: hold the folder, say so, fork a child that outlives this process, and wait."""
+"""waiting.py FOLDER PART: hold the folder, say so, fork a child, and wait; both end with standard input."""
 
 import os
 import sys
-import time
 
 from guided_diffusion import dist_util
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import locked
 
 dist_util.setup_dist("cpu")
-folder, part, seconds = sys.argv[1:]
+folder, part = sys.argv[1:]
 try:
     with locked(folder, part):
-        if float(seconds) and os.fork() == 0:
-            os.closerange(0, 3)
-            time.sleep(30)
+        if os.fork() == 0:
+            os.closerange(1, 3)
+            sys.stdin.read()
             os._exit(0)
         if dist_util.is_main():
             print("held", flush=True)
-        time.sleep(float(seconds))
+        sys.stdin.read()
 except UserError as error:
     if dist_util.is_main():
         print(error, flush=True)

@@ -1,0 +1,115 @@
+"""The plan of a comparison: what each sampler may spend, and the steps that it takes for that."""
+
+import contextlib
+from bisect import bisect_right
+from functools import cache, partial
+from typing import NamedTuple
+
+from guided_diffusion import checkpoints
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import int_list
+from guided_diffusion.generate import IndexedNoise, make_images
+from guided_diffusion.respace import NoSuchGrid
+from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.solver_flags import SolverFlags
+
+from . import shifts
+from .settings import named
+
+
+class Budget(NamedTuple):
+    """What all samplers of a column of the table may spend: so many of --steps, or of --calls."""
+
+    count: int
+    unit: str
+
+    def __str__(self):
+        return f"{self.count} {self.unit}"
+
+
+def budgets(compare, given):
+    """The Budgets of --steps or --calls, in the order given.
+
+    :param compare: CompareFlags.
+    :param given: names of the flags of the command line.
+    """
+    unit = "calls" if compare.calls else "steps"
+    if compare.calls and "steps" in given:
+        raise UserError(f"--calls {compare.calls} contradicts --steps {compare.steps}; expected one of the two")
+    text = getattr(compare, unit)
+    counts = int_list(text, unit)
+    if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
+        raise UserError(f"--{unit} is {text!r}; expected different numbers of {unit} from 1 on, such as 5,10,20")
+    return [Budget(count, unit) for count in counts]
+
+
+def make_plan(settings, columns):
+    """{(Budget, name): number of steps}, once every setting is parsed and its process built.
+
+    So a mistake in the last does not wait for the others' images. A process has to have as many steps as are
+    planned.
+
+    :param settings: Settings.
+    :param columns: the Budgets.
+    """
+    planned = {}
+    for budget in columns:
+        known = {}
+        for name in settings.lines:
+            parse = partial(settings.parse, name, budget=budget, known=known)
+            with named(name):
+                steps = steps_within(budget, parse)
+                parsed = parse(steps)
+                kept = len(checkpoints.process_alone(parsed).timestep_map)
+                if kept != steps:
+                    raise UserError(
+                        f"--timestep_respacing {parsed[DiffusionFlags].timestep_respacing} keeps {kept} timesteps "
+                        f"where --{budget.unit} has {budget.count}; expected {{N}} in it, such as ddim{{N}}"
+                    )
+            known[name] = shifts.known(parsed)
+            planned[budget, name] = steps
+    return planned
+
+
+def steps_within(budget, parse):
+    """The most steps that a sampler can take within a Budget.
+
+    :param parse: from a number of steps to the sampler's Parsed flags.
+    """
+    if budget.unit == "steps":
+        return budget.count
+
+    @cache
+    def tried(steps):
+        """(calls, steps) of the largest grid of at most so many steps."""
+        for fewer in range(steps, 0, -1):
+            with contextlib.suppress(NoSuchGrid):
+                return calls_of(shifts.without(parse(fewer))), fewer
+        return 0, 0
+
+    def calls(steps):
+        return tried(steps)[0]
+
+    # whether a time shift fits the solver is to be asked of the steps that are taken in the end, and it changes the
+    # calls of a step only where it moves that across nearly pure noise, or its target to the data
+    whole = shifts.without(parse(1)).with_values({"timestep_respacing": ""})
+    most = min(budget.count, checkpoints.process_alone(whole).num_timesteps)
+    if calls(most) <= budget.count:
+        return tried(most)[1]
+    steps = tried(bisect_right(range(most), budget.count, key=calls) - 1)[1]
+    if not steps:
+        fewest = next(filter(None, map(calls, range(1, most + 1))))
+        raise UserError(f"it takes {fewest} network calls in its shortest form, where --calls has {budget.count}")
+    return steps
+
+
+def calls_of(parsed):
+    """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
+    diffusion = checkpoints.process_alone(parsed)
+    factor = 2 if diffusion.model_var_type.is_learned else 1
+
+    def zeros(x, t):
+        return x.new_zeros(len(x), factor * x.shape[1], *x.shape[2:])
+
+    make_images(diffusion, zeros, parsed[SolverFlags], IndexedNoise(0, range(1)), (3, 2, 2))
+    return diffusion.network_calls

@@ -1,0 +1,129 @@
+"""The settings of a comparison: a text file with a line NAME: FLAGS for each sampler, and placeholders in the flags."""
+
+import contextlib
+import re
+import shlex
+from dataclasses import dataclass
+
+from guided_diffusion import files, flags
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import FlagGroup, at_least, flag
+
+from . import shifts
+
+# what all samplers of a comparison share
+COMMON = ("num_samples", "batch_size", "seed", "per_class")
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass
+class CompareFlags(FlagGroup):
+    """The comparison."""
+
+    settings: str = flag("", "Text file with a line NAME: FLAGS for each sampler.")
+    steps: str = flag("10,20", "Numbers of steps, such as 5,10,20.")
+    calls: str = flag("", "Network calls per image, such as 5,10,20, in place of --steps.")
+    repeats: int = flag(
+        3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2)
+    )
+    reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.")
+    columns: int = flag(
+        8, "Images of each sampler in the picture, at each number of steps or calls.", legal=at_least(1)
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The samplers to compare.
+
+    :ivar lines: {name: flags as one text}.
+    :ivar groups: the flag groups that a line may set, but for COMMON.
+    :ivar shared: the Parsed command line, on top of which the lines are.
+    """
+
+    lines: dict
+    groups: list
+    shared: flags.Parsed
+
+    def parse(self, name, steps, budget, known):
+        """The Parsed flags of one sampler in so many steps.
+
+        :param budget: the Budget that it may spend.
+        :param known: {name: {word: number}} of the samplers before it, for the placeholders {word NAME}.
+        :raises UserError: for a mistake in the flags.
+        """
+        shared, text = self.shared, self.lines[name]
+        common = {k: v for k, v in shared.values().items() if k in shared.given or k in COMMON}
+
+        def fill(given, legal):
+            for taken in COMMON:
+                if taken in given:
+                    raise UserError(f"--{taken} is for the command line, since all samplers share it")
+            grid = fill_in(common.get("timestep_respacing", "{N}"), steps, budget, known)
+            return {k: v for k, v in common.items() if k in legal} | {"timestep_respacing": grid}
+
+        arguments = words(fill_in(text, steps, budget, known))
+        if "--help" in arguments or "-h" in arguments:
+            raise UserError("--help is for the command line")
+        return shifts.settled(flags.parse(arguments, self.groups, name, fill=fill))
+
+
+def read_settings(path):
+    """{name: flags as one text} of a settings file; empty lines and lines that begin with # do not count."""
+    try:
+        lines = files.read_text(path).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--settings {path} cannot be read: {error}") from error
+    settings = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, colon, text = (part.strip() for part in line.partition(":"))
+        if not (name and colon):
+            raise UserError(f"--settings {path}, line {number} is {line.strip()!r}; expected NAME: FLAGS")
+        if "|" in name:
+            raise UserError(f"--settings {path}, line {number} has a | in its name, which a table cannot show")
+        if name in settings:
+            raise UserError(f"--settings {path}, line {number} has the name {name!r} a second time")
+        settings[name] = text
+    if not settings:
+        raise UserError(f"--settings {path} has no line NAME: FLAGS")
+    return settings
+
+
+def fill_in(text, steps, budget, known):
+    """The flags of a setting with its placeholders replaced, as `Settings.parse` has them."""
+
+    def value(match):
+        word, _, name = match[1].strip().partition(" ")
+        if match[1] == "N":
+            return str(steps)
+        number = known.get(name.strip(), {}).get(word)
+        if number is not None:
+            return str(round(number))
+        by_budget = dict(part.split(":", 1) for part in match[1].split() if ":" in part)
+        if str(budget.count) in by_budget:
+            return by_budget[str(budget.count)]
+        raise UserError(
+            f"{match[0]} says nothing at {budget}; expected {{N}}, {{5:80 10:40}} with all of --{budget.unit}, "
+            f"or {shifts.PLACEHOLDER}"
+        )
+
+    return PLACEHOLDER.sub(value, text)
+
+
+def words(text):
+    """The arguments of a command line, split as a shell does."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{error} in {text!r}") from error
+
+
+@contextlib.contextmanager
+def named(setting):
+    """Put the setting's name before a mistake in it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"setting {setting!r}: {error}") from error

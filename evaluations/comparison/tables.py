@@ -1,0 +1,75 @@
+"""Rows of a comparison as csv and as Markdown."""
+
+import csv
+import io
+import statistics
+
+from . import shifts
+
+COLUMNS = [
+    *("sampler", "budget", "steps", "distance", "spread", "difference", "difference_spread"),
+    *("calls_per_image", "seconds_per_image", *shifts.COLUMNS),
+]
+
+
+def mean_and_spread(values):
+    """(mean, standard deviation with divisor n - 1) of numbers."""
+    return statistics.mean(values), statistics.stdev(values)
+
+
+def difference(row, rows):
+    """Mean and spread of a row's distances less those of the first row of that budget; None for that row itself.
+
+    Repeats share their noise, so this spread is far below the distances' own.
+    """
+    first = next(other for other in rows if other.budget == row.budget)
+    if first is row:
+        return None
+    return mean_and_spread([mine - base for mine, base in zip(row.distances, first.distances, strict=True)])
+
+
+def names_and_budgets(rows):
+    """The samplers and the budgets, each once, in order."""
+    return list(dict.fromkeys(row.name for row in rows)), list(dict.fromkeys(row.budget for row in rows))
+
+
+def csv_text(rows):
+    """A line for each row under COLUMNS, and the distance of each repeat; what does not apply is empty."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS + [f"distance_{i}" for i in range(len(rows[0].distances))])
+    for row in rows:
+        apart, found = difference(row, rows) or (None, None), [row.findings[column] for column in shifts.COLUMNS]
+        values = [*mean_and_spread(row.distances), *apart, row.calls, row.seconds, *found, *row.distances]
+        table.writerow([row.name, row.budget, row.steps, *(_shown(value, ".6g") for value in values)])
+    return text.getvalue()
+
+
+def markdown(rows):
+    """Two tables: distances by sampler and budget, and what each row took."""
+    names, budgets = names_and_budgets(rows)
+    cells = {(row.name, row.budget): _cell(row, rows) for row in rows}
+    distances = [["sampler", *budgets]]
+    distances += [[name, *(cells.get((name, each), "") for each in budgets)] for name in names]
+    took = [["sampler", "budget", "steps", "calls per image", "seconds per image"]]
+    took[0] += [heading for heading, _ in shifts.COLUMNS.values()]
+    for row in rows:
+        found = [_shown(row.findings[column], form) for column, (_, form) in shifts.COLUMNS.items()]
+        took.append([row.name, row.budget, str(row.steps), f"{row.calls:g}", f"{row.seconds:.4f}", *found])
+    return _table(distances) + "\n" + _table(took)
+
+
+def _table(lines):
+    """A Markdown table of lists of texts, the first of which are the headings."""
+    head, *body = ["| " + " | ".join(line) + " |\n" for line in lines]
+    return "".join([head, "| --- |" + " ---: |" * (len(lines[0]) - 1) + "\n", *body])
+
+
+def _cell(row, rows):
+    text = "{:.2f} ± {:.2f}".format(*mean_and_spread(row.distances))
+    apart = difference(row, rows)
+    return text if apart is None else text + " ({:+.2f} ± {:.2f})".format(*apart)
+
+
+def _shown(value, form):
+    return "" if value is None else format(value, form)

@@ -138,6 +138,10 @@ class Parsed:
         }
         return Parsed(groups, self.given, self.absent)
 
+    def defaults(self):
+        """{flag: default} of all flags, as their groups have it."""
+        return {field.name: field.default for group in self.groups for field in flags_of(group)}
+
     def with_group(self, group):
         """The same with another object of a group."""
         return Parsed({**self.groups, type(group): group}, self.given, self.absent)

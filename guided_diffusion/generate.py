@@ -128,11 +128,12 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def preview_sampler(flags, cond, steps=25):
+def preview_sampler(flags, count, cond, steps=25):
     """`network, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param flags: DiffusionFlags.
-    :param cond: {name: tensor [N, ...]} of what the network is told; N images are made.
+    :param count: N.
+    :param cond: {name: tensor [N, ...]} of what the network is told.
     :param steps: of DDIM, at most.
     """
     kept = str(min(steps, flags.diffusion_steps))

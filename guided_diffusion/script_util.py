@@ -48,19 +48,19 @@ def sr_model_and_diffusion_defaults():
 def create_model_and_diffusion(**values):
     """(UNetModel, SpacedDiffusion) of flags as `model_and_diffusion_defaults` names them."""
     model, diffusion = _split(values, UNetFlags, DiffusionFlags)
-    return model.create(diffusion.learn_sigma), _published(diffusion)
+    return model.create(diffusion.learn_sigma), diffusion_of(diffusion)
 
 
 def create_classifier_and_diffusion(**values):
     """(EncoderUNetModel, SpacedDiffusion) of flags as `classifier_and_diffusion_defaults` names them."""
     classifier, diffusion = _split(values, ClassifierFlags, DiffusionFlags)
-    return classifier.create(), _published(diffusion)
+    return classifier.create(), diffusion_of(diffusion)
 
 
 def sr_create_model_and_diffusion(**values):
     """(SuperResModel, SpacedDiffusion) of flags as `sr_model_and_diffusion_defaults` names them."""
     sizes, model, diffusion = _split(values, SuperResFlags, UNetFlags, DiffusionFlags)
-    return sizes.create(model, diffusion.learn_sigma), _published(diffusion)
+    return sizes.create(model, diffusion.learn_sigma), diffusion_of(diffusion)
 
 
 def _without(values, *names):
@@ -75,9 +75,25 @@ def _split(values, *groups):
     return [g(**{f.name: values[f.name] for f in fields(g) if f.name in values}) for g in groups]
 
 
-def _published(flags):
-    values = asdict(flags)
-    return create_gaussian_diffusion(steps=values.pop("diffusion_steps"), **values)
+def diffusion_of(flags, methods=(), grid=None):
+    """The SpacedDiffusion of DiffusionFlags.
+
+    :param methods: Method objects, of those that need no classifier.
+    :param grid: the kept training timesteps; default those of --timestep_respacing.
+    """
+    if flags.use_kl:
+        loss = gd.LossType.RESCALED_KL
+    else:
+        loss = gd.LossType.RESCALED_MSE if flags.rescale_learned_sigmas else gd.LossType.MSE
+    return SpacedDiffusion(
+        SpacingFlags().grid(NoiseSchedule(flags.betas), flags.timestep_respacing) if grid is None else grid,
+        betas=flags.betas,
+        model_mean_type=flags.mean_type,
+        model_var_type=flags.var_type,
+        loss_type=loss,
+        rescale_timesteps=flags.rescale_timesteps,
+        methods=methods,
+    )
 
 
 def create_gaussian_diffusion(
@@ -107,6 +123,7 @@ def create_gaussian_diffusion(
         diffusion_steps=steps,
         noise_schedule=noise_schedule,
         rescale_zero_terminal_snr=rescale_zero_terminal_snr,
+        timestep_respacing=timestep_respacing,
         use_kl=use_kl,
         prediction=prediction,
         predict_xstart=predict_xstart,
@@ -114,19 +131,8 @@ def create_gaussian_diffusion(
         rescale_learned_sigmas=rescale_learned_sigmas,
         sigma_small=sigma_small and not learn_sigma,
     )
-    if use_kl:
-        loss = gd.LossType.RESCALED_KL
-    else:
-        loss = gd.LossType.RESCALED_MSE if rescale_learned_sigmas else gd.LossType.MSE
-    return SpacedDiffusion(
-        SpacingFlags(spacing).grid(NoiseSchedule(flags.betas), timestep_respacing),
-        betas=flags.betas,
-        model_mean_type=flags.mean_type,
-        model_var_type=flags.var_type,
-        loss_type=loss,
-        rescale_timesteps=rescale_timesteps,
-        methods=_split(methods, *(method for method in STACK if method.by_default)),
-    )
+    grid = SpacingFlags(spacing).grid(NoiseSchedule(flags.betas), timestep_respacing)
+    return diffusion_of(flags, _split(methods, *(method for method in STACK if method.by_default)), grid)
 
 
 def add_dict_to_argparser(parser, default_dict):

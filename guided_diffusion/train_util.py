@@ -207,6 +207,8 @@ class TrainLoop:
     :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
     :param after_step: called with the number of steps done, to log more; or None. Where it gives True, on every rank,
         a row is written at this step.
+    :param conditioning: `(batch, labels [N] or None) -> cond`, what the network is told of a batch, on its device; None
+        tells what the data have.
     """
 
     def __init__(
@@ -220,6 +222,7 @@ class TrainLoop:
         dtype=torch.float32,
         preview=None,
         after_step=None,
+        conditioning=None,
     ):
         self.model = model
         self.objective = objective
@@ -228,6 +231,7 @@ class TrainLoop:
         self.resolved = resolved
         self.preview = preview
         self.after_step = after_step
+        self.conditioning = conditioning
         self.device = next(model.parameters()).device
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
@@ -394,12 +398,15 @@ class TrainLoop:
     def run_step(self, batch, cond):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
         self._anneal_lr()
+        cond = {k: torch.as_tensor(v).to(self.device) for k, v in cond.items()}
+        if self.conditioning is not None:
+            cond = self.conditioning(batch.to(self.device), cond.get("y"))
         size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
         starts = range(0, len(batch), size)
         for start in starts:
             part = slice(start, start + size)
             x = batch[part].to(self.device)
-            micro_cond = {k: torch.as_tensor(v[part]).to(self.device) for k, v in cond.items()}
+            micro_cond = {k: v[part] for k, v in cond.items()}
             wait = start != starts[-1] and self.ddp_model is not self.model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
                 with self.mp_trainer.autocast():

@@ -12,7 +12,8 @@ from test_golden_methods import GOLDEN, T
 
 from guided_diffusion import checkpoints, generate, train_util
 from guided_diffusion.images import to_uint8
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
+from guided_diffusion.script_util import SAMPLING_METHODS
+from guided_diffusion.process import DiffusionFlags
 
 PROCESS = ["--noise_schedule", "cosine", "--learn_sigma", True]
 

@@ -16,7 +16,11 @@ import numpy as np
 import torch
 
 from guided_diffusion.image_datasets import read_npz
-from guided_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion, model_and_diffusion_defaults
+from guided_diffusion.script_util import (
+    create_gaussian_diffusion,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+)
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits16.pt"
 STEPS = "20"

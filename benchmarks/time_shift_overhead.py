@@ -15,7 +15,7 @@ from guided_diffusion import checkpoints, flags
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.methods.time_shift import TimeShift
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 
 def seconds(call, device):

@@ -9,7 +9,7 @@ from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 from .activations import activations_of
 from .batches import ImageSet, images_of_dataset, some_of

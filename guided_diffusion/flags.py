@@ -40,11 +40,7 @@ def at_least(low):
     return Legal(f"at least {low}", lambda value: value >= low)
 
 
-# what may be said of a flag where it is defined; see `flag`
-MARKS = frozenset({"classes", "content", "free", "idle", "lasting"})
-
-
-def flag(default, help, choices=None, aliases=(), legal=None, needs="", **marks):
+def flag(default, help, choices=None, aliases=(), legal=None):
     """A dataclass field that is a flag of the field's name.
 
     :param default: its type is the flag's type (bool, int, float or str).
@@ -52,44 +48,19 @@ def flag(default, help, choices=None, aliases=(), legal=None, needs="", **marks)
     :param choices: the legal values, or None.
     :param aliases: other published spellings, without dashes.
     :param legal: a Legal, for numbers that may not have every value.
-    :param needs: the flag without which, if it is False, nothing reads this one; "" for none.
-    :param marks: what else is true of it, each True: `idle` changes no image of a sampling run; `content` names a file
-        of which the content decides, not the name; `free` may be given for one run against what a network was trained
-        with; `lasting` decides what the next steps of a training compute, and so goes on when it is resumed; `classes`
-        says which classes a network knows.
     """
-    if not marks.keys() <= MARKS:
-        raise TypeError(f"{sorted(marks.keys() - MARKS)[0]!r} is no mark of a flag; expected some of {sorted(MARKS)}")
-    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "needs": needs}
-    return dataclasses.field(default=default, metadata=metadata | {"marks": frozenset(k for k, v in marks.items() if v)})
-
-
-def flags_of(group):
-    """The fields of a group, a class or an object, that are flags."""
-    return [field for field in dataclasses.fields(group) if "help" in field.metadata]
-
-
-def marked(groups, mark):
-    """Names of the flags of some groups that have a mark."""
-    assert mark in MARKS
-    return {field.name for group in groups for field in flags_of(group) if mark in field.metadata["marks"]}
+    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class FlagGroup:
     """Base of the dataclasses of flags: a number that is not legal is a UserError."""
 
     def __post_init__(self):
-        for field in flags_of(self):
+        for field in dataclasses.fields(self):
             legal, value = field.metadata["legal"], getattr(self, field.name)
             if legal is not None and not (math.isfinite(value) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
-
-    def refuse_unread(self, given):
-        """Validate what a command line gives and only a command line can mean wrongly: flags that nothing would read.
-
-        :param given: names of the flags that somebody set, if only to their default.
-        :raises UserError: naming the first.
-        """
 
 
 def str2bool(text):
@@ -127,7 +98,7 @@ class Parsed:
         """All flags by name, sorted."""
         merged = {}
         for group in self.groups.values():
-            merged.update({field.name: getattr(group, field.name) for field in flags_of(group)})
+            merged.update(dataclasses.asdict(group))
         return {k: v for k, v in sorted(merged.items()) if k not in self.absent}
 
     def with_values(self, values):
@@ -138,21 +109,9 @@ class Parsed:
         }
         return Parsed(groups, self.given, self.absent)
 
-    def defaults(self):
-        """{flag: default} of all flags, as their groups have it."""
-        return {field.name: field.default for group in self.groups for field in flags_of(group)}
-
-    def with_group(self, group):
-        """The same with another object of a group."""
-        return Parsed({**self.groups, type(group): group}, self.given, self.absent)
-
-    def marked(self, mark):
-        """Names of the flags that have a mark; see `flag`."""
-        return marked(self.groups, mark)
-
 
 def _names(group):
-    return {field.name for field in flags_of(group)}
+    return {field.name for field in dataclasses.fields(group)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -175,7 +134,7 @@ def parser_for(groups, description, overrides=None):
     seen = set()
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
-        for field in flags_of(group):
+        for field in dataclasses.fields(group):
             # groups may share a flag, such as the image size of a network and its classifier
             if field.name in seen or overrides.get(field.name, "") is None:
                 continue
@@ -241,8 +200,6 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
         given = fill(given, set().union(*map(_names, groups)) - absent) | given
     values = {k: v for k, v in overrides.items() if v is not None} | given
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
-    for group in made.values():
-        group.refuse_unread(given.keys())
     return Parsed(made, frozenset(given), absent)
 
 

@@ -32,13 +32,14 @@ class TrainFlags(FlagGroup):
     iterations: int = flag(
         0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",), legal=at_least(0)
     )
-    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1), lasting=True)
-    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET, lasting=True)
-    lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
-    weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
+    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1))
+    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET)
+    lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE)
+    weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0))
     lr_anneal_steps: int = flag(
-        0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.", legal=at_least(0), lasting=True)
-    ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.", lasting=True)
+        0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.", legal=at_least(0)
+    )
+    ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.")
     log_interval: int = flag(10, "Steps between log lines.", legal=at_least(1))
     save_interval: int = flag(10000, "Steps between checkpoints.", legal=at_least(1))
     sample_interval: int = flag(
@@ -56,9 +57,10 @@ class TrainFlags(FlagGroup):
         "its classes may differ.",
     )
     grad_clip: float = flag(
-        0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0), lasting=True)
-    fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.", legal=at_least(0), lasting=True, needs='use_fp16')
-    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0), lasting=True)
+        0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)
+    )
+    fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.", legal=at_least(0))
+    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0))
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,8 +209,6 @@ class TrainLoop:
     :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
     :param after_step: called with the number of steps done, to log more; or None. Where it gives True, on every rank,
         a row is written at this step.
-    :param conditioning: `(batch, labels [N] or None) -> cond`, what the network is told of a batch, on its device; None
-        tells what the data have.
     """
 
     def __init__(
@@ -222,7 +222,6 @@ class TrainLoop:
         dtype=torch.float32,
         preview=None,
         after_step=None,
-        conditioning=None,
     ):
         self.model = model
         self.objective = objective
@@ -231,7 +230,6 @@ class TrainLoop:
         self.resolved = resolved
         self.preview = preview
         self.after_step = after_step
-        self.conditioning = conditioning
         self.device = next(model.parameters()).device
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
@@ -398,15 +396,12 @@ class TrainLoop:
     def run_step(self, batch, cond):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
         self._anneal_lr()
-        cond = {k: torch.as_tensor(v).to(self.device) for k, v in cond.items()}
-        if self.conditioning is not None:
-            cond = self.conditioning(batch.to(self.device), cond.get("y"))
         size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
         starts = range(0, len(batch), size)
         for start in starts:
             part = slice(start, start + size)
             x = batch[part].to(self.device)
-            micro_cond = {k: v[part] for k, v in cond.items()}
+            micro_cond = {k: torch.as_tensor(v[part]).to(self.device) for k, v in cond.items()}
             wait = start != starts[-1] and self.ddp_model is not self.model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
                 with self.mp_trainer.autocast():

@@ -15,8 +15,7 @@ from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import ClassifierFlags
 from guided_diffusion.resample import SamplerFlags, UniformSampler
-from guided_diffusion.process import DiffusionFlags
-from guided_diffusion.script_util import diffusion_of
+from guided_diffusion.script_util import DiffusionFlags
 from guided_diffusion.train_util import (
     ClassifierObjective,
     TrainFlags,
@@ -33,8 +32,8 @@ OVERRIDES = {"iterations": 150000, "lr": 3e-4, "batch_size": 4, "ema_rate": "", 
 class ValidationFlags(FlagGroup):
     """Noise and validation."""
 
-    noised: bool = flag(True, "Train on noisy images, as guidance needs; False trains on clean ones.", lasting=True)
-    anneal_lr: bool = flag(False, "Let the learning rate fall linearly to 0 over --iterations.", lasting=True)
+    noised: bool = flag(True, "Train on noisy images, as guidance needs; False trains on clean ones.")
+    anneal_lr: bool = flag(False, "Let the learning rate fall linearly to 0 over --iterations.")
     val_data_dir: str = flag("", "Folder or npz of held-out images, to log val_ losses; empty for none.")
     eval_interval: int = flag(5, "Steps between held-out batches.", legal=at_least(1))
 
@@ -62,7 +61,7 @@ def main(parsed):
     if checks.anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
     seed_everything(settings)
-    model, diffusion = classifier.create(), diffusion_of(parsed[DiffusionFlags])
+    model, diffusion = classifier.create(), parsed[DiffusionFlags].create()
     open_data = {"image_size": classifier.image_size, "class_cond": True, "num_classes": classifier.num_classes}
     data = training_data(parsed[DataFlags], settings, **open_data)
     validate = None

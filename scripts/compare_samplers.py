@@ -18,7 +18,7 @@ import image_sample
 from evaluations.comparison import CompareFlags, compare
 from evaluations.features import FeatureFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.jobs.sampling import ShardFlags
+from guided_diffusion.jobs.sampling_job import ShardFlags
 
 # what a line of the settings file may set
 SAMPLER = [group for group in image_sample.GROUPS if group is not ShardFlags]

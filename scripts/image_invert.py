@@ -18,20 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from guided_diffusion import checkpoints, dist_util, files, logger, methods
+from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
-from guided_diffusion.generate import SampleFlags, by_index, dataset_in_order, on_device
+from guided_diffusion.generate import SampleFlags, dataset_in_order, generate
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
-from guided_diffusion.jobs.sampling import log_calls, log_grid
+from guided_diffusion.jobs.sampling_report import log_calls, log_grid
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags, SpacingFlags
-from guided_diffusion.solvers import DDIM
-from guided_diffusion.solvers.flags import SolverFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 
 @dataclass
@@ -48,8 +47,7 @@ GROUPS = [
     SolverFlags,
     UNetFlags,
     DiffusionFlags,
-    SpacingFlags,
-    *methods.of_sampling(),
+    *SAMPLING_METHODS,
     EditFlags,
 ]
 EXACT = 1.0  # the gamma that loses nothing
@@ -92,35 +90,36 @@ def check(parsed, unet, steps):
 
 
 def main(parsed):
-    parsed, model, process = checkpoints.load_diffusion(parsed)
-    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, process.grid
+    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, diffusion.timestep_map
     check(parsed, unet, len(grid))
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
     if not launch.announce(parsed):
         return
-    log_grid(process)
+    log_grid(diffusion)
 
     def make_batch(indices):
         images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
         images = images.to(dist_util.dev())
-        cond = on_device(extra)
-        denoise, bdia = process.denoiser(model, cond), process.solver
-        x, before = encode(denoise, bdia, process.schedule, grid, images)
+        kwargs = {k: v.to(dist_util.dev()) for k, v in extra.items()}
+        solver, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, kwargs)
+        x, before = encode(denoise, solver, diffusion.schedule, grid, images)
         made = {
             "original": images,
             "noisiest": x,
             "before": before.x,
-            "reconstruction": decode(denoise, bdia, grid, x, before),
+            "reconstruction": decode(denoise, solver, grid, x, before),
         }
-        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, images)
-        made["ddim"] = by_ddim(process, denoise, naive)
+        naive, _ = encode(denoise, diffusion.ddim(), diffusion.schedule, grid, images)
+        made["ddim"] = by_ddim(diffusion, denoise, naive)
         if edit_class >= 0:
-            other = {"y": torch.full_like(cond["y"], edit_class)}
-            made["edit"] = by_ddim(process, process.denoiser(model, other), x)
+            other = {"y": torch.full_like(kwargs["y"], edit_class)}
+            _, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, other)
+            made["edit"] = by_ddim(diffusion, denoise, x)
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
 
-    made = by_index(flags, make_batch)
-    log_calls(process, flags.num_samples)
+    made = generate(flags, make_batch)
+    log_calls(diffusion, flags.num_samples)
     if made is not None:
         if not all(np.isfinite(made[name]).all() for name in ("noisiest", "reconstruction")):
             raise UserError(
@@ -134,9 +133,9 @@ def main(parsed):
         report(made, "ddim", "DDIM, for comparison")
 
 
-def by_ddim(process, denoise, x):
+def by_ddim(diffusion, denoise, x):
     """The images [N, 3, H, W] that DDIM makes of states x at the noisiest timestep."""
-    *_, last = process.sample_records(DDIM(process.schedule), denoise, x)
+    *_, last = diffusion.sample_records(diffusion.ddim(), denoise, x)
     return last.x
 
 

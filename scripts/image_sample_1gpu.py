@@ -11,16 +11,15 @@ import image_sample
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.jobs import launch
-from guided_diffusion.methods import TimeShift
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 
 
 @dataclass
 class NameFlags(FlagGroup):
     """The name of the file."""
 
-    model_type: str = flag("adm", "First part of the file name.", idle=True)
-    data_type: str = flag("cifar10", "Second part of the file name.", idle=True)
+    model_type: str = flag("adm", "First part of the file name.")
+    data_type: str = flag("cifar10", "Second part of the file name.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,7 +35,7 @@ def file_name(parsed):
     """Such as adm_cifar10_ddim5step.npz, or with time shift adm_cifar10_ddim5step_80win_300cut.npz."""
     names, process = parsed[NameFlags], parsed[DiffusionFlags]
     steps = process.timestep_respacing or process.diffusion_steps
-    shift = parsed[TimeShift]
+    shift = parsed[TimeShiftFlags]
     moved = f"_{shift.window}win_{shift.cutoff}cut" if shift.do_time_shift else ""
     return f"{names.model_type}_{names.data_type}_{steps}step{moved}.npz"
 

@@ -10,18 +10,17 @@ import torch
 
 from evaluations.features import FeatureFlags
 from evaluations.training_score import EvalFlags, log_scores
-from guided_diffusion import checkpoints, conditioning, dist_util, methods
+from guided_diffusion import checkpoints, dist_util
 from guided_diffusion.checkpoints import resume
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.resample import SamplerFlags
-from guided_diffusion.process import DiffusionFlags
-from guided_diffusion.script_util import diffusion_of
+from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags
 from guided_diffusion.train_util import DiffusionObjective, TrainFlags, TrainLoop, seed_everything, training_data
 
-GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, *methods.of_training(), *conditioning.training_groups()]
+GROUPS = [DataFlags, TrainFlags, SamplerFlags, UNetFlags, DiffusionFlags, InputPerturbationFlags]
 GROUPS += [EvalFlags, FeatureFlags]
 
 
@@ -29,7 +28,7 @@ def main(parsed):
     parsed = resume.starting_point(parsed, checkpoints.DIFFUSION)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
     seed_everything(settings)
-    model, diffusion = unet.create(process.learn_sigma), diffusion_of(process, methods.chosen(parsed))
+    model, diffusion = unet.create(process.learn_sigma), process.create(parsed[InputPerturbationFlags])
     data = training_data(parsed[DataFlags], settings, unet.image_size, unet.class_cond, unet.num_classes)
     if not launch.announce(parsed):
         return
@@ -41,8 +40,7 @@ def main(parsed):
         flags=settings,
         resolved=parsed.values(),
         dtype=unet.dtype,
-        conditioning=conditioning.of_training(parsed).of_data,
-        preview=preview_sampler(process, 16, labels),
+        preview=preview_sampler(process, (16, 3, unet.image_size, unet.image_size), labels),
     )
     if parsed[EvalFlags].eval_interval:
         log_scores(loop, parsed)

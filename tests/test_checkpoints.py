@@ -13,7 +13,7 @@ from guided_diffusion import checkpoints, flags
 from guided_diffusion.checkpoints import CheckpointFlags, classifier_flags_of_shapes, flags_of_shapes
 from guided_diffusion.errors import UserError
 from guided_diffusion.networks import CHANNEL_MULTS, SUPER_RES_CHANNEL_MULTS, ClassifierFlags, SuperResFlags, UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
 GROUPS = [CheckpointFlags, UNetFlags, DiffusionFlags]

@@ -17,7 +17,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag, int_list, parse, str2bool
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.networks import ClassifierFlags, SuperResFlags, UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 from guided_diffusion.train_util import TrainFlags
 
 CHECKPOINTS = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))

@@ -18,8 +18,8 @@ from guided_diffusion.generate import (
     make_images,
     preview_sampler,
 )
-from guided_diffusion.process import DiffusionFlags
-from guided_diffusion.solvers.flags import SolverFlags
+from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 SHAPE = (3, 4, 4)
 

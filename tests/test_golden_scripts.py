@@ -12,8 +12,7 @@ from test_golden_methods import GOLDEN, T
 
 from guided_diffusion import checkpoints, generate, train_util
 from guided_diffusion.images import to_uint8
-from guided_diffusion.script_util import SAMPLING_METHODS
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
 
 PROCESS = ["--noise_schedule", "cosine", "--learn_sigma", True]
 

@@ -14,8 +14,7 @@ from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser
 from guided_diffusion.methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
 from guided_diffusion.methods.time_shift import VARIANTS, ShiftStatistics, TimeShift, pixel_variance
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule
-from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.methods.epsilon_scaling import parse_eps_scaler
+from guided_diffusion.script_util import create_gaussian_diffusion, parse_eps_scaler
 
 SHAPE = (3, 3, 8, 8)
 LOOPS = {"ddpm": ("p_sample_loop", {}), "ddim": ("ddim_sample_loop", {}), "eta": ("ddim_sample_loop", {"eta": 0.7})}

@@ -22,9 +22,9 @@ from test_dist_util import run as start
 from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import claimed, locked
-from guided_diffusion.jobs.sampling import ShardFlags
+from guided_diffusion.jobs.sampling_job import ShardFlags
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "models" / "digits16.pt"

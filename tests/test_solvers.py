@@ -12,13 +12,13 @@ from recipe import tensor
 from scipy.integrate import quad
 from test_golden_diffusion import closed_form, cond_fn
 
-from guided_diffusion.methods.clipping import dynamic_threshold
+from guided_diffusion.denoiser import dynamic_threshold
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import IndexedNoise, make_images
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
 from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.solvers.flags import INTERPOLATING, READERS, SolverFlags
+from guided_diffusion.solver_flags import INTERPOLATING, READERS, SolverFlags
 from guided_diffusion.solvers import DDIM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
 
 SHAPE = (3, 3, 8, 8)

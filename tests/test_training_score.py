@@ -11,7 +11,7 @@ from PIL import Image
 from evaluations.fid import frechet_distance, moments_of
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 
 SAMPLES = 5
 

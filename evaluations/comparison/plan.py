@@ -9,9 +9,9 @@ from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import int_list
 from guided_diffusion.generate import IndexedNoise, make_images
-from guided_diffusion.spacing import NoSuchGrid
-from guided_diffusion.process import DiffusionFlags
-from guided_diffusion.solvers.flags import SolverFlags
+from guided_diffusion.respace import NoSuchGrid
+from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 from . import shifts
 from .settings import named

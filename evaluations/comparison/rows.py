@@ -27,7 +27,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.generate import ClassFlags, IndexedNoise, SampleFlags, chosen_classes, labels_of, make_images
 from guided_diffusion.images import to_uint8
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.solvers.flags import SolverFlags
+from guided_diffusion.solver_flags import SolverFlags
 
 from . import shifts
 from .plan import Budget

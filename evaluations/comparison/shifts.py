@@ -2,7 +2,7 @@
 
 from guided_diffusion import dist_util, flags
 from guided_diffusion.methods.time_shift import ShiftStatistics
-from guided_diffusion.methods import TimeShift
+from guided_diffusion.script_util import TimeShiftFlags
 
 # {column of the csv: (heading, format)} of what a row has found; None in a row where nothing was shifted, or searched
 COLUMNS = {"mean_shift": ("mean shift", "+.1f"), "edge": ("searches at an edge", ".0%")}
@@ -11,12 +11,12 @@ PLACEHOLDER = "{shift NAME} of a time-shift line above"
 
 def without(parsed):
     """The same sampler without time shift."""
-    return flags.Parsed({**parsed.groups, TimeShift: TimeShift()}, parsed.given, parsed.absent)
+    return flags.Parsed({**parsed.groups, TimeShiftFlags: TimeShiftFlags()}, parsed.given, parsed.absent)
 
 
 def settled(parsed):
     """A sampler as its line means it: the control of a search that moved nothing is without time shift."""
-    if "time_shift_constant" in parsed.given and not parsed[TimeShift].time_shift_constant:
+    if "time_shift_constant" in parsed.given and not parsed[TimeShiftFlags].time_shift_constant:
         return without(parsed)  # the flag's 0 would search
     return parsed
 
@@ -26,7 +26,7 @@ def known(parsed, row=None):
 
     :param row: of the sampler; without one, as nothing is measured yet, a shift is taken for 1.
     """
-    if not parsed[TimeShift].do_time_shift:
+    if not parsed[TimeShiftFlags].do_time_shift:
         return {}
     # a search that moved nothing has a control that moves nothing
     return {"shift": 1 if row is None else row.findings["mean_shift"] or 0}

@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from .. import dist_util, files, logger, process
+from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
-from ..methods import STACK
 from ..networks import (
     CHANNEL_MULTS,
     SUPER_RES_CHANNEL_MULTS,
@@ -21,10 +20,47 @@ from ..networks import (
     attention_rates,
     channel_multipliers,
 )
-from ..process import DiffusionFlags
+from ..script_util import SAMPLING_METHODS, DiffusionFlags
+from ..solver_flags import SolverFlags
 from .shapes import classifier_flags_of_shapes, flags_of_shapes
 
-# Tensors whose shapes depend on the classes: those of the class embedding, and of a classifier's last layers.
+# Flags of the network and the process that a user may set for one run, against what was trained.
+FREE_FLAGS = {
+    "use_fp16",
+    "use_bf16",
+    "classifier_use_fp16",
+    "use_checkpoint",
+    "dropout",
+    "timestep_respacing",
+    "use_kl",
+    "rescale_learned_sigmas",
+}
+
+# Flags of training that decide what its next steps compute.
+LASTING_FLAGS = {
+    "input_perturbation",
+    "perturb_schedule_type",
+    "perturb_cutoff",
+    "schedule_sampler",
+    "batch_size",
+    "microbatch",
+    "lr",
+    "lr_anneal_steps",
+    "anneal_lr",
+    "weight_decay",
+    "grad_clip",
+    "ema_rate",
+    "fp16_scale_growth",
+    "seed",
+    "class_source",
+    "random_crop",
+    "random_flip",
+    "noised",
+}
+
+# Flags that say which classes a network knows, and the tensors whose shapes depend on them: those of the class
+# embedding, and of a classifier's last layers.
+CLASS_FLAGS = {"class_cond", "num_classes"}
 HEAD = re.compile(r"(label_emb|out)\.")
 
 
@@ -32,8 +68,8 @@ HEAD = re.compile(r"(label_emb|out)\.")
 class CheckpointFlags(FlagGroup):
     """The diffusion checkpoint."""
 
-    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.", content=True)
-    override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.", idle=True)
+    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.")
+    override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.")
 
 
 def sidecar_path(path):
@@ -167,49 +203,33 @@ CLASSIFIER = Kind(
 )
 
 
-def load_network(parsed):
-    """The network of --model_path and all that a command line says of its process.
-
-    A script whose groups have the sizes of a super-resolution network expects one.
-
-    :return: (the resolved Parsed flags, the network on this rank's device in eval mode).
-    """
-    parsed = resolved(parsed)
-    source, unet, learn_sigma = parsed[CheckpointFlags], parsed[UNetFlags], parsed[DiffusionFlags].learn_sigma
-    if SuperResFlags in parsed.groups:
-        network = parsed[SuperResFlags].create(unet, learn_sigma)
-    else:
-        network = unet.create(learn_sigma)
-    return parsed, _ready(network, source.model_path, unet.dtype)
-
-
-def load_process(parsed, *methods):
-    """The Process of resolved flags; the log says what its methods have to say of the checkpoint and the flags.
-
-    :param methods: Method objects in place of those that the command line made.
-    """
-    path = parsed[CheckpointFlags].model_path
-    made, trained = process.of_flags(parsed, *methods), read_flags(path)
-    for remark in (line for method in STACK for line in method.remarks(trained)):
-        logger.log(f"{path}: {remark}")
-    if dist_util.is_main():
-        _advise(path)
-    for advice in (line for method in made.methods for line in method.advice(made, trained)):
-        logger.warn(advice)
-    return made
-
-
 def load_diffusion(parsed):
-    """(the resolved Parsed flags, network, Process) of --model_path; see `load_network` and `load_process`."""
-    parsed, network = load_network(parsed)
-    return parsed, network, load_process(parsed)
+    """The network and process of --model_path, for image_sample and its like.
 
-
-def resolved(parsed, log=True):
-    """The Parsed flags of a run that uses --model_path, resolved; see `resolve`."""
+    :return: (the resolved Parsed flags, the UNetModel on this rank's device in eval mode, the SpacedDiffusion).
+    """
     source = parsed[CheckpointFlags]
-    kind = SUPER_RES if SuperResFlags in parsed.groups else DIFFUSION
-    return resolve(parsed, source.model_path, kind, override=source.override, log=log)
+    parsed = resolve(parsed, source.model_path, DIFFUSION, override=source.override)
+    unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
+    return parsed, _ready(unet.create(process.learn_sigma), source.model_path, unet.dtype), _process(parsed)
+
+
+def process_alone(parsed):
+    """The SpacedDiffusion that `load_diffusion` makes, without the network and without a word in the log.
+
+    :raises UserError: for flags that `load_diffusion` refuses.
+    """
+    source = parsed[CheckpointFlags]
+    return _create(resolve(parsed, source.model_path, DIFFUSION, override=source.override, log=False))
+
+
+def load_super_res(parsed):
+    """The network and process of --model_path of a super-resolution run; returns as `load_diffusion`."""
+    source = parsed[CheckpointFlags]
+    parsed = resolve(parsed, source.model_path, SUPER_RES, override=source.override)
+    unet, process = parsed[UNetFlags], parsed[DiffusionFlags]
+    model = parsed[SuperResFlags].create(unet, process.learn_sigma)
+    return parsed, _ready(model, source.model_path, unet.dtype), _process(parsed)
 
 
 def load_classifier(parsed, path, flag="classifier_path"):
@@ -238,6 +258,39 @@ def _ready(model, path, dtype, flag="model_path"):
     return model.eval()
 
 
+def _process(parsed):
+    path = parsed[CheckpointFlags].model_path
+    gamma = read_flags(path).get("input_perturbation")
+    if gamma:
+        logger.log(f"{path}: trained with --input_perturbation {gamma}")
+    if dist_util.is_main():
+        _advise(path)
+    diffusion = _create(parsed)
+    if diffusion.time_shift is not None:
+        _advise_time_shift(diffusion.time_shift, diffusion.schedule.num_timesteps)
+    return diffusion
+
+
+def _create(parsed):
+    """The SpacedDiffusion of resolved flags, checked with the solver's."""
+    diffusion = parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
+    if SolverFlags in parsed.groups:
+        parsed[SolverFlags].refuse_unread(parsed.given)
+        parsed[SolverFlags].check(diffusion, parsed.values()["clip_denoised"])
+    return diffusion
+
+
+def _advise_time_shift(shift, total):
+    """Warn of a cutoff that lets no step of the grid move, and of a window with more than all timesteps."""
+    if shift.cutoff >= shift.highest_cutoff:
+        reason = f"moves some below {shift.highest_cutoff}" if shift.highest_cutoff else "needs more steps"
+        logger.warn(
+            f"--cutoff {shift.cutoff} lets no step of this grid move: --time_shift_variant {shift.variant} {reason}"
+        )
+    if 2 * shift.half > total and not shift.constant:
+        logger.warn(f"--window {2 * shift.half} is wider than the {total} timesteps there are")
+
+
 def _advise(path):
     """Warn of a moving average that is still mostly its start, and of raw weights beside an average."""
     folder, name = files.split(path)
@@ -254,7 +307,7 @@ def _advise(path):
         logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
-def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=frozenset(), log=True):
+def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=FREE_FLAGS, log=True):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
     The flags beside the checkpoint speak for it; without those, its shapes do.
@@ -265,7 +318,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     :param override: let given flags win over those beside the checkpoint.
     :param flag: that names the checkpoint.
     :param fixed: flags that count as given though the command line left them out.
-    :param free: flags that may contradict the checkpoint, beside those that are marked so.
+    :param free: flags that may contradict the checkpoint.
     :param log: whether to say where the flags are from, and warn of what is assumed.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
@@ -280,7 +333,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     source = sidecar_path(path) if known else "its tensors"
     if not known:
         known = _revealed(path, kind, given, flag)
-    conflicts = _conflicts(given, known, kind, parsed.marked("free") | free)
+    conflicts = _conflicts(given, known, kind, free)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) and "override" in values else ""
         shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
@@ -299,19 +352,18 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
 def resumed(parsed, path, kind):
     """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty.
 
-    Flags that last go on too, unless the command line gives others.
+    LASTING_FLAGS go on too, unless the command line gives others.
     """
-    lasting = parsed.marked("lasting")
-    kind = dataclasses.replace(kind, names=kind.names | lasting)
-    return resolve(parsed, path, kind, flag="resume_checkpoint", free=lasting) if path else parsed
+    kind = dataclasses.replace(kind, names=kind.names | LASTING_FLAGS)
+    return resolve(parsed, path, kind, flag="resume_checkpoint", free=FREE_FLAGS | LASTING_FLAGS) if path else parsed
 
 
-def initialised(parsed, path, kind):
+def initialise(parsed, path, kind):
     """The Parsed flags of a training run that takes its first weights from `path`, or as they are where that is empty.
 
     It may have other classes than the checkpoint.
     """
-    return resolve(parsed, path, kind, flag="init_from", free=parsed.marked("classes")) if path else parsed
+    return resolve(parsed, path, kind, flag="init_from", free=FREE_FLAGS | CLASS_FLAGS) if path else parsed
 
 
 def _check_kind(beside, kind, path, flag):

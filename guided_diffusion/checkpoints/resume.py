@@ -26,7 +26,7 @@ def starting_point(parsed, kind):
     path = _agreed(values["resume_checkpoint"], logger.get_dir())
     if path:
         return checkpoints.resumed(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, kind)
-    return checkpoints.initialised(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], kind)
+    return checkpoints.initialise(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], kind)
 
 
 def _agreed(wanted, folder):

@@ -37,23 +37,22 @@ class SampleStore:
         self.out_dir = out_dir
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
-    def begin(self, settings, alone, defaults=None):
+    def begin(self, settings, alone):
         """Begin a run, or go on with one of the same settings; every rank has to call it.
 
         :param settings: as of `read_settings`. Those under "decisive" have to be the same in all runs of the folder;
             the others are only kept.
         :param alone: no other job can be at work in the folder; settings that made no image yet are then replaced.
-        :param defaults: {flag: default}, which a flag had that is newer than the folder.
         :return: the settings the folder was begun with.
         :raises UserError: on every rank, naming the decisive settings that differ.
         """
-        answer = self._begin(settings, alone, defaults or {}) if dist_util.is_main() else None
+        answer = self._begin(settings, alone) if dist_util.is_main() else None
         saved, refusal = dist_util.broadcast_object(answer)
         if refusal:
             raise UserError(refusal)
         return saved
 
-    def _begin(self, settings, alone, defaults):
+    def _begin(self, settings, alone):
         files.make_folder(self.folder)
         path = files.join(self.folder, "settings.json")
         if not files.exists(path) or (alone and not self._names(("images_", "finished_"))):
@@ -64,7 +63,6 @@ class SampleStore:
         except UserError as error:
             return None, str(error)
         before, now = saved["decisive"], settings["decisive"]
-        before = {name: value for name, value in defaults.items() if name in now} | before
         differing = [
             f"--{name} is {_shown(name, now)}, there it is {_shown(name, before)}"
             for name in sorted(before.keys() | now.keys())

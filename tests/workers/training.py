@@ -15,7 +15,7 @@ import torch
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import DiffusionFlags
 from guided_diffusion.train_util import TrainFlags, TrainLoop, training_data
 
 SIZE, IMAGES, GLOBAL_BATCH = 8, 24, 8

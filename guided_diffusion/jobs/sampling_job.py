@@ -1,6 +1,5 @@
 """A sampling job: it may be killed, stopped, shared among ranks and machines, and ends with the same file."""
 
-import json
 import re
 from dataclasses import dataclass
 
@@ -10,14 +9,26 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import SampleFlags
+from ..methods.time_shift import ShiftStatistics
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
+from .sampling_report import log_calls, log_grid
+
+# Flags that name a file of which the content decides the images, not the name.
+FILES = ("model_path", "classifier_path", "base_samples")
+
+# Flags that change no image.
+IDLE = {
+    *("out_dir", "device", "preset", "dry_run", "override", "model_type", "data_type"),
+    *("num_samples", "per_class", "shard", "use_checkpoint", "dropout", "use_kl", "rescale_learned_sigmas"),
+}
+
 
 @dataclass
 class ShardFlags(FlagGroup):
     """The work of independent jobs."""
 
-    shard: str = flag("", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.", idle=True)
+    shard: str = flag("", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -31,13 +42,13 @@ class ShardFlags(FlagGroup):
         return tuple(map(int, found.groups())) if found else (0, 0)
 
 
-def run(parsed, process, make_batch, name=None):
+def generate_images(parsed, diffusion, make_batch, name=None):
     """Announce the flags, sample what is not there yet, save and report: the end of every sampling script.
 
     Each batch is a chunk of a SampleStore, saved before the next begins. The ranks take the missing ones in turn.
 
     :param parsed: the resolved Parsed flags.
-    :param process: the Process, whose methods report at the end.
+    :param diffusion: the process, whose time-shift searches are counted and logged.
     :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, 3]}`, with labels as "arr_1"; see `as_arrays`.
     :param name: of the npz; default `samples_NxHxWx3.npz`.
     :raises UserError: if another job is at work in the output folder, or it was begun with other settings.
@@ -51,9 +62,9 @@ def run(parsed, process, make_batch, name=None):
     try:
         with folder_lock.locked(out_dir, f"{part}-of-{parts}" if parts > 1 else ""):
             settings = _settings(parsed)
-            _follow(store.begin(settings, parts == 1, parsed.defaults()), settings)
+            _follow(store.begin(settings, alone=parts == 1), settings)
             launch.announce(parsed)
-            _make(store, parsed, process, make_batch, name)
+            _make(store, parsed, diffusion, make_batch, name)
     except OSError as error:
         raise UserError(
             f"{error.filename or out_dir}: {error.strerror or error}; what is finished is kept, and the same command "
@@ -63,10 +74,9 @@ def run(parsed, process, make_batch, name=None):
 
 def _settings(parsed):
     """What decides the images of a run, and what may round them."""
-    decisive, read = {k: v for k, v in parsed.values().items() if k not in parsed.marked("idle")}, {}
+    decisive, read = {k: v for k, v in parsed.values().items() if k not in IDLE}, {}
     if dist_util.is_main():
-        named = parsed.marked("content") & decisive.keys()
-        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in sorted(named)}
+        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in FILES if k in decisive}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
     return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}
@@ -82,7 +92,7 @@ def _follow(begun, settings):
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
 
 
-def _make(store, parsed, process, make_batch, name):
+def _make(store, parsed, diffusion, make_batch, name):
     flags, (part, parts) = parsed[SampleFlags], parsed[ShardFlags].place
     starts = range(0, flags.num_samples, flags.batch_size)
     chunks = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
@@ -90,25 +100,23 @@ def _make(store, parsed, process, make_batch, name):
     if path:
         logger.log(f"{path} is complete: nothing to do")
         return
-    log_grid(process)
+    log_grid(diffusion)
     mine = chunks[part - 1 :: parts]
     missing = store.missing(mine)
+    shift = diffusion.time_shift
+    if shift is not None:
+        shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
     _fill(store, missing, sum(map(len, mine)), make_batch)
-    log_calls(process)
-    add_up(process)
-    lines = [line for method in process.methods for line in method.report(process)]
-    if lines and len(missing) < len(chunks):
-        logger.log(f"of the {sum(map(len, missing))} images that this run made:")
-    for line in lines:
-        logger.log(line)
+    log_calls(diffusion)
+    if shift is not None:
+        dist_util.all_reduce_sum(shift.observe.totals)
+        if len(missing) < len(chunks):
+            logger.log(f"time shift of the {sum(map(len, missing))} images that this run made:")
+        for time, count, mean, edge in shift.observe.rows():
+            found = f"{count} images" if shift.constant else f"{count} searches, {100 * edge:.0f} % at an edge"
+            logger.log(f"time shift round {time}: mean {mean:+.2f} of {found}")
     if dist_util.is_main():
         _finish(store, chunks, name)
-
-
-def add_up(process):
-    """Let what the methods of a process counted be that of all ranks, which call this together."""
-    for tally in process.tallies.values():
-        tally.values = dist_util.all_reduce_sum(tally.values.to(dist_util.dev()))
 
 
 def _fill(store, missing, total, make_batch):
@@ -153,24 +161,3 @@ def _finish(store, chunks, name):
         logger.log(f"saved {path}, by another shard")
     else:
         logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")
-
-
-def log_grid(process):
-    """Print the timesteps that sampling visits, and save all of them as grid.json in the output folder, on rank 0."""
-    times = [*reversed(process.grid), -1]
-    if dist_util.is_main():
-        shown = times if len(times) <= 60 else [*times[:5], "...", *times[-5:]]
-        logger.log(f"{len(times) - 1} steps by way of the timesteps: " + " ".join(map(str, shown)))
-        files.write_text(files.join(logger.get_dir(), "grid.json"), json.dumps(times) + "\n")
-
-
-def log_calls(process, images=None):
-    """Print how often the network was asked for an image, over all ranks: images are compared at equal calls.
-
-    :param images: of all ranks; by default those whose sampling was begun.
-    """
-    counts = torch.tensor([process.network_calls, process.images_begun], dtype=torch.int64)
-    calls, begun = dist_util.all_reduce_sum(counts.to(dist_util.dev())).tolist()
-    images = begun if images is None else images
-    if images and dist_util.is_main():
-        logger.log(f"network calls: {calls / images:g} for each of {images:g} images")

@@ -9,10 +9,14 @@ matplotlib.
 """
 
 import argparse
+import math
+import re
+import sys
 from functools import cache, partial
 
 import numpy as np
 import torch
+from plotting import BACKGROUND, label_ends, pyplot
 from scipy.integrate import solve_ivp
 
 from guided_diffusion.denoiser import Prediction
@@ -81,30 +85,75 @@ def error_and_calls(solver, steps):
     return np.sqrt(((x.numpy() - exact_end()) ** 2).mean()), calls
 
 
+def family_of(solver):
+    """The name of a solver's family, by which its file begins."""
+    return re.split(r" \(|,", sys.modules[type(solver).__module__].__doc__)[0]
+
+
+def panels_of(families):
+    """{title: names of solvers}: families of one or two share the first panel.
+
+    :param families: {name of a solver: its family}.
+    """
+    members = {family: [name for name in families if families[name] == family] for family in families.values()}
+    small = [family for family, names in members.items() if len(names) < 3]
+    shared = {", ".join(small): [name for family in small for name in members[family]]} if small else {}
+    return shared | {family: names for family, names in members.items() if family not in small}
+
+
+def draw_triangles(panel, orders, corner, run=2.2):
+    """Right-angled triangles, one for each order, whose long side has its slope.
+
+    :param corner: (calls, error) of the lower left one.
+    :param run: how many times as many calls a triangle spans.
+    """
+    x, y = corner
+    for order in orders:
+        panel.fill([x, x * run, x], [y, y, y * run**order], facecolor="0.93", edgecolor="0.45", linewidth=1.2)
+        panel.text(x * 1.45, y * 0.8, order, color="0.25", horizontalalignment="center", verticalalignment="top")
+        x *= 1.25 * run
+
+
+def draw(results):
+    """The figure: a panel for each family of solvers, and faintly the other solvers too.
+
+    :param results: {name: (solver, errors, calls)}.
+    """
+    plt = pyplot()
+    panels = panels_of({name: family_of(solver) for name, (solver, *_) in results.items()})
+    rows = math.ceil((len(panels) + 1) / 3)
+    figure, grid = plt.subplots(rows, 3, figsize=(15, 4.6 * rows), sharex=True, sharey=True, squeeze=False)
+    for panel, (family, names) in zip(grid.flat, panels.items()):
+        panel.set(title=family, xscale="log", yscale="log", ylim=(1e-9, 0.5), xlim=(4, 700))
+        panel.set_xticks([10, 100], [10, 100])
+        panel.xaxis.set_tick_params(labelbottom=True)
+        for name, (_, errors, calls) in results.items():
+            if name not in names:
+                panel.plot(calls, errors, **BACKGROUND)
+        label_ends(panel, [panel.plot(results[name][2], results[name][1], label=name)[0] for name in names])
+        draw_triangles(panel, sorted({results[name][0].order for name in names}), (5, 1e-8))
+    for panel in grid.flat[len(panels) :]:
+        panel.set_axis_off()
+    legend = "grey: the solvers\nof the other panels\n\ntriangles: slopes\nof the orders"
+    grid.flat[-1].text(0, 0.9, legend, verticalalignment="top", color="0.25", in_layout=False)
+    figure.supxlabel("network calls")
+    figure.supylabel("root mean square error")
+    return figure
+
+
 def main():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/solver_orders.png")
     args = parser.parse_args()
-    plt.figure(figsize=(9, 6))
-    for i, (name, make) in enumerate(CHOICES.items()):
+    results = {}
+    for name, make in CHOICES.items():
         solver = make(SCHEDULE)
         errors, calls = zip(*[error_and_calls(solver, steps) for steps in STEPS])
         order = np.log2(errors[STEPS.index(40)] / errors[STEPS.index(320)]) / 3
-        line = ("-", "--", ":", "-.")[i // 7]
-        plt.loglog(calls, errors, line, label=f"{name} (order {solver.order})", color=f"C{i % 7}")
         print(f"{name:16} order {solver.order}, measured {order:.2f}; errors " + " ".join(f"{e:.1e}" for e in errors))
+        results[name] = solver, errors, calls
     print(f"steps {STEPS}; orders measured from 40 to 320")
-    plt.xlabel("network calls")
-    plt.ylabel("root mean square error")
-    plt.grid(alpha=0.3)
-    plt.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    plt.tight_layout()
-    plt.savefig(args.out, dpi=110)
+    draw(results).savefig(args.out)
     print(f"saved {args.out}")
 
 

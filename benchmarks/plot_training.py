@@ -7,19 +7,25 @@ python benchmarks/plot_training.py models/digits16_progress.csv models/photo32_p
 
 import argparse
 import csv
+import math
 from pathlib import Path
 
-import matplotlib
+from plotting import plain_log_scale, pyplot
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+CURVES = {"mse": "training", "train_loss": "training", "val_loss": "validation"}
+COLUMNS = 3
 
 
-def curve(path, key):
-    """Steps and values of a column of progress.csv, where it has values."""
+def curves(path):
+    """{"training" or "validation": (steps, values)} of the losses in a progress.csv, where they have values."""
     with open(path, newline="") as file:
-        rows = [(int(row["step"]), float(row[key])) for row in csv.DictReader(file) if row.get(key)]
-    return list(zip(*rows))
+        rows = list(csv.DictReader(file))
+    found = {}
+    for key, name in CURVES.items():
+        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        if points:
+            found[name] = tuple(zip(*points))
+    return found
 
 
 def main():
@@ -27,16 +33,19 @@ def main():
     parser.add_argument("progress", nargs="+", help="progress.csv files, one panel each")
     parser.add_argument("--out", required=True, help="the PNG to write")
     args = parser.parse_args()
-    figure, panels = plt.subplots(1, len(args.progress), figsize=(4 * len(args.progress), 3), squeeze=False)
-    for panel, path in zip(panels[0], args.progress):
-        header = Path(path).read_text().splitlines()[0].split(",")
-        for key in ("mse", "train_loss", "val_loss"):
-            if key in header:
-                panel.plot(*curve(path, key), label=key)
-        panel.set(title=Path(path).stem.removesuffix("_progress"), xlabel="step", yscale="log")
+    columns = min(COLUMNS, len(args.progress))
+    rows = math.ceil(len(args.progress) / columns)
+    figure, panels = pyplot().subplots(rows, columns, figsize=(4.8 * columns, 3.8 * rows), squeeze=False)
+    for panel, path in zip(panels.flat, args.progress):
+        for name, (steps, values) in curves(path).items():
+            panel.plot(steps, values, label=name)
+        title = Path(path).stem.removesuffix("_progress").replace("_", " ")
+        panel.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+        plain_log_scale(panel)
         panel.legend()
-    figure.tight_layout()
-    figure.savefig(args.out, dpi=100)
+    for panel in panels.flat[len(args.progress) :]:
+        panel.remove()
+    figure.savefig(args.out)
     print(f"wrote {Path(args.out).resolve()}")
 
 

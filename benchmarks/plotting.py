@@ -18,6 +18,18 @@ def pyplot():
     return pyplot
 
 
+def round_numbers(low, high):
+    """1, 2 and 5 times the powers of ten, from low to high."""
+    return [m * 10.0**k for k in range(-9, 10) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+
+
+def plain_log_scale(panel):
+    """Mark the logarithmic y axis of a panel, whose limits are final, at round numbers written out."""
+    panel.set_yticks(round_numbers(*panel.get_ylim()))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.minorticks_off()
+
+
 def spread(places, gap):
     """The numbers nearest to `places`, by least squares, that are in their order and at least `gap` apart."""
     order = np.argsort(places, kind="stable")

@@ -135,7 +135,8 @@ def draw(results):
     for panel in grid.flat[len(panels) :]:
         panel.set_axis_off()
     legend = "grey: the solvers\nof the other panels\n\ntriangles: slopes\nof the orders"
-    grid.flat[-1].text(0, 0.9, legend, verticalalignment="top", color="0.25", in_layout=False)
+    last = grid.flat[-1]
+    last.text(0, 0.9, legend, transform=last.transAxes, verticalalignment="top", color="0.25", in_layout=False)
     figure.supxlabel("network calls")
     figure.supylabel("root mean square error")
     return figure

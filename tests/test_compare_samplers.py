@@ -270,6 +270,22 @@ def test_the_picture_holds_every_image():
             assert any(np.array_equal(canvas[y : y + 32, x : x + 32], enlarged) for y, x in places)
 
 
+def test_the_picture_holds_grey_images_too():
+    rows = made_rows()
+    for row in rows:
+        row.images = row.images[..., :1]
+    canvas = np.asarray(picture(rows, side=16))
+    first = rows[0].images[0]
+    windows = np.lib.stride_tricks.sliding_window_view(canvas, (16, 16), axis=(0, 1))  # [h, w, 3, 16, 16]
+    assert (windows == first[..., 0]).all(axis=(2, 3, 4)).any()
+
+
+def test_the_picture_has_room_for_names_and_distances():
+    """Names and distances are black on white: they are where no image is."""
+    canvas = np.asarray(picture(made_rows(), side=16)).min(axis=2)
+    assert canvas[:, 0].min() == canvas[:, -1].min() == 255
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 

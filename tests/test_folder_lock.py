@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_dist_util import WORKERS, clean_env, mpirun, needs_mpirun, run
+from processes import WORKERS, clean_env, mpirun, needs_mpirun, run
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import claimed, locked

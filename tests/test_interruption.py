@@ -9,7 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from test_dist_util import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
+from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
 
 from guided_diffusion.jobs import interruption
 

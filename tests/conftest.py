@@ -1,4 +1,4 @@
-"""Lets tests import each other's helpers and benchmarks; keeps torch to one thread, fastest for small tensors.
+"""Lets tests import the helpers beside them and benchmarks; keeps torch to one thread, fastest for small tensors.
 
 A job in the background of a shell begins with Ctrl-C ignored, and so would all it starts; tests send that signal.
 """

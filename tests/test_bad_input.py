@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from processes import MPIRUN, mpirun, needs_mpirun
+from processes import run as start
 from script_runs import (
     CLASSIFIER,
     FOLDER,
@@ -19,8 +21,6 @@ from script_runs import (
     train_diffusion,
     train_super_res,
 )
-from test_dist_util import MPIRUN, mpirun, needs_mpirun
-from test_dist_util import run as start
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from test_dist_util import one_sentence
+from refusals import one_sentence
 
 from evaluations.batches import images_of_dataset, open_images, some_of
 from guided_diffusion.image_datasets import ImageDataset

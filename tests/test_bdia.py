@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from embedded_models import MODELS, held_out_digits
 from PIL import Image
+from processes import MPIRUN, needs_mpirun
+from processes import run as start
 from script_runs import FOLDER, run
-from test_dist_util import MPIRUN, needs_mpirun
-from test_dist_util import run as start
-from test_embedded_models import MODELS, held_out_digits
 
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.sampling import sample

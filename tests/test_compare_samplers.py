@@ -14,8 +14,8 @@ import pytest
 import script_runs
 import torch
 from PIL import Image
+from processes import MPIRUN, needs_mpirun
 from scipy.linalg import sqrtm
-from test_dist_util import MPIRUN, needs_mpirun
 
 from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import picture

@@ -3,84 +3,18 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import WORKERS, mpirun, needs_mpirun, run, srun, torchrun
+from refusals import one_sentence
 
 from guided_diffusion import dist_util
 from guided_diffusion.distributed import launchers
 from guided_diffusion.distributed.launchers import Launch
-from guided_diffusion.errors import UserError
-
-ROOT = Path(__file__).parent.parent
-WORKERS = Path(__file__).parent / "workers"
-MPIRUN = Path(sys.executable).parent / "mpirun"
-LAUNCHER_MARKS = ("SLURM_", "PMI", "OMPI_", "MPI_", "MV2_", "TORCHELASTIC_", "MASTER_", "LOCAL_", "OPENAI_")
-
-# Seconds after which a process that should have ended by itself is said to hang, on a machine however busy.
-HANGS = 250
-
-needs_mpirun = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich mpi4py")
-
-
-def clean_env(**extra):
-    """The environment without any launcher's traces, and `extra`."""
-    single = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_MARKS) and k not in single}
-    return kept | {"PYTHONPATH": str(ROOT)} | extra
-
-
-def run(*command, **env):
-    return subprocess.run(
-        list(map(str, command)),
-        env=clean_env(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-
-
-def mpirun(n, worker, *args):
-    return run(MPIRUN, "-n", n, sys.executable, WORKERS / worker, *args)
-
-
-def torchrun(n, worker, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", n]
-    return run(*command, WORKERS / worker, *args)
-
-
-def srun(n, worker, *args):
-    """Start `n` processes as srun would, with nobody to end the others when one dies."""
-    job = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_ID="0", SLURM_NTASKS=str(n), SLURM_JOB_NODELIST="localhost")
-    job |= dict(SLURM_NODEID="0", SLURM_TASKS_PER_NODE=str(n), SLURM_CPUS_PER_TASK="1")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKERS / worker, *args],
-            env=clean_env(**job, SLURM_PROCID=str(r), SLURM_LOCALID=str(r)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(n)
-    ]
-    errors = [process.communicate(timeout=HANGS)[1] for process in ranks]
-    return SimpleNamespace(returncodes=[p.returncode for p in ranks], stderr="".join(errors))
-
-
-def one_sentence(call, *words):
-    """`call` must raise UserError with a single line that contains `words`."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, message
-
 
 # ----------------------------------------------------------------------------- fake environments
 

@@ -12,7 +12,7 @@ import pytest
 import script_runs
 import torch
 from PIL import Image
-from test_dist_util import MPIRUN, clean_env, needs_mpirun, run
+from processes import MPIRUN, clean_env, needs_mpirun, run
 
 from evaluations import kid, precision_recall, scores
 from evaluations.fid import frechet_distance, moments_of

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_embedded_models import CLASSIFIER, held_out_digits, says
+from embedded_models import CLASSIFIER, held_out_digits, says
 
 from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags, Features
 from guided_diffusion.errors import UserError

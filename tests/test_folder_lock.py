@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_dist_util import WORKERS, clean_env, mpirun, needs_mpirun, run
+from processes import WORKERS, clean_env, mpirun, needs_mpirun, run
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import claimed, locked
@@ -20,7 +20,7 @@ WAITING = [sys.executable, WORKERS / "waiting.py"]
 def holding(folder, part=""):
     """A process that holds `folder`; its child lives until the end of this block, whatever becomes of it."""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen([*WAITING, folder, part], env=clean_env(), **pipes) as process:
+    with subprocess.Popen([*WAITING, folder, part, "long"], env=clean_env(), **pipes) as process:
         try:
             assert process.stdout.readline() == "held\n"
             yield process

@@ -1,18 +1,14 @@
 """The published numbers: every key of tests/golden/diffusion_base.npz."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from goldens import closed_form, cond_fn, published
 from recipe import tensor
 
-from guided_diffusion.gaussian_diffusion import (
-    get_named_beta_schedule,
-)
 from guided_diffusion.script_util import create_gaussian_diffusion
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "diffusion_base.npz")
+GOLDEN = published("diffusion_base")
 CASES = {
     "linear_small": dict(noise_schedule="linear", steps=1000, timestep_respacing="20"),
     "cosine_learned": dict(noise_schedule="cosine", steps=1000, learn_sigma=True, timestep_respacing="ddim10"),
@@ -36,31 +32,6 @@ CASES = {
     ),
 }
 SHAPE = (3, 3, 8, 8)
-
-
-def closed_form(arguments):
-    """The network of tests/golden: a function of x, t and the unspaced alpha_bar."""
-    steps = arguments["steps"]
-    alpha_bar = np.cumprod(1 - get_named_beta_schedule(arguments["noise_schedule"], steps))
-
-    def model(x, t):
-        u = (t.double() / 1000).view(-1, 1, 1, 1)
-        index = t.double() * steps / 1000 if arguments.get("rescale_timesteps") else t
-        ab = torch.from_numpy(alpha_bar)[index.round().long()].view(-1, 1, 1, 1)
-        x = x.double()
-        if arguments.get("predict_xstart"):
-            out = torch.tanh(0.7 * x + 0.1 * torch.sin(5 * u))
-        else:
-            out = (1 - ab).sqrt() * x / (0.25 * ab + 1 - ab) + 0.05 * torch.tanh(2 * x + u)
-        if arguments.get("learn_sigma"):
-            out = torch.cat([out, torch.sin(2 * x + u)], dim=1)
-        return out.float()
-
-    return model
-
-
-def cond_fn(x, t):
-    return -0.3 * (x - 0.2) * (1 + t.float().view(-1, 1, 1, 1) / 1000)
 
 
 @pytest.fixture(params=CASES)

@@ -1,19 +1,14 @@
 """The published numbers of Time Shift, Epsilon Scaling and Input Perturbation, every key of their goldens."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from goldens import PERTURBED_T, closed_form, cond_fn, published
 from recipe import tensor
-from test_golden_diffusion import closed_form, cond_fn
 
 from guided_diffusion.script_util import create_gaussian_diffusion
 
-GOLDEN = {
-    name: np.load(Path(__file__).parent / "golden" / f"{name}.npz")
-    for name in ("time_shift", "epsilon_scaling", "input_perturbation")
-}
+GOLDEN = {name: published(name) for name in ("time_shift", "epsilon_scaling", "input_perturbation")}
 TIME_SHIFT = {
     "cosine_ddim5_w80_c300": ("cosine", "ddim5", 80, 300),
     "cosine_10_w40_c200": ("cosine", "10", 40, 200),
@@ -31,7 +26,6 @@ INPUT_PERTURBATION = {
     "linear_mse": (0.1, {"noise_schedule": "linear"}),
 }
 ARRAYS = ("samples", "last_pred_xstart")
-T = torch.tensor([3, 400, 977])
 
 
 def check(file, key, actual, atol=1e-5):
@@ -83,7 +77,7 @@ def test_input_perturbation(case, given):
     x0 = tensor(f"{case}:x0", 3, 3, 8, 8).clamp(-1, 1)
     noise = tensor(f"{case}:n", 3, 3, 8, 8) if given else None
     torch.manual_seed(1)
-    terms = diffusion.training_losses(closed_form({"steps": 1000, **process}), x0, T, noise=noise)
+    terms = diffusion.training_losses(closed_form({"steps": 1000, **process}), x0, PERTURBED_T, noise=noise)
     for key, value in terms.items():
         check("input_perturbation", f"{case}.{'given_noise' if given else 'seeded'}.{key}", value)
 
@@ -95,7 +89,7 @@ def test_input_perturbation_that_depends_on_t():
     )
     torch.manual_seed(1)
     x0 = tensor("ip_schedule:x0", 3, 3, 8, 8).clamp(-1, 1)
-    for key, value in diffusion.training_losses(closed_form(process), x0, T).items():
+    for key, value in diffusion.training_losses(closed_form(process), x0, PERTURBED_T).items():
         check("time_shift", f"ip_schedule_linear.{key}", value)
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import script_runs
 import torch
+from goldens import PERTURBED_T, closed_form, published
 from recipe import tensor
-from test_golden_diffusion import closed_form
-from test_golden_methods import GOLDEN, T
 
 from guided_diffusion import checkpoints, generate, train_util
 from guided_diffusion.images import to_uint8
@@ -58,7 +57,7 @@ def test_image_sample(tmp_path, file, key, count, flags):
     ):
         script_runs.run("image_sample", *arguments, "--model_path", __file__, "--out_dir", tmp_path)
     (path,) = tmp_path.glob("samples_*.npz")
-    golden = to_uint8(torch.from_numpy(GOLDEN[file][key][-1]))
+    golden = to_uint8(torch.from_numpy(published(file)[key][-1]))
     written = np.load(path)["arr_0"]
     # truncation to whole levels may fall either way where the float is at a level
     assert noises and np.abs(written.astype(int) - golden).max() <= 1 and (written == golden).mean() > 0.99
@@ -76,6 +75,6 @@ def test_image_train_perturbs_its_input(tmp_path):
     x0 = tensor(f"{key}:x0", 3, 3, 8, 8).clamp(-1, 1)
     torch.manual_seed(1)
     model = closed_form({"steps": 1000, "noise_schedule": "cosine", "learn_sigma": True})
-    for name, value in built[0].training_losses(model, x0, T).items():
-        golden = GOLDEN["input_perturbation"][f"{key}.seeded.{name}"]
+    for name, value in built[0].training_losses(model, x0, PERTURBED_T).items():
+        golden = published("input_perturbation")[f"{key}.seeded.{name}"]
         np.testing.assert_allclose(value, golden, rtol=1e-4, atol=1e-5, err_msg=name)

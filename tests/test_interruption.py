@@ -9,7 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from test_dist_util import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
+from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
 
 from guided_diffusion.jobs import interruption
 
@@ -39,7 +39,7 @@ def begun(*command, ranks=1, stdin=subprocess.DEVNULL):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_unit_in_hand_is_finished_and_the_way_on_is_said(number, status):
-    with begun(*ASKING, stdin=subprocess.PIPE) as (process, _):
+    with begun(*ASKING, "lines", stdin=subprocess.PIPE) as (process, _):
         process.send_signal(number)
         out, err = process.communicate("end of the unit\n", timeout=HANGS)
     assert process.returncode == status
@@ -68,15 +68,15 @@ def test_one_rank_stops_all():
 
 
 def test_a_second_request_ends_at_once(monkeypatch):
-    now = [0.0]
+    now = [100.0]
     monkeypatch.setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruption.awaited() as asked:
         os.kill(os.getpid(), signal.SIGINT)
-        now[0] = 0.9 * interruption.SAME_REQUEST
+        now[0] += 0.9 * interruption.SAME_REQUEST
         os.kill(os.getpid(), signal.SIGINT)  # the same one, by way of the launcher
         assert asked() == signal.SIGINT
-        now[0] = interruption.SAME_REQUEST
+        now[0] += interruption.SAME_REQUEST
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("it goes on")
     assert signal.getsignal(signal.SIGINT) is before

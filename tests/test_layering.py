@@ -136,10 +136,17 @@ def test_no_file_is_read_that_may_run_code(path):
         assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "yaml.load")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_is_imported(path):
+    """What two tests need stands in a module of its own."""
+    assert not [name for name in imports(path) for part in name.split(".") if part.startswith("test_")]
+
+
 def test_the_reader_of_imports_reads():
     """The rules above would hold of nothing if imports were overlooked."""
     assert imports(SOURCES["solvers.ddim"]) == {"guided_diffusion.schedule", "guided_diffusion.solvers.step"}
     assert "guided_diffusion.dist_util" in imports(SOURCES["generate"])
     assert {"guided_diffusion.logger", "tqdm.auto"} <= imports(SOURCES["jobs.progress"])
     assert "guided_diffusion.jobs.launch" in imports(SOURCES["scripts.image_sample"])
+    assert {"goldens", "recipe"} <= imports(ROOT / "tests" / "test_golden_methods.py")
     assert len(all_python()) > 30

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_dist_util import MPIRUN, mpirun, needs_mpirun, torchrun
+from processes import MPIRUN, mpirun, needs_mpirun, torchrun
 
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from goldens import closed_form, cond_fn
 from recipe import tensor
 from sklearn.datasets import load_digits, load_sample_image
-from test_golden_diffusion import closed_form, cond_fn
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser

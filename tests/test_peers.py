@@ -8,7 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from test_dist_util import mpirun, needs_mpirun, srun, torchrun
+from processes import mpirun, needs_mpirun, srun, torchrun
 
 from guided_diffusion import logger
 from guided_diffusion.distributed import peers

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import script_runs
 import torch
-from test_train_util import INF, NAN, START, half_square, plain_sum, poisoned, rows, tiny, weights
+from tiny_loop import INF, NAN, START, half_square, plain_sum, poisoned, rows, tiny, weights
 
 from guided_diffusion import checkpoints, files, flags, logger
 from guided_diffusion.checkpoints import manifest, resume

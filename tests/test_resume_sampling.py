@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
+from processes import run as start
 from script_runs import FOLDER, run
-from test_dist_util import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
-from test_dist_util import run as start
 
 from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import MPIRUN, mpirun, needs_mpirun
+from processes import run as start
 from script_runs import (
     FOLDER,
     draw_images,
@@ -20,8 +22,6 @@ from script_runs import (
     train_diffusion,
     train_super_res,
 )
-from test_dist_util import MPIRUN, mpirun, needs_mpirun
-from test_dist_util import run as start
 
 from guided_diffusion import flags
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import solver_orders
 import torch
+from goldens import closed_form, cond_fn
 from recipe import tensor
 from scipy.integrate import quad
-from test_golden_diffusion import closed_form, cond_fn
 
 from guided_diffusion.denoiser import dynamic_threshold
 from guided_diffusion.errors import UserError

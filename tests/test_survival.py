@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 import pytest
+from processes import HANGS, MPIRUN, clean_env, needs_mpirun
 from script_runs import FOLDER
-from test_dist_util import HANGS, MPIRUN, clean_env, needs_mpirun
 
 from guided_diffusion.checkpoints import manifest
 

@@ -1,7 +1,6 @@
 """The training loop: against hand computation, a split over ranks, an interruption, and numbers gone bad."""
 
 import contextlib
-import csv
 import json
 import math
 from dataclasses import replace
@@ -12,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_dist_util import mpirun, needs_mpirun
+from processes import mpirun, needs_mpirun
+from tiny_loop import INF, NAN, START, half_square, plain_sum, poisoned, rows, tiny, weights
 from workers import training
 
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.train_util import ClassifierObjective, DiffusionObjective, TrainFlags, TrainLoop
-
-NAN, INF = float("nan"), float("inf")
+from guided_diffusion.train_util import ClassifierObjective, DiffusionObjective
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,23 +42,6 @@ def images(tmp_path_factory):
     return training.write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
-def rows(folder):
-    """The rows of progress.csv, numbers where there are numbers."""
-    with open(folder / "progress.csv") as file:
-        return [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-
-
-def _number(text):
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)
-
-
 def assert_same(a, b):
     """Nested dicts and lists of tensors and numbers are equal, bit for bit."""
     if isinstance(a, dict):
@@ -76,52 +57,6 @@ def assert_same(a, b):
 
 
 # ---------------------------------------------------------------------- a model of three weights
-
-START = [1.5, -2.0, 0.5]
-
-
-def half_square(model, batch, cond):
-    """y^2 / 2 of y = w x, whose gradient is y x."""
-    loss = model(batch)[:, 0].float().square() / 2
-    return loss, {"loss": loss}, torch.zeros(len(batch), dtype=torch.long)
-
-
-def plain_sum(model, batch, cond):
-    """The sum of the weights: each has the gradient 1, for which Adam's step is the learning rate."""
-    loss = sum(p.sum() for p in model.parameters()).expand(len(batch))
-    return loss, {"loss": loss}, torch.zeros(len(batch), dtype=torch.long)
-
-
-def poisoned(objective, factors):
-    """The objective times factors[step], which may not be finite."""
-    steps = iter(factors)
-
-    def call(model, batch, cond):
-        loss, terms, t = objective(model, batch, cond)
-        return loss * next(steps), terms, t
-
-    return call
-
-
-def tiny(folder, objective, rows=((1.0, 0.0, 0.0),), dtype=torch.float32, preview=None, **flags):
-    """(the TrainLoop of w = START, [w after each step])."""
-    logger.configure(str(folder), "csv,log")
-    model = torch.nn.Linear(3, 1, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([START]))
-    seen = []
-    objective.num_timesteps = 4
-    loop = TrainLoop(
-        model=model,
-        objective=objective,
-        data=iter(lambda: (torch.tensor(rows), {}), None),
-        flags=TrainFlags(**{"lr": 0.1, "log_interval": 1, **flags}),
-        resolved={"num_channels": 3},
-        dtype=dtype,
-        preview=preview,
-        after_step=lambda step: seen.append(model.weight.detach()[0].clone()),
-    )
-    return loop, seen
 
 
 def test_annealing_and_weight_decay_by_hand(tmp_path):

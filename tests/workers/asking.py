@@ -1,6 +1,6 @@
-"""Units of work, a question after each; `stop` where one says yes.
+"""asking.py [lines]: units of work, a question after each; `stop` where one says yes.
 
-A unit ends with a line of standard input, or after a fifth of a second where no more lines can come.
+A unit takes a fifth of a second, or, with `lines`, until a line of standard input comes.
 """
 
 import os
@@ -19,7 +19,7 @@ dist_util.setup_dist("cpu")
 with interruption.awaited() as asked:
     for unit in range(1000):
         say(f"rank {dist_util.rank()} process {os.getpid()} unit {unit}")
-        sys.stdin.readline() or time.sleep(0.2)
+        sys.stdin.readline() if sys.argv[1:] else time.sleep(0.2)
         if number := asked():
             say(f"rank {dist_util.rank()} did {unit + 1}")
             interruption.stop(number, "begin again")

@@ -1,4 +1,4 @@
-"""waiting.py FOLDER PART: hold the folder, say so, fork a child, and wait; both end with standard input."""
+"""waiting.py FOLDER PART [long]: hold the folder and say so; `long` forks a child: both end with standard input."""
 
 import os
 import sys
@@ -8,16 +8,17 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import locked
 
 dist_util.setup_dist("cpu")
-folder, part = sys.argv[1:]
+folder, part, *long = sys.argv[1:]
 try:
     with locked(folder, part):
-        if os.fork() == 0:
+        if long and os.fork() == 0:
             os.closerange(1, 3)
             sys.stdin.read()
             os._exit(0)
         if dist_util.is_main():
             print("held", flush=True)
-        sys.stdin.read()
+        if long:
+            sys.stdin.read()
 except UserError as error:
     if dist_util.is_main():
         print(error, flush=True)

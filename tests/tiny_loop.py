@@ -1,0 +1,72 @@
+"""A training loop of three weights, small enough to be computed by hand, and what a run leaves on disk."""
+
+import csv
+
+import torch
+
+from guided_diffusion import logger
+from guided_diffusion.train_util import TrainFlags, TrainLoop
+
+NAN, INF = float("nan"), float("inf")
+START = [1.5, -2.0, 0.5]
+
+
+def half_square(model, batch, cond):
+    """y^2 / 2 of y = w x, whose gradient is y x."""
+    loss = model(batch)[:, 0].float().square() / 2
+    return loss, {"loss": loss}, torch.zeros(len(batch), dtype=torch.long)
+
+
+def plain_sum(model, batch, cond):
+    """The sum of the weights: each has the gradient 1, for which Adam's step is the learning rate."""
+    loss = sum(p.sum() for p in model.parameters()).expand(len(batch))
+    return loss, {"loss": loss}, torch.zeros(len(batch), dtype=torch.long)
+
+
+def poisoned(objective, factors):
+    """The objective times factors[step], which may not be finite."""
+    steps = iter(factors)
+
+    def call(model, batch, cond):
+        loss, terms, t = objective(model, batch, cond)
+        return loss * next(steps), terms, t
+
+    return call
+
+
+def tiny(folder, objective, rows=((1.0, 0.0, 0.0),), dtype=torch.float32, preview=None, **flags):
+    """(the TrainLoop of w = START, [w after each step])."""
+    logger.configure(str(folder), "csv,log")
+    model = torch.nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([START]))
+    seen = []
+    objective.num_timesteps = 4
+    loop = TrainLoop(
+        model=model,
+        objective=objective,
+        data=iter(lambda: (torch.tensor(rows), {}), None),
+        flags=TrainFlags(**{"lr": 0.1, "log_interval": 1, **flags}),
+        resolved={"num_channels": 3},
+        dtype=dtype,
+        preview=preview,
+        after_step=lambda step: seen.append(model.weight.detach()[0].clone()),
+    )
+    return loop, seen
+
+
+def rows(folder):
+    """The rows of progress.csv, numbers where there are numbers."""
+    with open(folder / "progress.csv") as file:
+        return [{k: _number(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)

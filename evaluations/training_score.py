@@ -1,6 +1,7 @@
 """A Frechet distance of the network as it is being trained, from few samples: to see it fall, not to publish it."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -31,33 +32,28 @@ class EvalFlags(FlagGroup):
     eval_samples: int = flag(1000, "Number of those samples.", legal=at_least(2))
 
 
-def log_scores(loop, parsed):
-    """Let a TrainLoop log `frechet_distance` every --eval_interval steps, each in a row of its step.
+def scorer(parsed):
+    """An `after_step` of a TrainLoop: it logs `frechet_distance` every --eval_interval steps, in a row of its step.
 
     Samples are those of `preview_sampler`, by the first moving average, with classes in turn; they are compared with
     the centre crops of at most REFERENCE images of the data.
 
     :param parsed: flags of image_train.py.
+    :return: None where --eval_interval is 0.
     """
-    flags, unet, process = parsed[EvalFlags], parsed[UNetFlags], parsed[DiffusionFlags]
+    flags, unet = parsed[EvalFlags], parsed[UNetFlags]
+    if not flags.eval_interval:
+        return None
     data = replace(parsed[DataFlags], random_crop=False, random_flip=False).dataset(unet.image_size, False, None)
     extractor = parsed[FeatureFlags].create()
     real = images_of_dataset(data, "data_dir", some_of(len(data), REFERENCE))
     reference = activations_of(real, extractor, BATCH, keep=False)
 
-    def batches(batch_size, rank, size):
-        for first in range(rank * batch_size, flags.eval_samples, size * batch_size):
-            count = min(batch_size, flags.eval_samples - first)
-            labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
-            shape = (count, loop.model.in_channels, unet.image_size, unet.image_size)
-            sample = preview_sampler(process, shape, labels)
-            yield first, sample(loop.model, first)
-
-    samples = ImageSet("eval_samples", "", "", flags.eval_samples, (unet.image_size, unet.image_size), batches, [])
-
-    def after_step(step):
-        if step % flags.eval_interval:
+    def after_step(loop):
+        if loop.step % flags.eval_interval:
             return False
+        batches = partial(_samples, parsed, loop.model)
+        samples = ImageSet("eval_samples", "", "", flags.eval_samples, (unet.image_size, unet.image_size), batches, [])
         with loop.ema_weights():
             loop.model.eval()
             found = activations_of(samples, extractor, BATCH, keep=False)
@@ -66,4 +62,13 @@ def log_scores(loop, parsed):
             logger.logkv("frechet_distance", frechet_distance(found.moments, reference.moments))
         return True
 
-    loop.after_step = after_step
+    return after_step
+
+
+def _samples(parsed, model, batch_size, rank, size):
+    unet, total = parsed[UNetFlags], parsed[EvalFlags].eval_samples
+    for first in range(rank * batch_size, total, size * batch_size):
+        count = min(batch_size, total - first)
+        labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
+        shape = (count, model.in_channels, unet.image_size, unet.image_size)
+        yield first, preview_sampler(parsed[DiffusionFlags], shape, labels)(model, first)

@@ -16,7 +16,8 @@ from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs import random_state
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.train_util import TrainFlags, training_data
+from guided_diffusion.train_util import TrainFlags
+from guided_diffusion.training.data import training_data
 
 EIGHT = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1 --attention_resolutions= --learn_sigma True "
@@ -357,7 +358,7 @@ def test_a_signal_saves_and_ends(tmp_path, monkeypatch, capsys, number, status, 
         monkeypatch.setattr(files, "write_bytes", sending)
     loop, seen = tiny(tmp_path, plain_sum, save_interval=2)
     if moment == "training":
-        loop.after_step = lambda step: send() if step == 3 else None
+        loop.after_step = lambda loop: send() if loop.step == 3 else None
     with pytest.raises(SystemExit) as ended:
         loop.run_loop()
     assert ended.value.code == status
@@ -369,7 +370,7 @@ def test_a_signal_saves_and_ends(tmp_path, monkeypatch, capsys, number, status, 
 
 def test_a_signal_after_a_bad_step_keeps_the_last_good_checkpoint(tmp_path, capsys):
     loop, _ = tiny(tmp_path, poisoned(plain_sum, [1, 1, NAN, 1]), save_interval=2)
-    loop.after_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+    loop.after_step = lambda loop: os.kill(os.getpid(), signal.SIGTERM) if loop.step == 3 else None
     with pytest.raises(SystemExit) as ended:
         loop.run_loop()
     said = capsys.readouterr().err

@@ -17,9 +17,10 @@ from workers import training
 
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError
+from guided_diffusion.objectives import ClassifierObjective
+from guided_diffusion.objectives.diffusion import DiffusionObjective
 from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.train_util import ClassifierObjective, DiffusionObjective
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -233,10 +234,10 @@ def test_speed_and_time_left_are_those_of_the_steps_alone(tmp_path, monkeypatch)
         now[0] += seconds
         return answer
 
-    monkeypatch.setattr("guided_diffusion.train_util.time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr("guided_diffusion.training.log.time", SimpleNamespace(time=lambda: now[0]))
     loop, _ = tiny(tmp_path, plain_sum, iterations=4, save_interval=1, sample_interval=1)
     loop.data = iter(lambda: taking(2, (torch.ones(3, 3), {})), None)
-    loop.after_step = lambda step: taking(100)
+    loop.after_step = lambda loop: taking(100)
     loop.draw_preview = loop.save = lambda: taking(100)
     loop.run_loop()
     assert [row["images_per_second"] for row in rows(tmp_path)] == [1.5] * 4
@@ -251,7 +252,7 @@ def test_a_slow_step_is_told_by_its_part(tmp_path, monkeypatch):
     def listen(say):
         yield lambda what, step=None: told.append(what.split(",")[0])
 
-    monkeypatch.setattr("guided_diffusion.train_util.slow_steps.told", listen)
+    monkeypatch.setattr("guided_diffusion.training.loop.slow_steps.told", listen)
     loop, _ = tiny(tmp_path, plain_sum, iterations=1, sample_interval=1)
     seen = {}
     for name in ("run_step", "after_step", "draw_preview", "save"):

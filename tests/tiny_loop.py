@@ -5,6 +5,7 @@ import csv
 import torch
 
 from guided_diffusion import logger
+from guided_diffusion.objectives import Loss, Objective
 from guided_diffusion.train_util import TrainFlags, TrainLoop
 
 NAN, INF = float("nan"), float("inf")
@@ -34,6 +35,18 @@ def poisoned(objective, factors):
     return call
 
 
+class ByFunction(Objective):
+    """The objective `(model, batch, cond) -> (loss [N], terms, t [N])` as a class."""
+
+    num_timesteps = 4
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, model, x, cond):
+        return Loss(*self.function(model, x, cond))
+
+
 def tiny(folder, objective, rows=((1.0, 0.0, 0.0),), dtype=torch.float32, preview=None, **flags):
     """(the TrainLoop of w = START, [w after each step])."""
     logger.configure(str(folder), "csv,log")
@@ -41,16 +54,15 @@ def tiny(folder, objective, rows=((1.0, 0.0, 0.0),), dtype=torch.float32, previe
     with torch.no_grad():
         model.weight.copy_(torch.tensor([START]))
     seen = []
-    objective.num_timesteps = 4
     loop = TrainLoop(
         model=model,
-        objective=objective,
+        objective=ByFunction(objective),
         data=iter(lambda: (torch.tensor(rows), {}), None),
         flags=TrainFlags(**{"lr": 0.1, "log_interval": 1, **flags}),
         resolved={"num_channels": 3},
         dtype=dtype,
         preview=preview,
-        after_step=lambda step: seen.append(model.weight.detach()[0].clone()),
+        after_step=lambda loop: seen.append(model.weight.detach()[0].clone()),
     )
     return loop, seen
 

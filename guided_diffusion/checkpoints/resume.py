@@ -9,8 +9,8 @@ from . import manifest
 
 AUTO = "auto"
 
-# What TrainLoop saves as stateNNNNNN.pt.
-STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "sampler", "random"}
+# What a training run saves as stateNNNNNN.pt, beside what its objective does.
+STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "random"}
 
 
 def starting_point(parsed, kind):
@@ -149,7 +149,7 @@ def run_of(path):
 
 
 def read_state(path):
-    """The values named by STATE, saved beside a model; None where there are none, as with published ones."""
+    """The values named by STATE and those of the objective, saved beside a model; None where there are none."""
     state = beside(path, "state")
     if not files.exists(state):
         return None

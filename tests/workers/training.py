@@ -15,8 +15,10 @@ import torch
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
+from guided_diffusion.objectives import Loss, Objective
 from guided_diffusion.script_util import DiffusionFlags
-from guided_diffusion.train_util import TrainFlags, TrainLoop, training_data
+from guided_diffusion.train_util import TrainFlags, TrainLoop
+from guided_diffusion.training.data import training_data
 
 SIZE, IMAGES, GLOBAL_BATCH = 8, 24, 8
 # 64 channels: with 32, each normalisation group is one channel and its bias has no gradient but rounding
@@ -25,7 +27,7 @@ THREE_STEPS = dict(iterations=3, lr=0.05, ema_rate="0.5,0.9")
 PROCESS = DiffusionFlags(learn_sigma=True, diffusion_steps=100)
 
 
-class ReadFromImages:
+class ReadFromImages(Objective):
     """The diffusion loss at timesteps and noise that the images decide.
 
     :param poison: {number of the call: factor of the loss}, to make gradients that are not finite.
@@ -46,7 +48,7 @@ class ReadFromImages:
         terms = self.diffusion.training_losses(model, batch, t, model_kwargs=cond, noise=noise)
         terms["loss"] = terms["loss"] * self.poison.get(len(self.calls), 1.0)
         self.calls.append((t, {name: values.detach().clone() for name, values in terms.items()}))
-        return terms["loss"], terms, t
+        return Loss(terms["loss"], terms, t)
 
 
 def write_images(path):

@@ -1,0 +1,54 @@
+"""Objectives: what training minimises, one paper a file; the table decides what --objective offers."""
+
+from dataclasses import dataclass
+
+from .. import logger
+from ..errors import UserError
+from ..flags import FlagGroup, flag
+from .classifier import ClassifierObjective, ValidationFlags
+from .diffusion import DiffusionObjective
+from .objective import AuxiliaryNetwork, Loss, Objective
+
+__all__ = [
+    "OBJECTIVES",
+    "AuxiliaryNetwork",
+    "ClassifierObjective",
+    "Loss",
+    "Objective",
+    "ObjectiveFlags",
+    "ValidationFlags",
+]
+
+# Those of diffusion networks. A classifier has but one.
+OBJECTIVES = {"diffusion": DiffusionObjective}
+
+
+@dataclass
+class ObjectiveFlags(FlagGroup):
+    """The objective."""
+
+    objective: str = flag("diffusion", "What training minimises.", choices=OBJECTIVES)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective not in OBJECTIVES:  # as the flags beside a checkpoint may have it
+            raise UserError(f"--objective is {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+
+
+def groups():
+    """Flag groups of scripts that offer --objective: its own, and those of all that it may name."""
+    return list(dict.fromkeys([ObjectiveFlags, *(group for kind in OBJECTIVES.values() for group in kind.flags)]))
+
+
+def create(parsed, diffusion):
+    """The Objective that --objective names.
+
+    :param parsed: the resolved Parsed flags.
+    :param diffusion: a GaussianDiffusion.
+    """
+    chosen = parsed[ObjectiveFlags].objective
+    read = {field for group in OBJECTIVES[chosen].flags for field in group.__dataclass_fields__}
+    for group in groups()[1:]:
+        for name in sorted(parsed.given & set(group.__dataclass_fields__) - read):
+            logger.warn(f"--{name} does nothing with --objective {chosen}")
+    return OBJECTIVES[chosen].create(parsed, diffusion)

@@ -1,0 +1,193 @@
+"""What an objective is, and the networks that it may own beside the one that is trained."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .. import dist_util, logger
+from ..errors import UserError
+from ..training.precision import BAD_STEPS, MixedPrecisionTrainer
+
+
+class Loss(NamedTuple):
+    """What an objective says of N images.
+
+    :ivar value: [N], of which training minimises the mean.
+    :ivar terms: {name: [N]} to log.
+    :ivar t: int64 [N] in 0..num_timesteps-1, the timesteps they belong to, by whose quartiles they are logged.
+    """
+
+    value: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    t: torch.Tensor
+
+
+class AuxiliaryNetwork:
+    """A network that an objective owns: frozen, as a teacher is, or trained by an optimiser of its own, as a critic is.
+
+    It is the same on all ranks: it starts from the weights of rank 0, and its gradients are averaged over the ranks.
+
+    :param network: is moved to the device of this rank.
+    :param optimizer: a torch.optim.Optimizer of its parameters; None freezes it.
+    :param dtype: what its losses were computed in; under torch.float16 they are scaled, see MixedPrecisionTrainer.
+    :param grad_clip: largest norm of its gradient; 0 never clips.
+    """
+
+    def __init__(self, network, optimizer=None, dtype=torch.float32, grad_clip=0.0):
+        self.network = network.to(dist_util.dev()).requires_grad_(optimizer is not None)
+        self.optimizer = optimizer
+        self.trainer = MixedPrecisionTrainer(network, dtype, grad_clip=grad_clip)
+        self._images = 0
+        dist_util.sync_params([*network.parameters(), *network.buffers()])
+
+    def __call__(self, *args, **kwargs):
+        """The output of the network, whose gradients reach its weights: for its own losses."""
+        return self.network(*args, **kwargs)
+
+    def fixed(self, *args, **kwargs):
+        """The output of the network, whose gradients reach the arguments alone: for losses of the trained network."""
+        weights = {name: p.detach() for name, p in self.network.named_parameters()}
+        return torch.func.functional_call(self.network, weights, args, kwargs)
+
+    def backward(self, losses):
+        """Add the gradients of its losses [n] of a microbatch, which must not reach the trained network."""
+        self.trainer.backward(losses.sum())
+        self._images += len(losses)
+
+    def step(self):
+        """Take an optimiser step by the mean gradient of all losses since the last one, over microbatches and ranks.
+
+        Without losses nothing happens. Every rank must call it.
+
+        :return: whether the weights changed; they do not where a loss or a gradient is not finite.
+        :raises UserError: after BAD_STEPS such steps in a row, or where the weights are not finite.
+        """
+        if self.optimizer is None:
+            return False
+        images = dist_util.all_reduce_sum(torch.tensor(float(self._images))).item()
+        self._images = 0
+        if not images:
+            return False
+        self._average(images)
+        stepped, grad_norm, _ = self.trainer.optimize(self.optimizer)
+        dist_util.sync_params(self.network.buffers())
+        what = f"the {type(self.network).__name__} of --objective"
+        if not stepped:
+            logger.warn(f"the loss or a gradient of {what} is not finite, so its weights stay as they are")
+        if self.trainer.bad_steps >= BAD_STEPS or not math.isfinite(self.trainer.param_norm()):
+            raise UserError(
+                f"training diverged: {what} has gradient norm {grad_norm:g}; try a lower learning rate of it"
+            )
+        return stepped
+
+    def _average(self, images):
+        for p in self.trainer.params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in self.trainer.params]
+        if dist_util.world_size() > 1:
+            whole = dist_util.all_reduce_sum(torch.cat([grad.flatten() for grad in grads]))
+            for grad, total in zip(grads, whole.split([grad.numel() for grad in grads])):
+                grad.copy_(total.view_as(grad))
+        torch._foreach_div_(grads, images)
+
+    def discard(self):
+        """Forget the gradients of the losses since the last step."""
+        self.network.zero_grad(set_to_none=True)
+        self._images = 0
+
+    def state_dict(self):
+        """Weights, buffers and the optimiser's state."""
+        state = {"network": self.network.state_dict()}
+        if self.optimizer is not None:
+            state |= {"optimizer": self.optimizer.state_dict(), "lg_loss_scale": self.trainer.lg_loss_scale}
+        return state
+
+    def load_state_dict(self, state):
+        """Go on from a `state_dict`; learning rate and the like stay those that the optimiser has.
+
+        :raises UserError: if it is that of another network or optimiser; it does not change then.
+        """
+        shapes, theirs = ({k: v.shape for k, v in s.items()} for s in (self.network.state_dict(), state["network"]))
+        if shapes != theirs or ("optimizer" in state) != (self.optimizer is not None):
+            raise UserError("it is that of another network or optimiser")
+        if self.optimizer is not None:
+            own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except ValueError as error:
+                raise UserError(f"it is that of another optimiser ({error})") from error
+            for group, values in zip(self.optimizer.param_groups, own):
+                group.update(values)
+            if self.trainer.scales_loss:
+                self.trainer.lg_loss_scale = state["lg_loss_scale"]
+        self.network.load_state_dict(state["network"])
+
+
+class Objective:
+    """What training minimises. A paper is a class of its own in a file of its own, and a line in OBJECTIVES.
+
+    Its attributes that are an AuxiliaryNetwork are trained and frozen, saved and resumed with it: `__call__` tells
+    those that are trained their losses by `backward`. Whatever else has to go on when a run is resumed belongs into
+    `state_dict`, but for draws from the global generators of torch and numpy.
+
+    :cvar flags: flag groups of scripts that offer it.
+    :cvar memory: what a state file holds of it, in words.
+    :ivar num_timesteps: T, of which the log has quartiles.
+    """
+
+    flags = ()
+    memory = "what --objective has learnt"
+
+    @classmethod
+    def create(cls, parsed, diffusion):
+        """The objective of a command line.
+
+        :param parsed: the resolved Parsed flags, which have the groups in `flags`.
+        :param diffusion: a GaussianDiffusion.
+        """
+        raise NotImplementedError
+
+    def __call__(self, model, x, cond):
+        """The Loss of a microbatch, once for each of a step, under the autocast of the trained network.
+
+        :param model: the trained network, `model(x, t, **cond)`.
+        :param x: [N, C, H, W] in [-1, 1], on the device of this rank.
+        :param cond: {name: tensor [N, ...]} of what the network is told.
+        """
+        raise NotImplementedError
+
+    def stepped(self, model):
+        """Follow an optimiser step that changed the weights of the trained network; every rank calls it.
+
+        :param model: the trained network, without the wrapper that averages gradients.
+        """
+        for auxiliary in self._auxiliaries().values():
+            auxiliary.step()
+
+    def skipped(self):
+        """In place of `stepped`, where a loss or gradient was not finite and so no weight has changed."""
+        for auxiliary in self._auxiliaries().values():
+            auxiliary.discard()
+
+    def state_dict(self):
+        """{name: state as tensors and plain values}, the same on all ranks; rank 0 alone calls it."""
+        return {name: auxiliary.state_dict() for name, auxiliary in self._auxiliaries().items()}
+
+    def load_state_dict(self, state):
+        """Go on from a `state_dict`, and say in a warning what is not in it and so starts afresh.
+
+        :raises UserError: for the state of another network.
+        """
+        for name, auxiliary in self._auxiliaries().items():
+            if name not in state:
+                logger.warn(f"the checkpoint has no {name} of --objective, which starts afresh")
+                continue
+            try:
+                auxiliary.load_state_dict(state[name])
+            except UserError as error:
+                raise UserError(f"the {name} of the checkpoint does not fit --objective: {error}") from error
+
+    def _auxiliaries(self):
+        return {name: value for name, value in vars(self).items() if isinstance(value, AuxiliaryNetwork)}

@@ -1,0 +1,1 @@
+"""Training: its flags, its loop, what of a run lies on disk, and precision."""

@@ -1,0 +1,106 @@
+"""The bodies of the training scripts."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .. import checkpoints, dist_util, logger, objectives
+from ..checkpoints import resume
+from ..generate import preview_sampler
+from ..image_datasets import DataFlags
+from ..jobs import launch
+from ..networks import ClassifierFlags, UNetFlags
+from ..objectives import ClassifierObjective, ValidationFlags
+from ..script_util import DiffusionFlags, InputPerturbationFlags
+from .data import training_data
+from .flags import TrainFlags
+from .loop import TrainLoop, as_given
+from .validation import held_out_losses
+
+# images of a preview, at most
+SHOWN = 16
+
+
+def begin(parsed, kind):
+    """The Parsed flags of a run that begins or goes on; from here on its random numbers are drawn. For every rank.
+
+    :param kind: the Kind of network that is trained.
+    """
+    parsed = resume.starting_point(parsed, kind)
+    seed_everything(parsed[TrainFlags])
+    return parsed
+
+
+def seed_everything(flags):
+    """Seed this rank's generators, and say how large a step is over all ranks.
+
+    A resumed run whose random states cannot be restored draws numbers of its own, not those of the first steps again.
+    """
+    seeds = np.random.SeedSequence([flags.seed, dist_util.rank(), flags.first_step()]).generate_state(2)
+    np.random.seed(seeds[0])
+    torch.manual_seed(int(seeds[1]))
+    ranks = dist_util.world_size()
+    logger.log(f"each step: {flags.batch_size} images x {ranks} ranks = {flags.batch_size * ranks}")
+
+
+def train_diffusion(parsed, kind, network, conditioning=None, after_step=None):
+    """Train a diffusion network by --objective.
+
+    :param parsed: the command line; what follows is asked with its resolved Parsed flags.
+    :param kind: the Kind of the network.
+    :param network: `parsed -> the network`.
+    :param conditioning: `parsed -> (batch, extra) -> cond`, see TrainLoop, where the network is told more of its images
+        than their class.
+    :param after_step: `parsed -> an after_step of TrainLoop, or None`.
+    """
+    parsed = begin(parsed, kind)
+    unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
+    model, diffusion = network(parsed), process.create(parsed[InputPerturbationFlags])
+    size = parsed.values()[kind.size_flag]
+    data = training_data(parsed[DataFlags], settings, size, unet.class_cond, unet.num_classes)
+    if not launch.announce(parsed):
+        return
+    if conditioning is None:
+        tell, count = as_given, SHOWN
+        cond = {"y": torch.arange(SHOWN) % unet.num_classes} if unet.class_cond else {}
+    else:
+        tell = conditioning(parsed)
+        batch, extra = next(data)
+        data = itertools.chain([(batch, extra)], data)
+        count, cond = len(batch[:SHOWN]), {k: v[:SHOWN] for k, v in tell(batch, extra).items()}
+    TrainLoop(
+        model=model.to(dist_util.dev()),
+        objective=objectives.create(parsed, diffusion),
+        data=data,
+        flags=settings,
+        resolved=parsed.values(),
+        dtype=unet.dtype,
+        conditioning=tell,
+        preview=preview_sampler(process, (count, 3, size, size), cond),
+        after_step=after_step(parsed) if after_step else None,
+    ).run_loop()
+
+
+def train_classifier(parsed):
+    """Train a classifier of noisy images."""
+    parsed = begin(parsed, checkpoints.CLASSIFIER)
+    classifier, settings = parsed[ClassifierFlags], parsed[TrainFlags]
+    if parsed[ValidationFlags].anneal_lr:
+        settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
+    model, diffusion = classifier.create(), parsed[DiffusionFlags].create()
+    images = {"image_size": classifier.image_size, "class_cond": True, "num_classes": classifier.num_classes}
+    data = training_data(parsed[DataFlags], settings, **images)
+    after_step = held_out_losses(parsed, diffusion, **images)
+    if not launch.announce(parsed):
+        return
+    TrainLoop(
+        model=model.to(dist_util.dev()),
+        objective=ClassifierObjective.create(parsed, diffusion),
+        data=data,
+        flags=settings,
+        resolved=parsed.values(),
+        dtype=classifier.dtype,
+        after_step=after_step,
+    ).run_loop()

@@ -1,0 +1,284 @@
+"""The training loop: any objective, any number of ranks."""
+
+import contextlib
+import math
+
+import torch
+
+from .. import dist_util, files, logger
+from ..errors import UserError
+from ..images import save_grid
+from ..jobs import interruption, random_state, slow_steps
+from ..nn import update_ema
+from .log import Clock, log_loss_dict
+from .precision import BAD_STEPS, MixedPrecisionTrainer
+from .run_files import RunFiles
+
+
+def as_given(batch, extra):
+    """The conditioning that tells the network what the data say beside the images."""
+    return extra
+
+
+class TrainLoop:
+    """Optimises a network until the last step, writing logs, checkpoints and pictures.
+
+    With several ranks each computes its own batch, and gradients are averaged over the ranks.
+
+    :param model: the network, on its device.
+    :param objective: an Objective.
+    :param data: endless iterator of (batch [N, C, ...], extra: dict of tensors or arrays [N, ...]).
+    :param flags: TrainFlags.
+    :param resolved: {flag: value} to lie beside each checkpoint.
+    :param dtype: what the network computes in; torch.float16 comes with a loss scale.
+    :param conditioning: `(batch, extra) -> {name: tensor [N, ...]}` that the network is told, of whole batches on the
+        device; it may draw from torch's global generator.
+    :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
+    :param after_step: `loop -> bool`, called after each step on every rank, to log more; or None. Where it gives True,
+        a row is written at this step.
+    """
+
+    def __init__(
+        self,
+        *,
+        model,
+        objective,
+        data,
+        flags,
+        resolved,
+        dtype=torch.float32,
+        conditioning=as_given,
+        preview=None,
+        after_step=None,
+    ):
+        self.model = model
+        self.objective = objective
+        self.data = data
+        self.flags = flags
+        self.conditioning = conditioning
+        self.preview = preview
+        self.after_step = after_step
+        self.device = next(model.parameters()).device
+        self.files = RunFiles(flags, resolved)
+        self.step = flags.first_step()
+        self.samples = self.step * flags.batch_size * dist_util.world_size()
+        self.files.load_model(model)
+        dist_util.sync_params(model.parameters())
+        self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
+        if not math.isfinite(self.mp_trainer.param_norm()):
+            raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
+        self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
+        self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
+        self.ddp_model = dist_util.data_parallel(model)
+        if flags.resume_checkpoint:
+            self.files.load_averages(model, self.ema)
+            self.files.load_optimizer(self.opt, self.device)
+            self.samples = self.files.load_state(self.samples, self.mp_trainer, objective, self.device)
+
+    def run_loop(self):
+        """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run.
+
+        Nothing is saved after a step that was not finite: a checkpoint that is due then waits for the next good step.
+        Only the last step of float16 is saved though its loss scale was too high, which changes no weight.
+
+        :raises UserError: when training diverges, or ends with steps that were not finite.
+        """
+        last = self.flags.last_step()
+        if last is not None and self.step >= last:
+            raise UserError(
+                f"--resume_checkpoint is at step {self.step}, and training ends at step {last}: nothing to do"
+            )
+        self.files.open_logs()
+        clock = Clock(self.step, last)
+        with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
+            signal = 0
+            while not signal and self.step != last:
+                self._next_step(clock, doing)
+                signal = asked()
+                if (signal or self.step == last or self._save_is_due()) and self._may_be_saved():
+                    doing("its checkpoint, which rank 0 writes")
+                    with clock.stopped():
+                        self.save()
+        self._end(signal)
+
+    def _next_step(self, clock, doing):
+        """Take a step on the next batch, and score, log and draw it.
+
+        :param doing: is told what is waited for; see `slow_steps.told`.
+        """
+        doing("the next batch", step=self.step + 1)
+        batch, extra = next(self.data)
+        doing("its loss and gradient, and for those of the other ranks")
+        self.run_step(batch, extra)
+        images = len(batch) * dist_util.world_size()
+        self.step += 1
+        self.samples += images
+        clock.images += images
+        scored = False
+        if self.after_step is not None:
+            doing("its score")
+            with clock.stopped():
+                scored = self.after_step(self)
+        doing("its log row, and for those of the other ranks")
+        draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
+        ends = self.step == self.flags.last_step()
+        if self.step % self.flags.log_interval == 0 or not clock.logged or draws or scored or ends:
+            logger.logkv("step", self.step)
+            logger.logkv("samples", self.samples)
+            clock.log(self.step)
+            logger.dumpkvs()
+        if draws:
+            doing("its preview, which rank 0 draws")
+            with clock.stopped():
+                self.draw_preview()
+        doing("the answer of the other ranks whether to stop")
+
+    def _save_is_due(self):
+        """Whether a multiple of --save_interval lies between the last checkpoint and this step, or is this step."""
+        interval = self.flags.save_interval
+        return self.step // interval > (self.files.saved_step or 0) // interval
+
+    def _may_be_saved(self):
+        """Whether this step was finite, or is the last of float16, whose loss scale may just have been too high."""
+        too_high = self.mp_trainer.scales_loss and self.step == self.flags.last_step()
+        return too_high or not self.mp_trainer.bad_steps
+
+    def _end(self, signal):
+        """Say where a run stands that a signal stopped, or that ends on a step which is not saved.
+
+        :param signal: its number, or 0.
+        """
+        unsaved = f"step {self.step} is not saved, for its loss or gradient is not finite; {self.files.last_good()}"
+        saved = self._may_be_saved()
+        if signal and self.step != self.flags.last_step():
+            advice = f"saved at step {self.step}" if saved else unsaved
+            if self.files.saved_step is not None:
+                advice += "; --resume_checkpoint auto goes on from there"
+            interruption.stop(signal, advice)
+        if not saved:
+            raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
+
+    def run_step(self, batch, extra):
+        """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
+        self._anneal_lr()
+        batch = batch.to(self.device)
+        cond = self.conditioning(batch, {k: torch.as_tensor(v).to(self.device) for k, v in extra.items()})
+        size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
+        starts = range(0, len(batch), size)
+        for start in starts:
+            part = slice(start, start + size)
+            x, told = batch[part], {k: v[part] for k, v in cond.items()}
+            wait = start != starts[-1] and self.ddp_model is not self.model
+            with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
+                with self.mp_trainer.autocast():
+                    loss = self.objective(self.ddp_model, x, told)
+                self.mp_trainer.backward(loss.value.mean() * (len(x) / len(batch)))
+            log_loss_dict(self.objective.num_timesteps, loss.t, loss.terms)
+        stepped, grad_norm, param_norm = self.mp_trainer.optimize(self.opt)
+        logger.logkv_mean("grad_norm", grad_norm)
+        logger.logkv_mean("param_norm", param_norm)
+        if self.mp_trainer.scales_loss:
+            logger.logkv("lg_loss_scale", self.mp_trainer.lg_loss_scale)
+        if self.flags.grad_clip:
+            logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
+        if stepped:
+            for rate, params in self.ema.items():
+                update_ema(params, self.model.parameters(), rate=float(rate))
+            self.objective.stepped(self.model)
+        else:
+            logger.warn(f"step {self.step + 1}: the loss or a gradient is not finite, so the weights stay as they are")
+            self._raise_if_diverged(grad_norm, param_norm)
+            self.objective.skipped()
+
+    def _anneal_lr(self):
+        if self.flags.lr_anneal_steps:
+            lr = self.flags.lr * (1 - self.step / self.flags.lr_anneal_steps)
+            for group in self.opt.param_groups:
+                group["lr"] = lr
+
+    def _raise_if_diverged(self, grad_norm, param_norm):
+        """Let a step pass that changed nothing, unless none has been better for long or no later one can be.
+
+        :raises UserError: at weights that are not finite, after BAD_STEPS such steps in a row, or at a loss scale
+            below 1.
+        """
+        trainer = self.mp_trainer
+        if not math.isfinite(param_norm):
+            cause = f"the norm of the weights is {param_norm:g}"
+        elif trainer.lg_loss_scale < 0:
+            cause = f"{_in_a_row(trainer.bad_steps)} and the loss scale fell below 1"
+        elif trainer.bad_steps >= BAD_STEPS:
+            cause = _in_a_row(trainer.bad_steps)
+        else:
+            return
+        raise self._diverged(self.step + 1, f"{cause}, with gradient norm {grad_norm:g}")
+
+    def _diverged(self, step, cause):
+        """The UserError that ends a run at a step."""
+        remedies = "a lower --lr, --grad_clip 1" + (
+            ", --use_bf16 for --use_fp16" if self.mp_trainer.scales_loss else ""
+        )
+        rate = self.opt.param_groups[0]["lr"]
+        return UserError(
+            f"training diverged at step {step}: {cause} and learning rate {rate:g}; {self.files.last_good()}; "
+            f"try {remedies}"
+        )
+
+    @contextlib.contextmanager
+    def ema_weights(self):
+        """Within it the model has the first moving average's weights (its own where there is none)."""
+        own = [p.detach().clone() for p in self.model.parameters()]
+        averaged = next(iter(self.ema.values()), own)
+        try:
+            _copy(averaged, self.model.parameters())
+            yield
+        finally:
+            _copy(own, self.model.parameters())
+
+    def draw_preview(self):
+        """Write `preview_NNNNNN.png`, a grid of samples of the moving average, on rank 0."""
+        if self.preview is None or not dist_util.is_main():
+            return
+        with self.ema_weights():
+            self.model.eval()
+            images = self.preview(self.model)
+            self.model.train()
+        path = files.join(logger.get_dir(), f"preview_{self.step:06d}.png")
+        save_grid(path, images)
+        logger.log(f"wrote {path}")
+
+    def save(self):
+        """Write model, moving averages and optimiser under their published names, the state, and then the manifest.
+
+        Rank 0 writes; every rank must call it.
+
+        :raises UserError: on every rank, if it cannot be written, and nothing of it stays then; or if the weights are
+            not finite.
+        """
+        norm = self.mp_trainer.param_norm()
+        if not math.isfinite(norm):
+            raise self._diverged(self.step, f"the norm of the weights is {norm:g}, so they are not saved,")
+        random = dist_util.gather_object(random_state.capture(self.device))
+        self.files.write(self.step, self._parts(random))
+        if not self.mp_trainer.bad_steps:
+            self.files.prune()
+
+    def _parts(self, random):
+        state = self.files.state(self.step, self.samples, self.mp_trainer, self.objective, random)
+        yield from self.files.parts(self.step, self.model, self.ema, self.opt, state)
+
+
+def _in_a_row(steps):
+    return f"{steps} steps in a row had a loss or gradient that is not finite"
+
+
+def _say_slow(sentence):
+    logger.warn(f"{dist_util.place()}: {sentence}")
+    if not dist_util.is_main():  # whose warnings reach a file alone
+        dist_util.say(f"{dist_util.place()}: {sentence}")
+
+
+def _copy(source, target):
+    with torch.no_grad():
+        for a, b in zip(source, target):
+            b.copy_(a)

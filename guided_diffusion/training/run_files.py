@@ -1,0 +1,183 @@
+"""What of a training run lies on disk: the checkpoint that it goes on from, and those that it writes."""
+
+import contextlib
+import math
+import os
+
+from .. import checkpoints, dist_util, files, logger
+from ..checkpoints import manifest, resume
+from ..errors import UserError
+from ..jobs import random_state
+
+
+class RunFiles:
+    """The files of a run: it goes on from --resume_checkpoint, and writes to the output folder.
+
+    :param flags: TrainFlags.
+    :param resolved: {flag: value} to lie beside each checkpoint.
+    :ivar saved_step: of the checkpoint that was written last, or that the run goes on from; None before the first.
+    """
+
+    def __init__(self, flags, resolved):
+        self.flags = flags
+        self.resolved = resolved
+        self.source = flags.resume_checkpoint
+        self.run = resume.run_of(self.source)
+        self.saved_step = flags.first_step() if self.source else None
+
+    # -- what a run goes on from -----------------------------------------------------------------
+
+    def load_model(self, model):
+        """Read the weights of --resume_checkpoint, or else of --init_from, into the network."""
+        if self.source:
+            checkpoints.load_into(model, self.source, "resume_checkpoint")
+        elif self.flags.init_from:
+            for name in checkpoints.load_into(model, self.flags.init_from, "init_from", free_head=True):
+                logger.warn(f"{name} is not taken from {self.flags.init_from}, which has other classes")
+
+    def load_averages(self, model, averages):
+        """Read moving averages {rate: [tensor of each parameter]}, and say which are not there."""
+        names = [name for name, _ in model.named_parameters()]
+        for rate, params in averages.items():
+            path = resume.beside(self.source, f"ema_{rate}_")
+            if files.exists(path):
+                state = dist_util.load_state_dict(path)
+                with _fitting(path):
+                    for name, param in zip(names, params):
+                        param.copy_(state[name])
+            else:
+                logger.warn(f"no {path}: the moving average {rate} starts from the resumed weights")
+
+    def load_optimizer(self, optimizer, device):
+        """Read the optimiser's state, or say that it is not there; the flags decide its rates."""
+        path = resume.beside(self.source, "opt")
+        if files.exists(path):
+            state = dist_util.load_checkpoint(path, map_location=device)
+            with _fitting(path):
+                optimizer.load_state_dict(state)
+            for group in optimizer.param_groups:  # the file has those of the run it is from
+                group.update(lr=self.flags.lr, weight_decay=self.flags.weight_decay)
+        else:
+            logger.warn(f"no {path}: the optimiser starts afresh")
+
+    def load_state(self, samples, precision, objective, device):
+        """Take up the rest of what `state` has, and say what cannot be.
+
+        :param samples: the images of all steps so far, if no file says it.
+        :return: the images of all steps so far.
+        """
+        flags, path = self.flags, resume.beside(self.source, "state")
+        state = resume.read_state(self.source)
+        if state is None:
+            logger.warn(
+                f"no {path}: random numbers, the loss scale and {objective.memory} start afresh, and the data go on as "
+                "if all steps had been of this size"
+            )
+            return samples
+        if precision.scales_loss and state["lg_loss_scale"] is not None:
+            precision.lg_loss_scale = state["lg_loss_scale"]
+        if state["seed"] != flags.seed:
+            logger.warn(f"--seed is {flags.seed}, the checkpoint has {state['seed']}: the data come in another order")
+        with _fitting(path):
+            objective.load_state_dict({name: part for name, part in state.items() if name not in resume.STATE})
+        step_size = [flags.batch_size, dist_util.world_size()]
+        if state["step_size"] == step_size:
+            random_state.restore(state["random"][dist_util.rank()], device)
+        else:
+            then, now = ("{} images x {} ranks".format(*size) for size in (state["step_size"], step_size))
+            logger.warn(
+                f"the checkpoint's steps were of {then}, now they are of {now}: random numbers are drawn afresh, so "
+                f"what follows is not exactly what would have been; the data go on after {state['samples']} images"
+            )
+        return state["samples"]
+
+    # -- what a run writes -----------------------------------------------------------------------
+
+    def open_logs(self):
+        """Clear away unfinished files, and the log rows past the start where the run goes on with logs; on rank 0."""
+        if dist_util.is_main():
+            files.remove_unfinished(logger.get_dir())
+            logger.rewind(self.flags.first_step() if self._goes_on_here() else math.inf)
+
+    def _goes_on_here(self):
+        """Whether the run goes on from a checkpoint of its own output folder, and so with the logs there."""
+        if not self.source:
+            return False
+        folder = files.split(self.source)[0]
+        return logger.get_dir() == (folder if files.is_remote(folder) else os.path.abspath(folder))
+
+    def write(self, step, parts):
+        """Write the checkpoint of a step, and its manifest last. Rank 0 writes; every rank must call it.
+
+        :param parts: (file name, content) in turn, as `parts` gives them.
+        :raises UserError: on every rank, if it cannot be written, and nothing of it stays then.
+        """
+        failed = None
+        if dist_util.is_main():
+            logger.log(f"saving {files.join(logger.get_dir(), f'model{step:06d}.pt')}")
+            try:
+                manifest.write(logger.get_dir(), step, parts, self.run)
+            except OSError as error:
+                failed = (
+                    f"the checkpoint of step {step} cannot be written ({error}), so training ends; "
+                    f"{self.last_good()}: make room and go on with --resume_checkpoint auto"
+                )
+        failed = dist_util.broadcast_object(failed)
+        if failed:
+            raise UserError(failed)
+        self.saved_step = step
+
+    def prune(self):
+        """Delete the oldest checkpoints of the run beyond --keep_checkpoints, on rank 0."""
+        if self.flags.keep_checkpoints and dist_util.is_main():
+            try:
+                manifest.prune(logger.get_dir(), self.flags.keep_checkpoints, self.run)
+            except OSError as error:
+                logger.warn(f"step {self.saved_step} is saved, but older checkpoints cannot be deleted: {error}")
+
+    def last_good(self):
+        """Which checkpoint is the last, in words: none is written in a bad state."""
+        if self.saved_step is None:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of step {self.saved_step} is whole"
+
+    def parts(self, step, model, averages, optimizer, state):
+        """(file name, content) of a checkpoint, in turn, under their published names but for the state.
+
+        :param averages: {rate: [tensor of each parameter]}.
+        :param state: see `state`.
+        """
+        number, flags, weights = f"{step:06d}", {**self.resolved, "step": step}, model.state_dict()
+        yield from checkpoints.parts(f"model{number}.pt", weights, flags)
+        names = [name for name, _ in model.named_parameters()]
+        for rate, params in averages.items():
+            yield from checkpoints.parts(f"ema_{rate}_{number}.pt", {**weights, **dict(zip(names, params))}, flags)
+        yield from checkpoints.parts(f"opt{number}.pt", optimizer.state_dict())
+        yield from checkpoints.parts(f"state{number}.pt", state)
+
+    def state(self, step, samples, precision, objective, random):
+        """What the published files do not hold, of a run that is to go on exactly.
+
+        :param samples: the images of all steps so far.
+        :param random: the random states of all ranks, in their order.
+        """
+        return {
+            "step": step,
+            "samples": samples,
+            "step_size": [self.flags.batch_size, dist_util.world_size()],
+            "seed": self.flags.seed,
+            "lg_loss_scale": precision.lg_loss_scale if precision.scales_loss else None,
+            **objective.state_dict(),
+            "random": random,
+        }
+
+
+@contextlib.contextmanager
+def _fitting(path):
+    """Errors within it mean that the file at `path` is that of another network."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit the network of --resume_checkpoint ({error})") from error

@@ -1,0 +1,40 @@
+"""Held-out losses of a classifier in training."""
+
+from dataclasses import replace
+
+import torch
+
+from .. import dist_util
+from ..image_datasets import DataFlags
+from ..objectives import ClassifierObjective, ValidationFlags
+from .data import training_data
+from .flags import TrainFlags
+from .log import log_loss_dict
+
+
+def held_out_losses(parsed, diffusion, **data):
+    """An `after_step` of a TrainLoop that logs the losses of the next held-out batch each --eval_interval steps.
+
+    :param parsed: the resolved Parsed flags.
+    :param diffusion: the GaussianDiffusion of the ClassifierObjective.
+    :param data: what `training_data` takes beside flags.
+    :return: None where --val_data_dir is empty.
+    """
+    checks, flags = parsed[ValidationFlags], parsed[TrainFlags]
+    if not checks.val_data_dir:
+        return None
+    held_out = replace(parsed[DataFlags], data_dir=checks.val_data_dir, random_flip=False, random_crop=False)
+    batches = training_data(held_out, flags, start=flags.first_step() // checks.eval_interval, **data)
+    objective = ClassifierObjective.held_out(parsed, diffusion)
+
+    def after_step(loop):
+        if loop.step % checks.eval_interval:
+            return
+        batch, cond = next(batches)
+        loop.model.eval()
+        with torch.no_grad():
+            loss = objective(loop.model, batch.to(dist_util.dev()), {"y": cond["y"].to(dist_util.dev())})
+        loop.model.train()
+        log_loss_dict(objective.num_timesteps, loss.t, loss.terms)
+
+    return after_step

@@ -1,8 +1,10 @@
 """Starts workers and scripts as processes of their own: alone, or as the ranks of mpirun, torchrun or srun."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,3 +63,42 @@ def srun(n, worker, *args):
     ]
     errors = [process.communicate(timeout=HANGS)[1] for process in ranks]
     return SimpleNamespace(returncodes=[p.returncode for p in ranks], stderr="".join(errors))
+
+
+class Job:
+    """A training that runs, on one or more ranks; `said` is what it has printed so far."""
+
+    def __init__(self, words, place):
+        self.path = place / f"said{len(list(place.glob('said*')))}.txt"
+        with open(self.path, "w") as out:
+            self.process = subprocess.Popen(
+                words,
+                env=clean_env(OMP_NUM_THREADS="1"),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def said(self):
+        return self.path.read_text()
+
+    def trains(self, steps=1):
+        """Wait until it has logged so many steps, or has ended."""
+        while self.process.poll() is None and self.said.count("grad_norm") < steps:
+            time.sleep(0.01)
+
+    def ranks(self):
+        """The process id of each rank."""
+        return list(map(int, re.findall(r"rank \d \(process (\d+) on", self.said))) or [self.process.pid]
+
+    def ended(self):
+        """Its exit status, once it has ended."""
+        return self.process.wait(timeout=HANGS)

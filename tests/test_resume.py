@@ -4,19 +4,23 @@ import json
 import os
 import resource
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import script_runs
 import torch
-from tiny_loop import INF, NAN, START, half_square, plain_sum, poisoned, rows, tiny, weights
+from tiny_loop import INF, NAN, START, assert_same, half_square, plain_sum, poisoned, rows, tiny, weights
 
 from guided_diffusion import checkpoints, files, flags, logger
 from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs import random_state
+from guided_diffusion.objectives import Loss
+from guided_diffusion.objectives.sampled import SampledObjective
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.train_util import TrainFlags
+from guided_diffusion.train_util import TrainFlags, TrainLoop
 from guided_diffusion.training.data import training_data
 
 EIGHT = (
@@ -78,6 +82,41 @@ def test_a_resumed_run_is_the_run_bit_for_bit(images, whole, tmp_path):
     assert different_files(whole, tmp_path, 40) == [] and "warning" not in said
     sampler = torch.load(whole / "state000040.pt", weights_only=True)["sampler"]
     assert sampler["seen"].min() >= 10, "the history would not have counted yet"
+
+
+class Drawn(SampledObjective):
+    """The squared error of y = w x + noise at a drawn timestep; the sampler learns from it."""
+
+    def __init__(self):
+        process = SimpleNamespace(num_timesteps=3)
+        super().__init__(process, LossSecondMomentResampler(process, history_per_term=2))
+
+    def __call__(self, model, x, cond):
+        t, weights = self.sampler.sample(len(x), x.device)
+        loss = (model(x + 0.1 * torch.randn_like(x))[:, 0] - t).square()
+        self.teach(t, loss)
+        return Loss(loss * weights, {"loss": loss}, t)
+
+
+def test_a_run_of_the_first_edition_goes_on_bit_for_bit(tmp_path):
+    """The files are from commit 59aed76, whose objective had the shape of a function and a `sampler` beside it."""
+    old = Path(__file__).parent / "data" / "state_59aed76"
+    images = torch.tensor([[1.0, 0.5, -1.0], [0.0, 2.0, 1.0], [1.5, 0.0, 0.5], [-1.0, 1.0, 0.0]])
+    logger.configure(str(tmp_path), "log")
+    settings = TrainFlags(
+        batch_size=4, lr=0.1, ema_rate="0.5", iterations=8, resume_checkpoint=str(old / "model000004.pt")
+    )
+    TrainLoop(
+        model=torch.nn.Linear(3, 1, bias=False),
+        objective=Drawn(),
+        data=iter(lambda: (images, {}), None),
+        flags=settings,
+        resolved={},
+    ).run_loop()
+    for name in ("model", "ema_0.5_", "opt", "state"):
+        assert_same(weights(tmp_path / f"{name}000008.pt"), weights(old / f"{name}000008.pt"))
+    assert weights(old / "state000004.pt")["sampler"]["seen"].min() >= 2, "the history would not have counted yet"
+    assert "warning" not in (tmp_path / "log.txt").read_text()
 
 
 def test_rows_past_the_checkpoint_are_made_again_where_its_logs_lie(tmp_path):

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import HANGS, MPIRUN, clean_env, needs_mpirun
+from processes import MPIRUN, Job, needs_mpirun
 from script_runs import FOLDER
 
 from guided_diffusion.checkpoints import manifest
@@ -41,45 +41,6 @@ def command(ranks, images, folder, precision="fp32", sampler="uniform", steps=ST
     words += ["--batch_size", 4, "--lr", 1e-3, "--ema_rate", "0.9,0.5", "--iterations", steps, "--save_interval", SAVES]
     words += ["--log_interval", 1, "--schedule_sampler", sampler, *PRECISION[precision], "--resume_checkpoint", "auto"]
     return list(map(str, words))
-
-
-class Job:
-    """A running command; `said` is what it has printed so far."""
-
-    def __init__(self, words, place):
-        self.path = place / f"said{len(list(place.glob('said*')))}.txt"
-        with open(self.path, "w") as out:
-            self.process = subprocess.Popen(
-                words,
-                env=clean_env(OMP_NUM_THREADS="1"),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.process.kill()
-        self.process.wait()
-
-    @property
-    def said(self):
-        return self.path.read_text()
-
-    def trains(self, steps=1):
-        """Wait until it has logged so many steps, or has ended."""
-        while self.process.poll() is None and self.said.count("grad_norm") < steps:
-            time.sleep(0.01)
-
-    def ranks(self):
-        """The process id of each rank."""
-        return list(map(int, re.findall(r"rank \d \(process (\d+) on", self.said))) or [self.process.pid]
-
-    def ended(self):
-        """Its exit status, once it has ended."""
-        return self.process.wait(timeout=HANGS)
 
 
 def kill_at_random(job, folder, rng, whole_job):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import mpirun, needs_mpirun
-from tiny_loop import INF, NAN, START, half_square, plain_sum, poisoned, rows, tiny, weights
+from tiny_loop import INF, NAN, START, assert_same, half_square, plain_sum, poisoned, rows, tiny, weights
 from workers import training
 
 from guided_diffusion import logger
@@ -41,20 +41,6 @@ def terminal_afterwards():
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return training.write_images(tmp_path_factory.mktemp("data") / "images.npz")
-
-
-def assert_same(a, b):
-    """Nested dicts and lists of tensors and numbers are equal, bit for bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for pair in zip(a, b):
-            assert_same(*pair)
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 # ---------------------------------------------------------------------- a model of three weights
@@ -270,6 +256,34 @@ def test_a_slow_step_is_told_by_its_part(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+# ----------------------------------------------------------------------------------- conditioning
+
+
+def test_conditioning_sees_whole_batches_and_its_draws_are_resumed(images, tmp_path):
+    """What it draws from torch's global generator comes again where a run goes on."""
+    seen = []
+
+    def conditioning(batch, extra):
+        seen.append((len(batch), dict(extra), torch.rand(len(batch))))
+        return {"drawn": seen[-1][2]}
+
+    class Told(training.ReadFromImages):
+        def __call__(self, model, x, cond):
+            told.append(cond.pop("drawn"))
+            return super().__call__(model, x, cond)
+
+    told, start = [], str(tmp_path / "whole" / "model000001.pt")
+    options = dict(microbatch=3, iterations=2, save_interval=1)
+    for name, more in (("whole", {}), ("resumed", {"resume_checkpoint": start})):
+        loop = training.loop(images, tmp_path / name, Told(), **options, **more)
+        loop.conditioning = conditioning
+        loop.run_loop()
+    assert [(count, extra) for count, extra, _ in seen] == [(8, {})] * 3
+    assert [len(part) for part in told] == [3, 3, 2] * 3
+    assert torch.equal(torch.cat(told), torch.cat([drawn for *_, drawn in seen]))
+    assert torch.equal(seen[2][2], seen[1][2]) and not torch.equal(seen[0][2], seen[1][2])
+
+
 # ---------------------------------------------------------------------------------------- ranks
 
 
@@ -319,7 +333,7 @@ def test_two_ranks_are_one_with_microbatches(two_ranks, images, tmp_path, name):
 def test_ranks_end_with_the_same_weights(two_ranks):
     ours, theirs = two_ranks[1]
     assert ours["data"] != theirs["data"]
-    for name in ("whole", "uneven", "adam", "resumed"):
+    for name in ("whole", "uneven", "adam", "resumed", "critic", "critic_uneven", "critic_resumed"):
         assert ours[name] == theirs[name]
 
 
@@ -329,6 +343,27 @@ def test_two_ranks_resume_bit_for_bit(two_ranks):
     assert seen[0]["resumed"] == seen[0]["adam"]
     for name in ("model000004.pt", "ema_0.9999_000004.pt", "opt000004.pt"):
         assert_same(weights(folder / "resumed" / name), weights(folder / "adam" / name))
+
+
+@needs_mpirun
+@pytest.mark.parametrize("name", ["critic", "critic_uneven"])
+def test_a_second_network_on_two_ranks_is_that_of_one_with_microbatches(two_ranks, images, tmp_path, name):
+    training.train(images, tmp_path, training.CriticFromImages(), microbatch=4, **training.THREE_STEPS)
+    split, whole = (weights(folder / "state000003.pt")["critic"] for folder in (two_ranks[0] / name, tmp_path))
+    start = weights(two_ranks[0] / "critic" / "state000002.pt")["critic"]["network"]
+    for key in whole["network"]:
+        assert torch.allclose(split["network"][key], whole["network"][key], rtol=1e-4, atol=1e-5), key
+        assert not torch.allclose(split["network"][key], start[key], atol=1e-3), "the tolerance would hide everything"
+    assert split["optimizer"]["state"][0]["step"] == 3
+
+
+@needs_mpirun
+def test_a_second_network_resumes_on_two_ranks_bit_for_bit(two_ranks):
+    folder, seen = two_ranks
+    assert seen[0]["critic_resumed"] == seen[0]["critic"]
+    for name in ("model", "ema_0.5_", "ema_0.9_", "opt", "state"):
+        ours, theirs = (folder / run / f"{name}000003.pt" for run in ("critic_resumed", "critic"))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 @needs_mpirun

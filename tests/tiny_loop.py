@@ -82,3 +82,17 @@ def _number(text):
 
 def weights(path):
     return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b):
+    """Nested dicts and lists of tensors and numbers are equal, bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for pair in zip(a, b):
+            assert_same(*pair)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 
 from .. import checkpoints, dist_util, files, logger
 from ..checkpoints import manifest, resume
@@ -79,7 +80,7 @@ class RunFiles:
         if state["seed"] != flags.seed:
             logger.warn(f"--seed is {flags.seed}, the checkpoint has {state['seed']}: the data come in another order")
         with _fitting(path):
-            objective.load_state_dict({name: part for name, part in state.items() if name not in resume.STATE})
+            objective.load_state_dict({k: _interned(v) for k, v in state.items() if k not in resume.STATE})
         step_size = [flags.batch_size, dist_util.world_size()]
         if state["step_size"] == step_size:
             random_state.restore(state["random"][dist_util.rank()], device)
@@ -181,3 +182,10 @@ def _fitting(path):
         raise UserError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not fit the network of --resume_checkpoint ({error})") from error
+
+
+def _interned(state):
+    """The same, in which equal keys are one object, as they are in a new state: so it is saved as the same bytes."""
+    if isinstance(state, dict):
+        return {sys.intern(k) if isinstance(k, str) else k: _interned(v) for k, v in state.items()}
+    return [_interned(part) for part in state] if isinstance(state, list) else state

@@ -12,10 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import critic
+
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.objectives import Loss, Objective
+from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import DiffusionFlags
 from guided_diffusion.train_util import TrainFlags, TrainLoop
 from guided_diffusion.training.data import training_data
@@ -49,6 +54,17 @@ class ReadFromImages(Objective):
         terms["loss"] = terms["loss"] * self.poison.get(len(self.calls), 1.0)
         self.calls.append((t, {name: values.detach().clone() for name, values in terms.items()}))
         return Loss(terms["loss"], terms, t)
+
+
+class CriticFromImages(critic.Critic):
+    """The objective with a second network at timesteps and noise that the images decide; each rank draws its own."""
+
+    def __init__(self):
+        super().__init__(PROCESS.create(), UniformSampler(PROCESS.create()))
+
+    def draw(self, x):
+        t, noise = ReadFromImages.draws(self, x)
+        return t, torch.ones(len(x)), noise
 
 
 def write_images(path):
@@ -91,7 +107,10 @@ def digest(tensors):
 
 
 def hashes(training):
-    return [digest(training.model.parameters()), *(digest(params) for params in training.ema.values())]
+    seen = [digest(training.model.parameters()), *(digest(params) for params in training.ema.values())]
+    if hasattr(training.objective, "critic"):
+        seen += [digest(getattr(training.objective, name).network.parameters()) for name in ("critic", "teacher")]
+    return seen
 
 
 def train(*args, **kwargs):
@@ -113,6 +132,14 @@ def main(folder):
     resume = str(folder / "adam" / "model000002.pt")
     seen["resumed"] = hashes(
         train(images, folder / "resumed", iterations=4, lr_anneal_steps=8, resume_checkpoint=resume)
+    )
+
+    for name, microbatch in (("critic", -1), ("critic_uneven", 3)):
+        own = train(images, folder / name, CriticFromImages(), microbatch=microbatch, save_interval=2, **THREE_STEPS)
+        seen[name] = hashes(own)
+    resume = str(folder / "critic" / "model000002.pt")
+    seen["critic_resumed"] = hashes(
+        train(images, folder / "critic_resumed", CriticFromImages(), resume_checkpoint=resume, **THREE_STEPS)
     )
 
     start = hashes(loop(images, folder / "poisoned"))

@@ -216,16 +216,18 @@ def test_rates_stay_those_of_this_run():
 
 
 class Owner(Objective):
-    """The sum of the weights, times factors[step]; its own network of one weight has the gradient 1 at each step."""
+    """The sum of the weights, times factors[step]; its own network has the gradient 1, 2, 3 ... in its one weight."""
 
     num_timesteps = 4
 
     def __init__(self, factors=(), weight=(1.0,)):
         self.own = linear(list(weight))
         self.factors = iter(factors)
+        self.step = 0
 
     def __call__(self, model, x, cond):
-        self.own.backward(self.own(torch.ones(len(x), 1))[:, 0])
+        self.step += 1
+        self.own.backward(self.own(torch.full((len(x), 1), float(self.step)))[:, 0])
         value = sum(p.sum() for p in model.parameters()).expand(len(x)) * next(self.factors, 1.0)
         return Loss(value, {"loss": value}, torch.zeros(len(x), dtype=torch.long))
 
@@ -239,7 +241,7 @@ def own_loop(folder, objective, **flags):
 def test_a_step_that_is_skipped_is_skipped_for_all(tmp_path):
     objective = Owner([1, NAN, 1])
     own_loop(tmp_path, objective, iterations=3).run_loop()
-    assert objective.own.network.weight.item() == pytest.approx(1 - 2 * 0.1)
+    assert objective.own.network.weight.item() == pytest.approx(1 - 0.1 * (1 + 3))
 
 
 def test_a_state_that_does_not_fit_is_named(tmp_path):

@@ -40,24 +40,63 @@ def at_least(low):
     return Legal(f"at least {low}", lambda value: value >= low)
 
 
-def flag(default, help, choices=None, aliases=(), legal=None):
+def flag(
+    default,
+    help,
+    choices=None,
+    aliases=(),
+    legal=None,
+    *,
+    free=False,
+    lasting=False,
+    classes=False,
+    idle=False,
+    content=False,
+    needs="",
+):
     """A dataclass field that is a flag of the field's name.
+
+    What follows `legal` are marks, which `Parsed.marked` and `marked` ask for.
 
     :param default: its type is the flag's type (bool, int, float or str).
     :param help: one sentence.
     :param choices: the legal values, or None.
     :param aliases: other published spellings, without dashes.
     :param legal: a Legal, for numbers that may not have every value.
+    :param free: one run may have it other than what its checkpoint was trained with.
+    :param lasting: it decides what the next steps of training compute, so a resumed run keeps it.
+    :param classes: it says which classes a network knows, which --init_from may change.
+    :param idle: it changes no image of a sampling run.
+    :param content: it names a file of which the content decides, not the name.
+    :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     """
-    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal}
+    marks = {"free": free, "lasting": lasting, "classes": classes, "idle": idle, "content": content, "needs": needs}
+    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def flags_of(group):
+    """The fields of a group, a class or an object, that are flags: those that `flag` made."""
+    return [field for field in dataclasses.fields(group) if "marks" in field.metadata]
+
+
+def marked(groups, mark):
+    """{flag: its mark} of the flags of some groups that have the mark: True, or a name for `needs`.
+
+    :raises KeyError: if `flag` knows no such mark.
+    """
+    marks = {field.name: field.metadata["marks"][mark] for group in groups for field in flags_of(group)}
+    return {name: value for name, value in marks.items() if value}
+
+
 class FlagGroup:
-    """Base of the dataclasses of flags: a number that is not legal is a UserError."""
+    """Base of the dataclasses of flags: a number that is not legal is a UserError.
+
+    A field that `flag` did not make is none: no command line sets it, and no list of flags shows it.
+    """
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
+        for field in flags_of(self):
             legal, value = field.metadata["legal"], getattr(self, field.name)
             if legal is not None and not (math.isfinite(value) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
@@ -98,7 +137,7 @@ class Parsed:
         """All flags by name, sorted."""
         merged = {}
         for group in self.groups.values():
-            merged.update(dataclasses.asdict(group))
+            merged.update({field.name: getattr(group, field.name) for field in flags_of(group)})
         return {k: v for k, v in sorted(merged.items()) if k not in self.absent}
 
     def with_values(self, values):
@@ -109,9 +148,17 @@ class Parsed:
         }
         return Parsed(groups, self.given, self.absent)
 
+    def defaults(self):
+        """{flag: default} as the groups define it."""
+        return {field.name: field.default for group in self.groups for field in flags_of(group)}
+
+    def marked(self, mark):
+        """Names of the flags of this script that have a mark of `flag`."""
+        return frozenset(marked(self.groups, mark)) - self.absent
+
 
 def _names(group):
-    return {field.name for field in dataclasses.fields(group)}
+    return {field.name for field in flags_of(group)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +181,7 @@ def parser_for(groups, description, overrides=None):
     seen = set()
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
-        for field in dataclasses.fields(group):
+        for field in flags_of(group):
             # groups may share a flag, such as the image size of a network and its classifier
             if field.name in seen or overrides.get(field.name, "") is None:
                 continue

@@ -19,7 +19,7 @@ from .solver_flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1))
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
     batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
     clip_denoised: bool = flag(True, "Clip the predicted clean images to the pixel range at each step.")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
@@ -31,7 +31,10 @@ class ClassFlags(FlagGroup):
 
     classes: str = flag("", "Classes to sample, such as 3,7, in turn over the images; empty draws them at random.")
     per_class: int = flag(
-        0, "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.", legal=at_least(0)
+        0,
+        "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.",
+        legal=at_least(0),
+        idle=True,
     )
 
 

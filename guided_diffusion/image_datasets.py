@@ -35,9 +35,15 @@ class DataFlags(FlagGroup):
     """The training images."""
 
     data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
-    class_source: str = flag("auto", "Where classes are read from: sub-folders, or file-name prefixes.", CLASS_SOURCES)
-    random_crop: bool = flag(False, "Crop at random places and sizes, instead of the centre.")
-    random_flip: bool = flag(True, "Mirror half of the images.")
+    class_source: str = flag(
+        "auto",
+        "Where classes are read from: sub-folders, or file-name prefixes.",
+        CLASS_SOURCES,
+        lasting=True,
+        needs="class_cond",
+    )
+    random_crop: bool = flag(False, "Crop at random places and sizes, instead of the centre.", lasting=True)
+    random_flip: bool = flag(True, "Mirror half of the images.", lasting=True)
     skip_bad: bool = flag(False, "Skip unreadable images and count them, instead of stopping.")
     num_workers: int = flag(1, "Threads that read ahead; 0 reads when asked.", legal=at_least(0))
 

@@ -37,14 +37,16 @@ class UNetFlags(FlagGroup):
     channel_mult: str = flag(
         "", "Channel multipliers of the levels, such as 1,2,3,4; empty takes those of the image size."
     )
-    dropout: float = flag(0.0, "Dropout of the residual blocks in training.", legal=FRACTION)
-    class_cond: bool = flag(False, "The network is given class labels.")
-    num_classes: int = flag(NUM_CLASSES, "Number of classes of a class-conditional network.", legal=at_least(1))
-    use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.")
+    dropout: float = flag(0.0, "Dropout of the residual blocks in training.", legal=FRACTION, free=True, idle=True)
+    class_cond: bool = flag(False, "The network is given class labels.", classes=True)
+    num_classes: int = flag(
+        NUM_CLASSES, "Number of classes of a class-conditional network.", legal=at_least(1), classes=True
+    )
+    use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.", free=True, idle=True)
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
     resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")
-    use_fp16: bool = flag(False, "Compute the network in float16.")
-    use_bf16: bool = flag(False, "Compute the network in bfloat16.")
+    use_fp16: bool = flag(False, "Compute the network in float16.", free=True)
+    use_bf16: bool = flag(False, "Compute the network in bfloat16.", free=True)
     use_new_attention_order: bool = flag(False, "Order of q, k, v and heads in attention, as some checkpoints have it.")
 
     def __post_init__(self):
@@ -87,8 +89,8 @@ class ClassifierFlags(FlagGroup):
     """The noisy classifier."""
 
     image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1))
-    num_classes: int = flag(NUM_CLASSES, "Number of classes.", legal=at_least(1))
-    classifier_use_fp16: bool = flag(False, "Compute the classifier in float16.")
+    num_classes: int = flag(NUM_CLASSES, "Number of classes.", legal=at_least(1), classes=True)
+    classifier_use_fp16: bool = flag(False, "Compute the classifier in float16.", free=True)
     classifier_width: int = flag(128, "Channels of the classifier's first level.", legal=at_least(1))
     classifier_depth: int = flag(2, "Residual blocks per level of the classifier.", legal=at_least(1))
     classifier_attention_resolutions: str = flag("32,16,8", "Image sizes at which the classifier has attention.")

@@ -16,7 +16,9 @@ from .flags import FlagGroup, flag
 class SamplerFlags(FlagGroup):
     """Which timesteps training draws."""
 
-    schedule_sampler: str = flag("uniform", "How training draws timesteps.", choices=("uniform", "loss-second-moment"))
+    schedule_sampler: str = flag(
+        "uniform", "How training draws timesteps.", choices=("uniform", "loss-second-moment"), lasting=True
+    )
 
     def create(self, diffusion):
         """The ScheduleSampler of these flags."""

@@ -30,12 +30,20 @@ class DiffusionFlags(FlagGroup):
     diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1))
     noise_schedule: str = flag("linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"))
     timestep_respacing: str = flag(
-        "", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all."
+        "", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all.", free=True
     )
-    use_kl: bool = flag(False, "Train on the variational bound instead of the mean squared error.")
+    use_kl: bool = flag(
+        False, "Train on the variational bound instead of the mean squared error.", free=True, idle=True
+    )
     predict_xstart: bool = flag(False, "The network predicts the clean image instead of the noise.")
     rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.")
-    rescale_learned_sigmas: bool = flag(False, "Weigh the bound by T / 1000 as published for learned variances.")
+    rescale_learned_sigmas: bool = flag(
+        False,
+        "Weigh the bound by T / 1000 as published for learned variances.",
+        free=True,
+        idle=True,
+        needs="learn_sigma",
+    )
     sigma_small: bool = flag(False, "The fixed variance is the posterior's, not beta; for networks that learn none.")
 
     def __post_init__(self):
@@ -136,9 +144,14 @@ class InputPerturbationFlags(FlagGroup):
         "Strength of a second noise that training adds to the first, without predicting it; 0 is off.",
         aliases=("input_pertub",),
         legal=at_least(0),
+        lasting=True,
     )
-    perturb_schedule_type: str = flag("constant", "How that strength grows over the timesteps.", SCHEDULE_TYPES)
-    perturb_cutoff: int = flag(0, "So many of the noisiest timesteps are trained without it.", legal=at_least(0))
+    perturb_schedule_type: str = flag(
+        "constant", "How that strength grows over the timesteps.", SCHEDULE_TYPES, lasting=True
+    )
+    perturb_cutoff: int = flag(
+        0, "So many of the noisiest timesteps are trained without it.", legal=at_least(0), lasting=True
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -31,7 +31,7 @@ from guided_diffusion.solver_flags import SolverFlags
 class GuidanceFlags(FlagGroup):
     """Classifier guidance."""
 
-    classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
+    classifier_path: str = flag("", "Checkpoint of the noisy classifier.", content=True)
     classifier_scale: float = flag(1.0, "Weight of the classifier's gradient; 0 is no guidance.", legal=at_least(0))
 
 

@@ -18,8 +18,8 @@ from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
 class NameFlags(FlagGroup):
     """The name of the file."""
 
-    model_type: str = flag("adm", "First part of the file name.")
-    data_type: str = flag("cifar10", "Second part of the file name.")
+    model_type: str = flag("adm", "First part of the file name.", idle=True)
+    data_type: str = flag("cifar10", "Second part of the file name.", idle=True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -30,7 +30,9 @@ from guided_diffusion.solver_flags import SolverFlags
 class BaseFlags(FlagGroup):
     """The small images."""
 
-    base_samples: str = flag("", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.")
+    base_samples: str = flag(
+        "", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.", content=True
+    )
 
 
 GROUPS = [

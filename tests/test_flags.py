@@ -14,7 +14,7 @@ import torch
 
 from guided_diffusion import flags, script_util
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, flag, int_list, parse, str2bool
+from guided_diffusion.flags import FlagGroup, at_least, flag, int_list, marked, parse, parser_for, str2bool
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.networks import ClassifierFlags, SuperResFlags, UNetFlags
 from guided_diffusion.script_util import DiffusionFlags
@@ -183,6 +183,59 @@ def test_the_commands_in_the_docstring_parse(name):
     assert commands
     for command in commands:
         parse(command, script.groups, "", script.overrides)
+
+
+# -- marks, and fields that are no flags -----------------------------------------------------------
+
+
+@dataclass
+class Pips(FlagGroup):
+    """Pips, and what they are kept in."""
+
+    pips: int = flag(8, "Number of pips.", legal=at_least(1), lasting=True, idle=True)
+    halved: bool = flag(False, "Whether each is halved.", free=True)
+    knife: str = flag("", "File that describes the knife.", content=True, needs="halved")
+    jar: object = None
+
+
+def test_marks_are_told_by_name():
+    p = parse([], [Fruit, Pips], "", {"halved": None})
+    assert p.marked("lasting") == p.marked("idle") == {"pips"} and p.marked("content") == {"knife"}
+    assert p.marked("classes") == set()
+    assert p.marked("free") == set(), "a flag that the script takes away has no marks there"
+    assert marked([Fruit, Pips], "free") == {"halved": True} and marked([Pips], "needs") == {"knife": "halved"}
+
+
+def test_an_unknown_mark_can_be_neither_written_nor_asked_for():
+    with pytest.raises(TypeError, match="lazy"):
+        flag(1, "One.", lazy=True)
+    with pytest.raises(KeyError, match="lazy"):
+        parsed().marked("lazy")
+
+
+@pytest.mark.parametrize("name", launched.NAMES)
+def test_a_flag_needs_a_flag_that_is_true_or_false(name):
+    script = launched.read(name)
+    defaults = parse([], script.groups, "", script.overrides).values()
+    for needed in marked(script.groups, "needs").values():
+        assert isinstance(defaults.get(needed, False), bool)
+
+
+def test_a_field_that_is_no_flag_is_left_alone():
+    class Jar:
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    assert "jar" not in parser_for([Pips], "").format_help()
+    with pytest.raises(UserError, match="--jar is not a flag"):
+        parse(["--jar", "x"], [Pips], "")
+    p = parse(["--pips", "3"], [Pips], "")
+    p[Pips].jar = jar = Jar()
+    assert p.values() == {"halved": False, "knife": "", "pips": 3} and p.defaults()["pips"] == 8
+    other = p.with_values({"pips": 4, "jar": None})
+    assert other[Pips].jar is jar and other[Pips].pips == 4
+    with pytest.raises(UserError, match="--pips is 0"):
+        p.with_values({"pips": 0})
 
 
 # -- the published commands ------------------------------------------------------------------------

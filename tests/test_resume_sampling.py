@@ -1,6 +1,7 @@
 """Sampling that is killed, stopped or starved at any moment, continued, and compared byte for byte."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -306,6 +307,19 @@ def test_other_settings_are_refused_and_spoil_nothing(tmp_path, sample, whole, c
     ]
     assert str(tmp_path) in sentence and (tmp_path / "flags.json").read_bytes() == flags
     run("image_sample", *sample, "--use_checkpoint", True, "--device", "cpu", "--out_dir", tmp_path)
+    assert (tmp_path / NPZ).read_bytes() == whole
+
+
+def test_a_folder_of_an_older_version_goes_on(tmp_path, sample, whole, capsys):
+    """It was begun before there was --solver, and before --eta."""
+    run("image_sample", *sample, "--shard", "1/2", "--out_dir", tmp_path)
+    (path,) = tmp_path.glob("*.chunks/settings.json")
+    settings = json.loads(path.read_text())
+    del settings["decisive"]["solver"], settings["decisive"]["eta"]
+    path.write_text(json.dumps(settings))
+    sentence = refused(capsys, "image_sample", *sample, "--solver", "ddim", "--out_dir", tmp_path)
+    assert "(--solver is 'ddim', there it is '')" in sentence
+    run("image_sample", *sample, "--out_dir", tmp_path)
     assert (tmp_path / NPZ).read_bytes() == whole
 
 

@@ -169,6 +169,17 @@ def test_other_settings_are_refused_by_name_in_one_sentence(tmp_path):
     assert json.loads((tmp_path / "samples.chunks" / "settings.json").read_text()) == SETTINGS
 
 
+def test_a_flag_newer_than_the_folder_was_at_its_default_there(tmp_path):
+    store, _ = stored(tmp_path, images(9))
+    newer = {**SETTINGS, "decisive": {**SETTINGS["decisive"], "scale": 1.0}}
+    assert store.begin(newer, alone=True, defaults={"scale": 1.0, "seed": 7, "unknown": 3}) == SETTINGS
+    with pytest.raises(UserError, match="--scale is 1.0, there it is 2.0[)]"):
+        store.begin(newer, alone=True, defaults={"scale": 2.0})
+    older = {**SETTINGS, "decisive": {"seed": 0}}
+    with pytest.raises(UserError, match="--eps_scaler is absent, there it is '1.0'[)]"):
+        store.begin(older, alone=True, defaults={"eps_scaler": "1.0"})
+
+
 def test_settings_that_made_no_image_are_replaced_unless_another_job_may_be_at_work(tmp_path):
     store = SampleStore(str(tmp_path), "samples")
     other = {**SETTINGS, "decisive": {"seed": 1}}

@@ -24,43 +24,7 @@ from ..script_util import SAMPLING_METHODS, DiffusionFlags
 from ..solver_flags import SolverFlags
 from .shapes import classifier_flags_of_shapes, flags_of_shapes
 
-# Flags of the network and the process that a user may set for one run, against what was trained.
-FREE_FLAGS = {
-    "use_fp16",
-    "use_bf16",
-    "classifier_use_fp16",
-    "use_checkpoint",
-    "dropout",
-    "timestep_respacing",
-    "use_kl",
-    "rescale_learned_sigmas",
-}
-
-# Flags of training that decide what its next steps compute.
-LASTING_FLAGS = {
-    "input_perturbation",
-    "perturb_schedule_type",
-    "perturb_cutoff",
-    "schedule_sampler",
-    "batch_size",
-    "microbatch",
-    "lr",
-    "lr_anneal_steps",
-    "anneal_lr",
-    "weight_decay",
-    "grad_clip",
-    "ema_rate",
-    "fp16_scale_growth",
-    "seed",
-    "class_source",
-    "random_crop",
-    "random_flip",
-    "noised",
-}
-
-# Flags that say which classes a network knows, and the tensors whose shapes depend on them: those of the class
-# embedding, and of a classifier's last layers.
-CLASS_FLAGS = {"class_cond", "num_classes"}
+# Tensors whose shapes depend on the classes: those of the class embedding, and of a classifier's last layers.
 HEAD = re.compile(r"(label_emb|out)\.")
 
 
@@ -68,8 +32,8 @@ HEAD = re.compile(r"(label_emb|out)\.")
 class CheckpointFlags(FlagGroup):
     """The diffusion checkpoint."""
 
-    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.")
-    override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.")
+    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.", content=True)
+    override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.", idle=True)
 
 
 def sidecar_path(path):
@@ -307,7 +271,7 @@ def _advise(path):
         logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
-def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=FREE_FLAGS, log=True):
+def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=frozenset(), log=True):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
     The flags beside the checkpoint speak for it; without those, its shapes do.
@@ -318,7 +282,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     :param override: let given flags win over those beside the checkpoint.
     :param flag: that names the checkpoint.
     :param fixed: flags that count as given though the command line left them out.
-    :param free: flags that may contradict the checkpoint.
+    :param free: flags that may contradict the checkpoint, beside those that are marked so.
     :param log: whether to say where the flags are from, and warn of what is assumed.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
@@ -333,7 +297,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
     source = sidecar_path(path) if known else "its tensors"
     if not known:
         known = _revealed(path, kind, given, flag)
-    conflicts = _conflicts(given, known, kind, free)
+    conflicts = _conflicts(given, known, kind, parsed.marked("free") | free)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) and "override" in values else ""
         shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
@@ -352,10 +316,11 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
 def resumed(parsed, path, kind):
     """The Parsed flags of a training run that goes on from `path`, or as they are where that is empty.
 
-    LASTING_FLAGS go on too, unless the command line gives others.
+    Lasting flags go on too, unless the command line gives others.
     """
-    kind = dataclasses.replace(kind, names=kind.names | LASTING_FLAGS)
-    return resolve(parsed, path, kind, flag="resume_checkpoint", free=FREE_FLAGS | LASTING_FLAGS) if path else parsed
+    lasting = parsed.marked("lasting")
+    kind = dataclasses.replace(kind, names=kind.names | lasting)
+    return resolve(parsed, path, kind, flag="resume_checkpoint", free=lasting) if path else parsed
 
 
 def initialise(parsed, path, kind):
@@ -363,7 +328,7 @@ def initialise(parsed, path, kind):
 
     It may have other classes than the checkpoint.
     """
-    return resolve(parsed, path, kind, flag="init_from", free=FREE_FLAGS | CLASS_FLAGS) if path else parsed
+    return resolve(parsed, path, kind, flag="init_from", free=parsed.marked("classes")) if path else parsed
 
 
 def _check_kind(beside, kind, path, flag):

@@ -18,22 +18,17 @@ from . import folder_lock
 # seconds that other ranks leave rank 0 to say an error first
 PATIENCE = 2
 
-# flags that nothing reads unless another is True
-IDLE_WITHOUT = {
-    "fp16_scale_growth": "use_fp16",
-    "rescale_learned_sigmas": "learn_sigma",
-    "class_source": "class_cond",
-}
-
 
 @dataclass
 class RunFlags(flags.FlagGroup):
     """The run."""
 
-    out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.")
-    device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.")
-    preset: str = flag("", "Published setting that fills in flags; flags given by hand win; list prints all.")
-    dry_run: bool = flag(False, "Print the resolved flags and stop.")
+    out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.", idle=True)
+    device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.", idle=True)
+    preset: str = flag(
+        "", "Published setting that fills in flags; flags given by hand win; list prints all.", idle=True
+    )
+    dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
 
 
 def run(name, description, groups, body, overrides=None, argv=None, positional=()):
@@ -122,7 +117,7 @@ def announce(parsed, file_name="flags.json"):
     :return: False if this is a dry run, which ends here.
     """
     values, dry_run = parsed.values(), parsed[RunFlags].dry_run
-    for name, switch in IDLE_WITHOUT.items():
+    for name, switch in flags.marked(parsed.groups, "needs").items():
         if name in parsed.given and values.get(switch) is False:
             logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():

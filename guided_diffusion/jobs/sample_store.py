@@ -37,22 +37,23 @@ class SampleStore:
         self.out_dir = out_dir
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
-    def begin(self, settings, alone):
+    def begin(self, settings, alone, defaults=None):
         """Begin a run, or go on with one of the same settings; every rank has to call it.
 
         :param settings: as of `read_settings`. Those under "decisive" have to be the same in all runs of the folder;
             the others are only kept.
         :param alone: no other job can be at work in the folder; settings that made no image yet are then replaced.
+        :param defaults: {flag: default}; a flag that is newer than the folder counts as being at its default there.
         :return: the settings the folder was begun with.
         :raises UserError: on every rank, naming the decisive settings that differ.
         """
-        answer = self._begin(settings, alone) if dist_util.is_main() else None
+        answer = self._begin(settings, alone, defaults or {}) if dist_util.is_main() else None
         saved, refusal = dist_util.broadcast_object(answer)
         if refusal:
             raise UserError(refusal)
         return saved
 
-    def _begin(self, settings, alone):
+    def _begin(self, settings, alone, defaults):
         files.make_folder(self.folder)
         path = files.join(self.folder, "settings.json")
         if not files.exists(path) or (alone and not self._names(("images_", "finished_"))):
@@ -62,7 +63,8 @@ class SampleStore:
             saved = read_settings(self.folder)
         except UserError as error:
             return None, str(error)
-        before, now = saved["decisive"], settings["decisive"]
+        now = settings["decisive"]
+        before = {name: defaults[name] for name in now if name in defaults} | saved["decisive"]
         differing = [
             f"--{name} is {_shown(name, now)}, there it is {_shown(name, before)}"
             for name in sorted(before.keys() | now.keys())

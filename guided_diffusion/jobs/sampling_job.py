@@ -14,21 +14,14 @@ from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
 from .sampling_report import log_calls, log_grid
 
-# Flags that name a file of which the content decides the images, not the name.
-FILES = ("model_path", "classifier_path", "base_samples")
-
-# Flags that change no image.
-IDLE = {
-    *("out_dir", "device", "preset", "dry_run", "override", "model_type", "data_type"),
-    *("num_samples", "per_class", "shard", "use_checkpoint", "dropout", "use_kl", "rescale_learned_sigmas"),
-}
-
 
 @dataclass
 class ShardFlags(FlagGroup):
     """The work of independent jobs."""
 
-    shard: str = flag("", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.")
+    shard: str = flag(
+        "", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.", idle=True
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,7 +55,7 @@ def generate_images(parsed, diffusion, make_batch, name=None):
     try:
         with folder_lock.locked(out_dir, f"{part}-of-{parts}" if parts > 1 else ""):
             settings = _settings(parsed)
-            _follow(store.begin(settings, alone=parts == 1), settings)
+            _follow(store.begin(settings, parts == 1, parsed.defaults()), settings)
             launch.announce(parsed)
             _make(store, parsed, diffusion, make_batch, name)
     except OSError as error:
@@ -74,9 +67,10 @@ def generate_images(parsed, diffusion, make_batch, name=None):
 
 def _settings(parsed):
     """What decides the images of a run, and what may round them."""
-    decisive, read = {k: v for k, v in parsed.values().items() if k not in IDLE}, {}
+    decisive, read = {k: v for k, v in parsed.values().items() if k not in parsed.marked("idle")}, {}
     if dist_util.is_main():
-        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in FILES if k in decisive}
+        named = sorted(k for k in parsed.marked("content") if decisive[k])
+        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
     return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}

@@ -15,8 +15,8 @@ from .sampled import SampledObjective
 class ValidationFlags(FlagGroup):
     """Noise and validation."""
 
-    noised: bool = flag(True, "Train on noisy images, as guidance needs; False trains on clean ones.")
-    anneal_lr: bool = flag(False, "Let the learning rate fall linearly to 0 over --iterations.")
+    noised: bool = flag(True, "Train on noisy images, as guidance needs; False trains on clean ones.", lasting=True)
+    anneal_lr: bool = flag(False, "Let the learning rate fall linearly to 0 over --iterations.", lasting=True)
     val_data_dir: str = flag("", "Folder or npz of held-out images, to log val_ losses; empty for none.")
     eval_interval: int = flag(5, "Steps between held-out batches.", legal=at_least(1))
 

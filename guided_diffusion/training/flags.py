@@ -14,14 +14,17 @@ class TrainFlags(FlagGroup):
     iterations: int = flag(
         0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",), legal=at_least(0)
     )
-    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1))
-    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET)
-    lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE)
-    weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0))
+    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1), lasting=True)
+    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET, lasting=True)
+    lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
+    weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
     lr_anneal_steps: int = flag(
-        0, "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.", legal=at_least(0)
+        0,
+        "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.",
+        legal=at_least(0),
+        lasting=True,
     )
-    ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.")
+    ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.", lasting=True)
     log_interval: int = flag(10, "Steps between log lines.", legal=at_least(1))
     save_interval: int = flag(10000, "Steps between checkpoints.", legal=at_least(1))
     sample_interval: int = flag(
@@ -39,10 +42,19 @@ class TrainFlags(FlagGroup):
         "its classes may differ.",
     )
     grad_clip: float = flag(
-        0.0, "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.", legal=at_least(0)
+        0.0,
+        "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.",
+        legal=at_least(0),
+        lasting=True,
     )
-    fp16_scale_growth: float = flag(1e-3, "Growth of the log2 loss scale per step with --use_fp16.", legal=at_least(0))
-    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0))
+    fp16_scale_growth: float = flag(
+        1e-3,
+        "Growth of the log2 loss scale per step with --use_fp16.",
+        legal=at_least(0),
+        lasting=True,
+        needs="use_fp16",
+    )
+    seed: int = flag(0, "Seed of the data order, the noise and the timesteps.", legal=at_least(0), lasting=True)
 
     def __post_init__(self):
         super().__post_init__()

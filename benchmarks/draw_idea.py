@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.image_files import read_npz
 from guided_diffusion.script_util import (
     create_gaussian_diffusion,
     create_model_and_diffusion,

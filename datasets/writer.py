@@ -11,9 +11,10 @@ from PIL import Image
 def write_images(out_dir, images, labels=None):
     """Write `<label>_<index>.png`, or `<index>.png` without labels, into `out_dir`, and `<out_dir>.npz`.
 
-    images: uint8 [N, H, W, 3]; labels: integers [N]. In the .npz they are arr_0 and arr_1 (int64).
-    Returns the absolute paths of both. Raises ValueError if the folder already holds a PNG of another
-    data set, since a reader would mix the two.
+    :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels; arr_0 in the .npz.
+    :param labels: integers [N]; arr_1 in the .npz, as int64.
+    :return: the absolute paths of both.
+    :raises ValueError: if the folder already holds a PNG of another data set, since a reader would mix the two.
     """
     folder = os.path.abspath(out_dir)
     prefixes = [""] * len(images) if labels is None else [f"{label}_" for label in labels]
@@ -23,7 +24,7 @@ def write_images(out_dir, images, labels=None):
     if foreign:
         raise ValueError(f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder")
     for name, image in zip(names, images):
-        Image.fromarray(image).save(os.path.join(folder, name))
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
     np.savez(folder + ".npz", *arrays)
     return folder, folder + ".npz"

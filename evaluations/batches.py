@@ -12,7 +12,7 @@ import torch
 
 from guided_diffusion import files
 from guided_diffusion.errors import UserError
-from guided_diffusion.image_datasets import ZIP, list_image_files, open_rgb
+from guided_diffusion.image_files import ZIP, list_image_files, open_picture
 from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
@@ -175,7 +175,7 @@ def _npz_batches(path, flag, shape, batch_size, rank, size):
 
 def _open_folder(path, flag):
     paths = list_image_files(path, flag)
-    first, grey = open_rgb(paths[0])
+    first, grey = open_picture(paths[0])
     size = first.size[::-1]
     batches = partial(_folder_batches, path, flag, paths, size)
     kind, kept = ("zip", [path]) if path.endswith(ZIP) else ("folder", paths)
@@ -185,7 +185,7 @@ def _open_folder(path, flag):
 def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):
     for start in range(rank * batch_size, len(paths), size * batch_size):
         part = paths[start : start + batch_size]
-        opened = [open_rgb(path) for path in part]
+        opened = [open_picture(path) for path in part]
         channels = 1 if all(grey for _, grey in opened) else 3
         images = [np.asarray(image)[..., :channels] for image, _ in opened]
         for path, image in zip(part, images):
@@ -208,9 +208,8 @@ def images_of_dataset(dataset, flag, indices):
     :param indices: of the images, in the order they come.
     """
     size = (dataset.image_size, dataset.image_size)
-    return ImageSet(
-        flag, dataset.data_dir, "folder", len(indices), size, partial(_dataset_batches, dataset, indices), []
-    )
+    batches = partial(_dataset_batches, dataset, indices)
+    return ImageSet(flag, dataset.data_dir, "folder", len(indices), size, batches, [], channels=dataset.image_channels)
 
 
 def _dataset_batches(dataset, indices, batch_size, rank, size):

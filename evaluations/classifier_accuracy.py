@@ -12,7 +12,7 @@ from evaluations.features import with_channels
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
-from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.image_files import read_npz
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import ClassifierFlags
 

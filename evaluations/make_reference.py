@@ -19,6 +19,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import ImageDataset, describe
 from guided_diffusion.jobs import launch
+from guided_diffusion.networks.levels import image_channels_flag
 
 
 @dataclass
@@ -27,6 +28,7 @@ class ReferenceFlags(FlagGroup):
 
     data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
     image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1))
+    image_channels: int = image_channels_flag()
     out: str = flag("", "The npz to write.")
     num_images: int = flag(10000, "Images to keep for precision and recall, drawn at random.", legal=at_least(1))
     batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1))
@@ -46,7 +48,13 @@ OVERRIDES = {"features": None}
 
 def main(parsed):
     flags = parsed[ReferenceFlags]
-    data = ImageDataset(flags.data_dir, flags.image_size, random_flip=False, skip_bad=flags.skip_bad)
+    data = ImageDataset(
+        flags.data_dir,
+        flags.image_size,
+        random_flip=False,
+        skip_bad=flags.skip_bad,
+        image_channels=flags.image_channels,
+    )
     if len(data) < 2:
         raise UserError(f"--data_dir {flags.data_dir} has one image; expected at least 2, for a covariance")
     extractor = parsed[FeatureFlags].create()

@@ -44,7 +44,8 @@ def scorer(parsed):
     flags, unet = parsed[EvalFlags], parsed[UNetFlags]
     if not flags.eval_interval:
         return None
-    data = replace(parsed[DataFlags], random_crop=False, random_flip=False).dataset(unet.image_size, False, None)
+    still, size = replace(parsed[DataFlags], random_crop=False, random_flip=False), unet.image_size
+    data = still.dataset(size, False, None, image_channels=unet.image_channels)
     extractor = parsed[FeatureFlags].create()
     real = images_of_dataset(data, "data_dir", some_of(len(data), REFERENCE))
     reference = activations_of(real, extractor, BATCH, keep=False)
@@ -53,7 +54,8 @@ def scorer(parsed):
         if loop.step % flags.eval_interval:
             return False
         batches = partial(_samples, parsed, loop.model)
-        samples = ImageSet("eval_samples", "", "", flags.eval_samples, (unet.image_size, unet.image_size), batches, [])
+        count, channels = flags.eval_samples, unet.image_channels
+        samples = ImageSet("eval_samples", "", "", count, (size, size), batches, [], channels=channels)
         with loop.ema_weights():
             loop.model.eval()
             found = activations_of(samples, extractor, BATCH, keep=False)
@@ -70,5 +72,4 @@ def _samples(parsed, model, batch_size, rank, size):
     for first in range(rank * batch_size, total, size * batch_size):
         count = min(batch_size, total - first)
         labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
-        shape = (count, model.in_channels, unet.image_size, unet.image_size)
-        yield first, preview_sampler(parsed[DiffusionFlags], shape, labels)(model, first)
+        yield first, preview_sampler(parsed[DiffusionFlags], (count, *model.shape), labels)(model, first)

@@ -49,6 +49,8 @@ def flag(
     *,
     free=False,
     lasting=False,
+    hidden=False,
+    noising=False,
     classes=False,
     idle=False,
     content=False,
@@ -65,12 +67,23 @@ def flag(
     :param legal: a Legal, for numbers that may not have every value.
     :param free: one run may have it other than what its checkpoint was trained with.
     :param lasting: it decides what the next steps of training compute, so a resumed run keeps it.
+    :param hidden: it changes what a network does and its tensors do not show it, so a checkpoint alone leaves it open.
+    :param noising: it says how images are noised, or the time of it told, so a noisy classifier shares it.
     :param classes: it says which classes a network knows, which --init_from may change.
     :param idle: it changes no image of a sampling run.
     :param content: it names a file of which the content decides, not the name.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     """
-    marks = {"free": free, "lasting": lasting, "classes": classes, "idle": idle, "content": content, "needs": needs}
+    marks = {
+        "free": free,
+        "lasting": lasting,
+        "hidden": hidden,
+        "noising": noising,
+        "classes": classes,
+        "idle": idle,
+        "content": content,
+        "needs": needs,
+    }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
 

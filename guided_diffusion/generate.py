@@ -117,9 +117,10 @@ def dataset_in_order(data, unet, flags):
     """(dataset, flags): images for a script that takes them by index, and SampleFlags with no more than there are.
 
     :param data: DataFlags; the images are not mirrored.
-    :param unet: UNetFlags, which say their size, and whether they have classes.
+    :param unet: UNetFlags, which say their size and channels, and whether they have classes.
     """
-    dataset = dataclasses.replace(data, random_flip=False).dataset(unet.image_size, unet.class_cond, unet.num_classes)
+    still, size = dataclasses.replace(data, random_flip=False), unet.image_size
+    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels)
     logger.log(describe(dataset))
     if flags.num_samples > len(dataset):
         logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
@@ -152,16 +153,16 @@ def generate(flags, make_batch):
 
 
 def as_arrays(images, labels=None):
-    """A batch as it is saved: arr_0 uint8 [N, H, W, 3] and, with labels [N], arr_1 int64."""
+    """A batch as it is saved: arr_0 uint8 [N, H, W, C] and, with labels [N], arr_1 int64."""
     arrays = {"arr_0": to_uint8(images)}
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
 def preview_sampler(process, shape, model_kwargs, steps=25):
-    """`model, first=0 -> uint8 [N, H, W, 3]` for the previews of training: images first, first + 1, ... by DDIM.
+    """`model, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param process: DiffusionFlags.
-    :param shape: (N, 3, H, W).
+    :param shape: (N, C, H, W).
     :param model_kwargs: what the network is given besides, tensors [N, ...].
     :param steps: of DDIM, at most.
     """

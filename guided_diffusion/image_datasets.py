@@ -9,7 +9,6 @@ seed, the shard and its own number, so a run that resumes asks for `start`.
 import itertools
 import math
 import os
-import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from . import files
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
+from .image_files import list_image_files, open_picture, read_npz
+from .images import as_picture
 
-ZIP = ".zip"
-EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp")
 CLASS_SOURCES = ("auto", "prefix", "folder")
 
 
@@ -47,7 +45,7 @@ class DataFlags(FlagGroup):
     skip_bad: bool = flag(False, "Skip unreadable images and count them, instead of stopping.")
     num_workers: int = flag(1, "Threads that read ahead; 0 reads when asked.", legal=at_least(0))
 
-    def dataset(self, image_size, class_cond, num_classes, seed=0):
+    def dataset(self, image_size, class_cond, num_classes, seed=0, image_channels=3):
         """The ImageDataset of these flags."""
         return ImageDataset(
             self.data_dir,
@@ -59,6 +57,7 @@ class DataFlags(FlagGroup):
             random_flip=self.random_flip,
             skip_bad=self.skip_bad,
             seed=seed,
+            image_channels=image_channels,
         )
 
 
@@ -79,12 +78,15 @@ def load_data(
     num_workers=1,
     seed=0,
     start=0,
+    image_channels=3,
 ):
-    """An endless generator of (images, extra).
+    """An endless stream of batches; the arguments are those of `ImageDataset` and `batches`.
 
-    `images` is float32 [batch_size, 3, image_size, image_size] in [-1, 1]; `extra` is {} or, with
-    class_cond, {"y": int64 [batch_size]}. The arguments are those of `ImageDataset` and `batches`,
-    and the data is checked here and now, before the first batch is asked for.
+    The data are validated here and now, before the first batch is asked for.
+
+    :return: a generator of (images, extra): float32 [batch_size, image_channels, image_size, image_size] in [-1, 1],
+        and {} or, with class_cond, {"y": int64 [batch_size]}.
+    :raises UserError: for data that cannot be used.
     """
     dataset = ImageDataset(
         data_dir,
@@ -96,6 +98,7 @@ def load_data(
         random_flip=random_flip,
         skip_bad=skip_bad,
         seed=seed,
+        image_channels=image_channels,
     )
     return batches(
         dataset,
@@ -111,7 +114,9 @@ def load_data(
 def load_superres_data(*, large_size, small_size, **kwargs):
     """Like `load_data` at `large_size`, with extra["low_res"]: the same images shrunk by area.
 
-    `low_res` is float32 [batch_size, 3, small_size, small_size] in [-1, 1]; kwargs are `load_data`'s.
+    :param kwargs: those of `load_data`.
+    :return: as of `load_data`; `low_res` is float32 [batch_size, image_channels, small_size, small_size] in [-1, 1].
+    :raises UserError: as `load_data`, and for a small size that is none or above the large one.
     """
     _at_least("--small_size", small_size, 1)
     if small_size > large_size:
@@ -126,12 +131,15 @@ def with_low_res(data, small_size):
 
 
 def batches(dataset, batch_size, *, deterministic=False, rank=0, size=1, num_workers=1, start=0):
-    """The endless stream of one rank's batches from an `ImageDataset`; see `load_data` for the shapes.
+    """The endless stream of one rank's batches from an ImageDataset; see `load_data` for the shapes.
 
-    deterministic: keep the order of the files instead of a fresh permutation each epoch.
-    rank, size:    this shard and the number of shards.
-    num_workers:   threads that read ahead; 0 reads when asked. The batches are the same for any number.
-    start:         the number of the first batch; those before it are not read.
+    :param batch_size: images of a batch.
+    :param deterministic: keep the order of the files instead of a fresh permutation each epoch.
+    :param rank: this shard.
+    :param size: the number of shards.
+    :param num_workers: threads that read ahead; 0 reads when asked. The batches are the same for any number.
+    :param start: the number of the first batch; those before it are not read.
+    :raises UserError: for a batch size or a number of threads that is none.
     """
     _at_least("--batch_size", batch_size, 1)
     _at_least("--num_workers", num_workers, 0)
@@ -175,22 +183,26 @@ def _read_ahead(read, numbers, num_workers):
 class ImageDataset(Dataset):
     """Images of one size, with their classes where `class_cond` asks for them.
 
-    data_dir:     a folder, searched with its sub-folders, in any place blobfile reads; a .zip of one; or
-                  an .npz file with arr_0 uint8 [N, H, W, 3] and, for classes, arr_1 integer [N].
-    image_size:   height and width in pixels of what comes out.
-    class_source: where a folder keeps its classes. "folder": the first sub-folder below data_dir;
-                  "prefix": the file name up to its first "_"; "auto": "folder" if every image lies
-                  in a sub-folder, else "prefix". Their sorted names become 0, 1, ...
-    num_classes:  classes the model has; a label outside 0..num_classes-1 is refused.
-    random_crop:  ADM's random crop instead of its centre crop.
-    random_flip:  mirror an image with probability 1/2.
-    skip_bad:     in place of an unreadable image, use the one after it.
-    seed:         with the epoch and the index, decides crop and flip.
+    dataset[index] or dataset[index, epoch] is (float32 tensor [image_channels, image_size, image_size] in [-1, 1],
+    {} or {"y": int}).
 
-    dataset[index] or dataset[index, epoch] is (float32 tensor [3, image_size, image_size] in [-1, 1],
-    {} or {"y": int}). `class_names` is a list, None without class_cond; `num_skipped` counts the
-    distinct unreadable images met so far, and `on_skip(error)` is called for each. Raises UserError for
-    data that cannot be used.
+    :param data_dir: a folder, searched with its sub-folders, in any place blobfile reads; a .zip of one; or an .npz
+        file with arr_0 uint8 [N, H, W, image_channels] and, for classes, arr_1 integer [N].
+    :param image_size: height and width in pixels of what comes out.
+    :param class_cond: whether there are classes.
+    :param class_source: where a folder keeps its classes. "folder": the first sub-folder below data_dir; "prefix": the
+        file name up to its first "_"; "auto": "folder" if every image lies in a sub-folder, else "prefix". Their sorted
+        names become 0, 1, ...
+    :param num_classes: classes the model has; a label outside 0..num_classes-1 is refused.
+    :param random_crop: ADM's random crop instead of its centre crop.
+    :param random_flip: mirror an image with probability 1/2.
+    :param skip_bad: in place of an unreadable image, use the one after it.
+    :param seed: with the epoch and the index, decides crop and flip.
+    :param image_channels: 1, 3 or 4: files become grey, RGB or RGBA; see `open_picture`.
+    :ivar class_names: a list, None without class_cond.
+    :ivar num_skipped: the number of distinct unreadable images met so far.
+    :ivar on_skip: called with the error of each.
+    :raises UserError: for data that cannot be used.
     """
 
     def __init__(
@@ -205,6 +217,7 @@ class ImageDataset(Dataset):
         random_flip=True,
         skip_bad=False,
         seed=0,
+        image_channels=3,
     ):
         _at_least("--image_size", image_size, 1)
         _at_least("--seed", seed, 0)
@@ -212,10 +225,11 @@ class ImageDataset(Dataset):
             raise UserError("--data_dir is not given; it expects a folder of images, or a .zip or .npz file")
         self.data_dir, self.image_size, self.seed = str(data_dir), image_size, seed
         self.random_crop, self.random_flip, self.skip_bad = random_crop, random_flip, skip_bad
+        self.image_channels = image_channels
         self.labels = self.class_names = self.class_source = None
 
         if self.data_dir.lower().endswith(".npz"):
-            self.images, labels = read_npz(self.data_dir)
+            self.images, labels = read_npz(self.data_dir, channels=image_channels)
             if class_cond:
                 self.class_source = "arr_1"
                 self.labels, self.class_names = _npz_classes(self.data_dir, labels, len(self.images))
@@ -244,6 +258,7 @@ class ImageDataset(Dataset):
             pixels = center_crop_arr(picture, self.image_size)
         if self.random_flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
+        pixels = pixels.reshape(self.image_size, self.image_size, self.image_channels)
         image = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1)
         return image, {} if self.labels is None else {"y": int(self.labels[index])}
 
@@ -268,9 +283,9 @@ class ImageDataset(Dataset):
     def _picture(self, index):
         source = self.images[index]
         if isinstance(source, np.ndarray):
-            return Image.fromarray(source)
+            return as_picture(source)
         try:
-            return open_rgb(source)[0]
+            return open_picture(source, self.image_channels)[0]
         except UserError as error:
             raise UserError(f"{error}; mend or remove it, or pass --skip_bad True") from error
 
@@ -288,13 +303,14 @@ class ImageDataset(Dataset):
 
 
 def describe(dataset):
-    """One line for the start of a run: count, place, classes and crop rule of an `ImageDataset`."""
+    """One line for the start of a run: count, place, classes and crop rule of an ImageDataset, and what is no RGB."""
     size = dataset.image_size
     parts = [
         f"{len(dataset):,} images from {dataset.data_dir}",
         _describe_classes(dataset),
         f"{'random' if dataset.random_crop else 'centre'} crop to {size}x{size}",
         "random flip" if dataset.random_flip else "no flip",
+        *({1: ["grey"], 4: ["RGBA"]}.get(dataset.image_channels, [])),
     ]
     return ", ".join(parts)
 
@@ -306,47 +322,6 @@ def _describe_classes(dataset):
     source = {"prefix": "file-name prefixes", "folder": "sub-folders", "arr_1": "arr_1"}
     shown = " ".join(names if len(names) <= 10 else [*names[:3], "...", names[-1]])
     return f"{len(names)} class{'es' * (len(names) > 1)} from {source[dataset.class_source]} ({shown})"
-
-
-def list_image_files(data_dir, flag="data_dir"):
-    """Sorted paths of the images in a folder and its sub-folders, in any place blobfile reads, or in a .zip file.
-
-    An image is known by its extension, in either case: one of `EXTENSIONS`. In a zip its path is data.zip/name.
-    Raises UserError that names --`flag` if the place is missing or holds none.
-    """
-    zipped = data_dir.endswith(ZIP)
-    if not (files.exists(data_dir) if zipped else files.is_folder(data_dir)):
-        raise UserError(
-            f"--{flag} {data_dir} is not there; expected an existing folder of images, or a .zip or .npz file"
-        )
-    paths = sorted(_zipped_images(data_dir, flag) if zipped else _walk_images(data_dir))
-    if not paths:
-        raise UserError(
-            f"--{flag} {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
-        )
-    return paths
-
-
-def _zipped_images(path, flag):
-    try:
-        names = _zip(path).namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"--{flag} {path} is not a readable .zip file ({error})") from error
-    return [f"{path}/{name}" for name in names if _is_image(name)]
-
-
-def _is_image(name):
-    return name.lower().endswith(tuple("." + e for e in EXTENSIONS))
-
-
-def _walk_images(folder):
-    # blobfile's walk passes linked folders by, and data sets are often made of links.
-    for name, is_folder in files.entries(folder):
-        path = files.join(folder, name)
-        if is_folder:
-            yield from _walk_images(path)
-        elif _is_image(name):
-            yield path
 
 
 def _names_of_classes(data_dir, paths, class_source):
@@ -370,27 +345,6 @@ def _all_or_refuse(paths, fine, expected):
             raise UserError(f"--class_cond is True, but {path} names no class; expected it {expected}")
 
 
-def read_npz(path, source="data_dir"):
-    """(arr_0 uint8 [N, H, W, 3], arr_1 or None) of an .npz file that --`source` names."""
-    try:
-        with files.open_read(path) as file, np.load(file, allow_pickle=False) as npz:
-            arrays = {key: npz[key] for key in ("arr_0", "arr_1") if key in npz.files}
-            found = ", ".join(npz.files) or "nothing"
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        # what numpy says of foreign bytes is advice to unpickle them
-        reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else error
-        raise UserError(f"--{source} {path} is not a readable .npz file ({reason})") from error
-    if "arr_0" not in arrays:
-        raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0")
-    images = arrays["arr_0"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
-        raise UserError(
-            f"--{source} {path}: arr_0 is {images.dtype} {list(images.shape)}, "
-            "expected at least one image as uint8 [N, H, W, 3]"
-        )
-    return images, arrays.get("arr_1")
-
-
 def _npz_classes(path, labels, count):
     """(int64 labels [N], class names) from arr_1."""
     if labels is None:
@@ -404,35 +358,10 @@ def _npz_classes(path, labels, count):
     return labels.astype(np.int64), [str(n) for n in range(int(labels.max()) + 1)]
 
 
-def open_rgb(path):
-    """(Pillow RGB image, whether the file is grey) of a file, which may lie in a zip as data.zip/name.
-
-    Transparency is dropped, and 16-bit grey keeps its top byte. Raises UserError if it cannot be read.
-    """
-    try:
-        with _open(path) as file, Image.open(file) as image:
-            grey = image.mode[0] in "1LIF"
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert("RGB"), grey
-    except Exception as error:  # Pillow's decoders raise almost any type on a damaged file.
-        raise UserError(f"{path} cannot be read as an image ({error})") from error
-
-
-def _open(path):
-    archive, within, name = path.partition(ZIP + "/")
-    return _zip(archive + ZIP).open(name) if within else files.open_read(path)
-
-
-@lru_cache(maxsize=4)
-def _zip(path):
-    return zipfile.ZipFile(files.open_read(path))
-
-
 def center_crop_arr(pil_image, image_size):
     """ADM's centre crop: shrink until the smaller side is `image_size`, then keep the middle square.
 
-    Returns uint8 [image_size, image_size, 3] for an RGB image.
+    :return: uint8 [image_size, image_size, C], without the last axis for a grey image.
     """
     pixels = _scale_smaller_side(pil_image, image_size)
     top, left = ((side - image_size) // 2 for side in pixels.shape[:2])
@@ -442,7 +371,8 @@ def center_crop_arr(pil_image, image_size):
 def random_crop_arr(pil_image, image_size, min_crop_frac=0.8, max_crop_frac=1.0, rng=None):
     """ADM's random crop: a square that spans between the two fractions of the smaller side.
 
-    rng is a numpy Generator (default: a fresh one). Returns uint8 [image_size, image_size, 3] for RGB.
+    :param rng: a numpy Generator; default a fresh one.
+    :return: as of `center_crop_arr`.
     """
     rng = np.random.default_rng() if rng is None else rng
     smallest, largest = (math.ceil(image_size / frac) for frac in (max_crop_frac, min_crop_frac))

@@ -8,15 +8,8 @@ from .errors import UserError
 from .flags import FRACTION, FlagGroup, at_least, flag, str2bool
 from .methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
 from .methods.time_shift import VARIANTS, TimeShift
-from .networks import (  # noqa: F401 (published here)
-    NUM_CLASSES,
-    ClassifierFlags,
-    SuperResFlags,
-    UNetFlags,
-    create_classifier,
-    create_model,
-    sr_create_model,
-)
+from .networks import ClassifierFlags, SuperResFlags, UNetFlags
+from .networks.levels import NUM_CLASSES
 from .respace import SpacedDiffusion, space_timesteps
 from .schedule import NoiseSchedule
 from .spacing import SPACINGS, spaced
@@ -27,16 +20,18 @@ class DiffusionFlags(FlagGroup):
     """The diffusion process."""
 
     learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
-    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1))
-    noise_schedule: str = flag("linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"))
+    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1), hidden=True, noising=True)
+    noise_schedule: str = flag(
+        "linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"), hidden=True, noising=True
+    )
     timestep_respacing: str = flag(
         "", "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all.", free=True
     )
     use_kl: bool = flag(
         False, "Train on the variational bound instead of the mean squared error.", free=True, idle=True
     )
-    predict_xstart: bool = flag(False, "The network predicts the clean image instead of the noise.")
-    rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.")
+    predict_xstart: bool = flag(False, "The network predicts the clean image instead of the noise.", hidden=True)
+    rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.", hidden=True, noising=True)
     rescale_learned_sigmas: bool = flag(
         False,
         "Weigh the bound by T / 1000 as published for learned variances.",
@@ -208,6 +203,127 @@ def sr_create_model_and_diffusion(**values):
     """(SuperResModel, SpacedDiffusion) of flags as `sr_model_and_diffusion_defaults` names them."""
     sizes, model, diffusion = _split(values, SuperResFlags, UNetFlags, DiffusionFlags)
     return sizes.create(model, diffusion.learn_sigma), diffusion.create()
+
+
+def create_model(
+    image_size,
+    num_channels,
+    num_res_blocks,
+    channel_mult="",
+    learn_sigma=False,
+    class_cond=False,
+    use_checkpoint=False,
+    attention_resolutions="16",
+    num_heads=1,
+    num_head_channels=-1,
+    num_heads_upsample=-1,
+    use_scale_shift_norm=False,
+    dropout=0,
+    resblock_updown=False,
+    use_fp16=False,
+    use_new_attention_order=False,
+    num_classes=NUM_CLASSES,
+    *,
+    image_channels=3,
+):
+    """A UNetModel of published flags."""
+    flags = UNetFlags(
+        image_size=image_size,
+        image_channels=image_channels,
+        num_channels=num_channels,
+        num_res_blocks=num_res_blocks,
+        num_heads=num_heads,
+        num_heads_upsample=num_heads_upsample,
+        num_head_channels=num_head_channels,
+        attention_resolutions=attention_resolutions,
+        channel_mult=channel_mult,
+        dropout=dropout,
+        class_cond=class_cond,
+        num_classes=num_classes,
+        use_checkpoint=use_checkpoint,
+        use_scale_shift_norm=use_scale_shift_norm,
+        resblock_updown=resblock_updown,
+        use_fp16=use_fp16,
+        use_new_attention_order=use_new_attention_order,
+    )
+    return flags.create(learn_sigma)
+
+
+def sr_create_model(
+    large_size,
+    small_size,
+    num_channels,
+    num_res_blocks,
+    learn_sigma,
+    class_cond,
+    use_checkpoint,
+    attention_resolutions,
+    num_heads,
+    num_head_channels,
+    num_heads_upsample,
+    use_scale_shift_norm,
+    dropout,
+    resblock_updown,
+    use_fp16,
+    *,
+    channel_mult="",
+    use_new_attention_order=False,
+    num_classes=NUM_CLASSES,
+    image_channels=3,
+):
+    """A SuperResModel of published flags."""
+    flags = UNetFlags(
+        image_channels=image_channels,
+        num_channels=num_channels,
+        num_res_blocks=num_res_blocks,
+        num_heads=num_heads,
+        num_heads_upsample=num_heads_upsample,
+        num_head_channels=num_head_channels,
+        attention_resolutions=attention_resolutions,
+        channel_mult=channel_mult,
+        dropout=dropout,
+        class_cond=class_cond,
+        num_classes=num_classes,
+        use_checkpoint=use_checkpoint,
+        use_scale_shift_norm=use_scale_shift_norm,
+        resblock_updown=resblock_updown,
+        use_fp16=use_fp16,
+        use_new_attention_order=use_new_attention_order,
+    )
+    return SuperResFlags(large_size, small_size).create(flags, learn_sigma)
+
+
+def create_classifier(
+    image_size,
+    classifier_use_fp16,
+    classifier_width,
+    classifier_depth,
+    classifier_attention_resolutions,
+    classifier_use_scale_shift_norm,
+    classifier_resblock_updown,
+    classifier_pool,
+    num_classes=NUM_CLASSES,
+    classifier_num_head_channels=64,
+    classifier_channel_mult="",
+    *,
+    image_channels=3,
+):
+    """An EncoderUNetModel of published flags, with `num_classes` logits."""
+    flags = ClassifierFlags(
+        image_size=image_size,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        classifier_use_fp16=classifier_use_fp16,
+        classifier_width=classifier_width,
+        classifier_depth=classifier_depth,
+        classifier_attention_resolutions=classifier_attention_resolutions,
+        classifier_use_scale_shift_norm=classifier_use_scale_shift_norm,
+        classifier_resblock_updown=classifier_resblock_updown,
+        classifier_pool=classifier_pool,
+        classifier_num_head_channels=classifier_num_head_channels,
+        classifier_channel_mult=classifier_channel_mult,
+    )
+    return flags.create()
 
 
 def _split(values, *groups):

@@ -336,6 +336,11 @@ class _Torso(nn.Module):
         self._build_middle(skips[-1])
         self._build_head(skips)
 
+    @property
+    def shape(self):
+        """(C, H, W) of the images it takes; with other `dims` as many sides."""
+        return (self.in_channels, *[self.image_size] * self.dims)
+
     def _build_down(self):
         """Build `input_blocks`; returns the channels that each of them gives."""
         ch = self.widths[0]
@@ -517,6 +522,11 @@ class SuperResModel(UNetModel):
 
     def __init__(self, image_size, in_channels, *args, **kwargs):
         super().__init__(image_size, in_channels * 2, *args, **kwargs)
+
+    @property
+    def shape(self):
+        """(C, H, W) of the images it makes."""
+        return (self.in_channels // 2, *[self.image_size] * self.dims)
 
     def forward(self, x, timesteps, low_res=None, **kwargs):
         """As UNetModel.forward.

@@ -66,7 +66,7 @@ def main(parsed):
             model,
             parsed[SolverFlags],
             noise,
-            (3, unet.image_size, unet.image_size),
+            model.shape,
             flags.clip_denoised,
             model_kwargs={"y": y} if unet.class_cond else {},
             cond_fn=lambda x, t, **_: gradient(x, t, y),

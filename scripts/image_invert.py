@@ -4,7 +4,7 @@ python datasets/digits.py --out_dir data/digits_heldout --image_size 16 --split 
 python scripts/image_invert.py --model_path models/digits16.pt --data_dir data/digits_heldout --num_samples 16 \\
     --timestep_respacing 20 --edit_class 3
 
-Writes `states.npz` (float32 `noisiest` and `before` [N, 3, H, W], the states at the two training timesteps
+Writes `states.npz` (float32 `noisiest` and `before` [N, C, H, W], the states at the two training timesteps
 `timesteps`, from which alone `guided_diffusion.inversion.decode` gives the images back; `labels` where there are
 classes), `reconstructions.npz` and `edits.npz` as samples are written, and a picture of originals, reconstructions
 and edits, a row each.
@@ -134,7 +134,7 @@ def main(parsed):
 
 
 def by_ddim(diffusion, denoise, x):
-    """The images [N, 3, H, W] that DDIM makes of states x at the noisiest timestep."""
+    """The images [N, C, H, W] that DDIM makes of states x at the noisiest timestep."""
     *_, last = diffusion.sample_records(diffusion.ddim(), denoise, x)
     return last.x
 
@@ -166,7 +166,7 @@ def write(name, **arrays):
 
 
 def pictures(images):
-    """uint8 [N, H, W, 3] of images [N, 3, H, W] in [-1, 1], rounded, so that 8-bit originals return unchanged."""
+    """uint8 [N, H, W, C] of images [N, C, H, W] in [-1, 1], rounded, so that 8-bit originals return unchanged."""
     half_a_level = 1 / 255
     return to_uint8(torch.from_numpy(images) + half_a_level)
 

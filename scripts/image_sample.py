@@ -36,7 +36,7 @@ GROUPS = [
 
 
 def main(parsed, name=None):
-    """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWx3.npz."""
+    """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWxC.npz."""
     parsed, model, diffusion = checkpoints.load_diffusion(parsed)
     unet, wanted = parsed[UNetFlags], parsed[ClassFlags]
     if (wanted.classes or wanted.per_class) and not unet.class_cond:
@@ -51,8 +51,7 @@ def main(parsed, name=None):
         noise, kwargs = IndexedNoise(flags.seed, indices), {}
         if unet.class_cond:
             kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
-        shape = (3, unet.image_size, unet.image_size)
-        images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
+        images = make_images(diffusion, model, parsed[SolverFlags], noise, model.shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
     generate_images(parsed, diffusion, make_batch, name and name(parsed))

@@ -20,12 +20,8 @@ GROUPS = [DataFlags, TrainFlags, *objectives.groups(), UNetFlags, DiffusionFlags
 GROUPS += [EvalFlags, FeatureFlags]
 
 
-def network(parsed):
-    return parsed[UNetFlags].create(parsed[DiffusionFlags].learn_sigma)
-
-
 def main(parsed):
-    train_diffusion(parsed, checkpoints.DIFFUSION, network, after_step=scorer)
+    train_diffusion(parsed, checkpoints.DIFFUSION, after_step=scorer)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from guided_diffusion.generate import (
     as_arrays,
     make_images,
 )
-from guided_diffusion.image_datasets import read_npz
+from guided_diffusion.image_files import read_npz
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
 from guided_diffusion.networks import SuperResFlags, UNetFlags
@@ -31,7 +31,7 @@ class BaseFlags(FlagGroup):
     """The small images."""
 
     base_samples: str = flag(
-        "", "npz of the images to enlarge: arr_0 uint8 [N, H, W, 3], arr_1 their labels.", content=True
+        "", "npz of the images to enlarge: arr_0 uint8 [N, H, W, C], arr_1 their labels.", content=True
     )
 
 
@@ -49,11 +49,11 @@ GROUPS = [
 OVERRIDES = {"image_size": None}
 
 
-def open_base(path, size, num_classes):
-    """The small images, float32 [N, 3, size, size] in [-1, 1], and their labels int64 [N] if `num_classes`."""
+def open_base(path, size, num_classes, channels=3):
+    """The small images, float32 [N, C, size, size] in [-1, 1], and their labels int64 [N] if `num_classes`."""
     if not path:
         raise UserError("--base_samples is not given; expected an npz of small images")
-    images, labels = read_npz(path, "base_samples")
+    images, labels = read_npz(path, "base_samples", channels)
     if images.shape[1:3] != (size, size):
         raise UserError(
             f"--base_samples {path} has images of {images.shape[1]}x{images.shape[2]}; --small_size is {size}"
@@ -71,7 +71,8 @@ def open_base(path, size, num_classes):
 def main(parsed):
     parsed, model, diffusion = checkpoints.load_super_res(parsed)
     flags, sizes, unet = parsed[SampleFlags], parsed[SuperResFlags], parsed[UNetFlags]
-    base, labels = open_base(parsed[BaseFlags].base_samples, sizes.small_size, unet.class_cond and unet.num_classes)
+    num_classes = unet.num_classes if unet.class_cond else None
+    base, labels = open_base(parsed[BaseFlags].base_samples, sizes.small_size, num_classes, unet.image_channels)
     if flags.num_samples > len(base):
         logger.log(f"--base_samples holds {len(base)} images: they are taken in turn")
 
@@ -81,8 +82,7 @@ def main(parsed):
         if labels is not None:
             kwargs["y"] = labels[chosen].to(dist_util.dev())
         noise = IndexedNoise(flags.seed, indices)
-        shape = (3, sizes.large_size, sizes.large_size)
-        images = make_images(diffusion, model, parsed[SolverFlags], noise, shape, flags.clip_denoised, kwargs)
+        images = make_images(diffusion, model, parsed[SolverFlags], noise, model.shape, flags.clip_denoised, kwargs)
         return as_arrays(images, kwargs.get("y"))
 
     generate_images(parsed, diffusion, make_batch)

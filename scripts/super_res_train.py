@@ -18,17 +18,13 @@ GROUPS = [DataFlags, TrainFlags, *objectives.groups(), SuperResFlags, UNetFlags,
 OVERRIDES = {"image_size": None}
 
 
-def network(parsed):
-    return parsed[SuperResFlags].create(parsed[UNetFlags], parsed[DiffusionFlags].learn_sigma)
-
-
 def low_resolution(parsed):
     size = parsed[SuperResFlags].small_size
     return lambda batch, extra: {"low_res": F.interpolate(batch, size, mode="area"), **extra}
 
 
 def main(parsed):
-    train_diffusion(parsed, checkpoints.SUPER_RES, network, low_resolution)
+    train_diffusion(parsed, checkpoints.SUPER_RES, low_resolution)
 
 
 if __name__ == "__main__":

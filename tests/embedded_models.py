@@ -25,7 +25,7 @@ def held_out_digits():
 def says(images):
     """What the embedded classifier says of uint8 images at timestep 0, computed without the script."""
     flags = json.loads(CLASSIFIER.with_suffix(".json").read_text())
-    model = create_classifier(**{k: flags[k] for k in classifier_defaults()})
+    model = create_classifier(**{k: flags[k] for k in classifier_defaults() if k in flags})
     model.load_state_dict(torch.load(CLASSIFIER, weights_only=True))
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():

@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from guided_diffusion import checkpoints, flags
-from guided_diffusion.checkpoints import CheckpointFlags, classifier_flags_of_shapes, flags_of_shapes
+from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.networks import CHANNEL_MULTS, SUPER_RES_CHANNEL_MULTS, ClassifierFlags, SuperResFlags, UNetFlags
+from guided_diffusion.networks import (
+    CHANNEL_MULTS,
+    NETWORKS,
+    SUPER_RES_CHANNEL_MULTS,
+    ClassifierFlags,
+    SuperResFlags,
+    UNetFlags,
+)
 from guided_diffusion.script_util import DiffusionFlags
 
 PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
@@ -45,8 +52,8 @@ def test_shapes_reveal_the_published_flags(name, given_size):
     size, mults = int(line[size_flag]), SUPER_RES_CHANNEL_MULTS if kind == "sr" else CHANNEL_MULTS
     if name == "upsample_128_512" and not given_size:
         pytest.skip("built as the upsampler to 256, so its shapes cannot tell")
-    reveal = classifier_flags_of_shapes if kind == "classifier" else flags_of_shapes
-    found = reveal(state, size if given_size else None)
+    network = NETWORKS[{"model": "diffusion", "sr": "super_res", "classifier": "classifier"}[kind]]
+    found = network.reveal(state, size if given_size else None)
     # -- every flag of the published line that is about shapes
     texts = {k: str(v) for k, v in found.items()}
     unseen = (
@@ -84,12 +91,43 @@ def test_shapes_reveal_toys(toy, learn_sigma):
     toy = {**dict(num_channels=32, num_res_blocks=1, attention_resolutions="8"), **toy}
     with torch.device("meta"):
         state = UNetFlags(**toy).create(learn_sigma).state_dict()
-    found = flags_of_shapes(state, toy["image_size"])
+    found = NETWORKS["diffusion"].reveal(state, toy["image_size"])
     toy.setdefault("channel_mult", "1,2,2")
     assert toy.items() <= {**toy, **found}.items() and found["learn_sigma"] is learn_sigma
     with torch.device("meta"):
         again = UNetFlags(**{k: v for k, v in found.items() if k != "learn_sigma"}).create(learn_sigma).state_dict()
     assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in state.items()}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_shapes_reveal_channels_and_which_network_it_is(channels, learn_sigma):
+    words = command_line(
+        {
+            **dict(image_channels=channels, learn_sigma=learn_sigma, image_size=16, num_channels=32, num_res_blocks=1),
+            **dict(large_size=16, small_size=4, classifier_width=32, classifier_depth=1, classifier_channel_mult="1,2"),
+            **dict(classifier_num_head_channels=32),
+        }
+    )
+    parsed = flags.parse(words, [UNetFlags, SuperResFlags, ClassifierFlags, DiffusionFlags], "")
+    for name, network in NETWORKS.items():
+        with torch.device("meta"):
+            made = network.create(parsed)
+        assert made.shape == (channels, 16, 16)
+        state = made.state_dict()
+        found = network.reveal(state, 16)
+        assert found["image_channels"] == channels and found.get("learn_sigma", learn_sigma) is learn_sigma
+        for other in NETWORKS.keys() - {name}:
+            with pytest.raises((LookupError, ValueError, ZeroDivisionError)):
+                NETWORKS[other].reveal(state, 16)
+
+
+def test_a_network_of_two_or_five_channels_is_no_diffusion_network():
+    state = {"input_blocks.0.0.weight": torch.empty(8, 5, 3, 3)}
+    with pytest.raises(ValueError, match="5"):
+        NETWORKS["diffusion"].reveal(state)
+    with pytest.raises(ValueError, match="2.5"):
+        NETWORKS["super_res"].reveal(state)
 
 
 CLASSIFIER_TOYS = [
@@ -114,7 +152,7 @@ def test_shapes_reveal_toy_classifiers(toy):
     }
     with torch.device("meta"):
         state = ClassifierFlags(**toy).create().state_dict()
-    found = classifier_flags_of_shapes(state, toy["image_size"])
+    found = NETWORKS["classifier"].reveal(state, toy["image_size"])
     expected = {k: v for k, v in toy.items() if k != "classifier_num_head_channels"}
     expected.setdefault("classifier_channel_mult", ",".join(map(str, CHANNEL_MULTS[toy["image_size"]])))
     expected.setdefault("classifier_pool", "attention")

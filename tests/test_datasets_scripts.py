@@ -198,6 +198,20 @@ def test_another_data_set_in_the_folder_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["keep.png"]
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_writer_takes_any_channels(tmp_path, monkeypatch, channels):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "datasets"))
+    from writer import write_images
+
+    images = np.random.default_rng(0).integers(256, size=(2, 5, 7, channels), dtype=np.uint8)
+    folder, npz = write_images(tmp_path / "x", images)
+    for place in range(2):
+        with Image.open(os.path.join(folder, f"{place:05d}.png")) as picture:
+            assert np.array_equal(np.asarray(picture).reshape(5, 7, channels), images[place])
+    with np.load(npz) as arrays:
+        assert np.array_equal(arrays["arr_0"], images)
+
+
 def test_the_same_command_may_be_repeated_from_anywhere(tmp_path):
     flags = ("--out_dir", "here", "--num_images", 3)
     first, second = (script("photo_patches", *flags, cwd=tmp_path) for _ in range(2))

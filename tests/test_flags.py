@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import gzip
+import inspect
 import json
 import re
 from dataclasses import dataclass
@@ -308,6 +309,44 @@ def test_published_functions_round_trip_through_argparse(kind):
         assert model(*inputs).shape == ((2, 1000) if kind == "classifier" else (2, 3, 16, 16))
 
 
+PUBLISHED_SIGNATURES = {
+    "create_model": "image_size num_channels num_res_blocks channel_mult='' learn_sigma=False class_cond=False "
+    "use_checkpoint=False attention_resolutions='16' num_heads=1 num_head_channels=-1 num_heads_upsample=-1 "
+    "use_scale_shift_norm=False dropout=0 resblock_updown=False use_fp16=False use_new_attention_order=False",
+    "sr_create_model": "large_size small_size num_channels num_res_blocks learn_sigma class_cond use_checkpoint "
+    "attention_resolutions num_heads num_head_channels num_heads_upsample use_scale_shift_norm dropout "
+    "resblock_updown use_fp16",
+    "create_classifier": "image_size classifier_use_fp16 classifier_width classifier_depth "
+    "classifier_attention_resolutions classifier_use_scale_shift_norm classifier_resblock_updown classifier_pool",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIGNATURES)
+def test_published_signatures_are_explicit(name):
+    """Clients read them with inspect; what is added comes after, and may be left out."""
+    published = PUBLISHED_SIGNATURES[name].split()
+    own = list(inspect.signature(getattr(script_util, name)).parameters.values())
+    assert [str(parameter) for parameter in own[: len(published)]] == published
+    assert all(parameter.default is not parameter.empty for parameter in own[len(published) :])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_published_functions_take_other_image_channels(channels):
+    toy = {k: v for k, v in TOY.items() if k != "diffusion_steps"}
+    model = script_util.create_model(**toy, learn_sigma=True, image_channels=channels)
+    assert model(torch.zeros(2, channels, 16, 16), torch.zeros(2)).shape == (2, 2 * channels, 16, 16)
+    classifier = script_util.create_classifier(
+        16, False, 32, 1, "8", True, True, "attention", num_classes=5, image_channels=channels
+    )
+    assert classifier(torch.zeros(2, channels, 16, 16), torch.zeros(2)).shape == (2, 5)
+    toy.pop("image_size")
+    toy |= {"learn_sigma": False, "class_cond": False, "use_checkpoint": False, "num_head_channels": -1}
+    toy |= {"num_heads_upsample": -1, "use_scale_shift_norm": True, "dropout": 0, "resblock_updown": True}
+    enlarge = script_util.sr_create_model(16, 4, **toy, use_fp16=False, image_channels=channels)
+    small = torch.zeros(2, channels, 4, 4)
+    assert enlarge(torch.zeros(2, channels, 16, 16), torch.zeros(2), small).shape == (2, channels, 16, 16)
+
+
 def test_published_defaults():
     """As in guided-diffusion, besides what this codebase adds."""
     defaults = script_util.model_and_diffusion_defaults()
@@ -320,7 +359,8 @@ def test_published_defaults():
     )  # fmt: skip
     assert {k: defaults[k] for k in published} == published
     assert (
-        set(defaults) - set(published) == {"num_classes", "use_bf16", "sigma_small"} and defaults["num_classes"] == 1000
+        set(defaults) - set(published) == {"num_classes", "use_bf16", "sigma_small", "image_channels"}
+        and defaults["num_classes"] == 1000
     )
     sr = script_util.sr_model_and_diffusion_defaults()
     assert sr["large_size"] == 256 and sr["small_size"] == 64 and "image_size" not in sr

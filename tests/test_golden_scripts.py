@@ -11,6 +11,7 @@ from recipe import tensor
 
 from guided_diffusion import checkpoints, generate, train_util
 from guided_diffusion.images import to_uint8
+from guided_diffusion.networks import UNetFlags
 from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
 
 PROCESS = ["--noise_schedule", "cosine", "--learn_sigma", True]
@@ -20,6 +21,7 @@ def golden_network(parsed):
     """What checkpoints.load_diffusion returns, with the network of the goldens for a checkpoint's."""
     process = parsed[DiffusionFlags]
     model = closed_form({"steps": 1000, "noise_schedule": process.noise_schedule, "learn_sigma": process.learn_sigma})
+    model.shape = (3, *[parsed[UNetFlags].image_size] * 2)
     return parsed, model, process.create(*(parsed[group] for group in SAMPLING_METHODS))
 
 

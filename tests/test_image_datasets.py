@@ -15,11 +15,11 @@ from guided_diffusion.image_datasets import (
     batches,
     center_crop_arr,
     describe,
-    list_image_files,
     load_data,
     load_superres_data,
     random_crop_arr,
 )
+from guided_diffusion.image_files import list_image_files, open_picture, read_npz
 
 SIZE = 4
 
@@ -436,3 +436,69 @@ def test_reading_warns_of_nothing(seven):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read(2, data_dir=seven, batch_size=3, class_cond=True)
+
+
+# ---- channels ----
+
+
+@pytest.fixture
+def kinds(tmp_path):
+    """Pictures grey, coloured, half transparent, with 16 bits, and with a palette; {name: pixels}."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(256, size=(SIZE, SIZE), dtype=np.uint8)
+    rgba = rng.integers(256, size=(SIZE, SIZE, 4), dtype=np.uint8)
+    save(tmp_path / "a.png", grey)
+    save(tmp_path / "b.png", rgba[..., :3])
+    save(tmp_path / "c.png", rgba)
+    Image.fromarray(grey.astype(np.uint16) << 8 | 77).save(tmp_path / "d.png")
+    Image.fromarray(grey).convert("P").save(tmp_path / "e.png")
+    return tmp_path, grey, rgba
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_files_of_any_kind_become_images_of_so_many_channels(kinds, channels):
+    folder, grey, rgba = kinds
+    dataset = ImageDataset(folder, SIZE, random_flip=False, image_channels=channels)
+    images = torch.stack([dataset[i][0] for i in range(5)])
+    assert images.shape == (5, channels, SIZE, SIZE) and images.dtype is torch.float32
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for place in (0, 3, 4):  # transparency is 255 where the file has none
+        expected = np.stack([grey, grey, grey, np.full_like(grey, 255)][:channels], axis=-1)
+        assert np.array_equal(pixels[place], expected)
+    if channels == 1:
+        luma = rgba[..., :3] @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+        assert np.abs(pixels[1:3, ..., 0] - luma).max() < 1
+    else:
+        assert np.array_equal(pixels[1, ..., :3], rgba[..., :3])
+        assert np.array_equal(pixels[2], rgba[..., :channels])
+    assert [open_picture(str(folder / f"{name}.png"), channels)[1] for name in "abcde"] == [
+        True,
+        *[False] * 2,
+        True,
+        False,
+    ]
+    assert describe(dataset).endswith({1: ", grey", 3: "no flip", 4: ", RGBA"}[channels])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_npz_has_the_channels_asked_for(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(256, size=(2, SIZE, SIZE, channels), dtype=np.uint8)
+    path = str(tmp_path / "x.npz")
+    np.savez(path, arr_0=pixels)
+    images, labels = read_npz(path)
+    assert np.array_equal(images, pixels) and labels is None
+    dataset = ImageDataset(path, SIZE, random_flip=False, image_channels=channels)
+    assert np.array_equal(np.round((dataset[1][0].numpy() + 1) * 127.5), pixels[1].transpose(2, 0, 1))
+    message = refusal(ImageDataset, path, SIZE, image_channels=4 if channels == 3 else 3)
+    assert str(list(pixels.shape)) in message and "--image_channels" in message
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_crops_and_batches_of_other_channels(tmp_path, channels, random_crop):
+    pixels = np.random.default_rng(0).integers(256, size=(3, 11, 9, channels), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", arr_0=pixels)
+    told = dict(data_dir=tmp_path / "x.npz", batch_size=3, random_crop=random_crop, image_channels=channels)
+    assert read(1, **told)[0][0].shape == (3, channels, SIZE, SIZE)
+    images, extra = next(load_superres_data(large_size=8, small_size=SIZE, **told))
+    assert images.shape == (3, channels, 8, 8) and extra["low_res"].shape == (3, channels, SIZE, SIZE)

@@ -44,6 +44,17 @@ def test_grid_by_hand():
     assert grid(a[None]).tolist() == a.tolist()
 
 
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_pictures_are_of_the_kind_of_their_images(tmp_path, channels, mode):
+    images = np.random.default_rng(0).integers(256, size=(2, 64, 64, channels), dtype=np.uint8)
+    save_grid(str(tmp_path / "x.png"), images)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == mode
+        shown = np.asarray(picture).reshape(64, 129, channels)
+    assert np.array_equal(shown[:, :64], images[0]) and np.array_equal(shown[:, 65:], images[1])
+    assert (shown[:, 64] == [GREY, GREY, GREY, 255][:channels]).all()
+
+
 @pytest.mark.parametrize("count, columns", [(1, 1), (4, 2), (5, 3), (9, 3), (10, 4), (100, 10)])
 def test_grids_are_nearly_square(count, columns):
     assert grid(np.zeros((count, 2, 2, 3), np.uint8)).shape[1] == 3 * columns - 1

@@ -123,7 +123,6 @@ def made_row(sampler, target):
         real = "x".join(map(str, target.size))
         raise UserError(f"--model_path makes images of {size}x{size}; --reference has {real}")
     classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
-    shape = (model.in_channels, size, size)
     shifts.observe(diffusion)
 
     def make(work):
@@ -133,7 +132,7 @@ def made_row(sampler, target):
         if unet.class_cond:
             kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
         begin = time.perf_counter()
-        made = make_images(diffusion, model, parsed[SolverFlags], noise, shape, sampling.clip_denoised, kwargs)
+        made = make_images(diffusion, model, parsed[SolverFlags], noise, model.shape, sampling.clip_denoised, kwargs)
         images = to_uint8(made)
         seconds = time.perf_counter() - begin
         shown = max(0, compare.columns - indices.start) if repeat == 0 else 0

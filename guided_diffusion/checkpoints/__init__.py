@@ -4,25 +4,16 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
 
 import torch
 
 from .. import dist_util, files, logger
 from ..errors import UserError
-from ..flags import FlagGroup, flag
-from ..networks import (
-    CHANNEL_MULTS,
-    SUPER_RES_CHANNEL_MULTS,
-    ClassifierFlags,
-    SuperResFlags,
-    UNetFlags,
-    attention_rates,
-    channel_multipliers,
-)
+from ..flags import FlagGroup, flag, flags_of, marked
+from ..networks import NETWORKS, ClassifierFlags, SuperResFlags, UNetFlags
+from ..networks.levels import attention_rates, channel_multipliers
 from ..script_util import SAMPLING_METHODS, DiffusionFlags
 from ..solver_flags import SolverFlags
-from .shapes import classifier_flags_of_shapes, flags_of_shapes
 
 # Tensors whose shapes depend on the classes: those of the class embedding, and of a classifier's last layers.
 HEAD = re.compile(r"(label_emb|out)\.")
@@ -115,56 +106,23 @@ def _read(path, flag):
 # -- from a checkpoint and a command line to a network ---------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of network: which flags describe it, and how its shapes are read.
-
-    :ivar what: in words.
-    :ivar mark: a flag that the flags beside such a checkpoint have.
-    :ivar names: of the flags that describe it.
-    :ivar hidden: those of them that shapes never show and that change what it does.
-    :ivar reveal: `(state dict, image size or None) -> {name: value}`.
-    :ivar size_flag: the flag of its image size.
-    :ivar mult_flag: the flag of its channel multipliers.
-    :ivar defaults: {image size: channel multipliers}.
-    """
-
-    what: str
-    mark: str
-    names: frozenset
-    hidden: tuple
-    reveal: Callable
-    size_flag: str = "image_size"
-    mult_flag: str = "channel_mult"
-    defaults: dict = dataclasses.field(default_factory=lambda: CHANNEL_MULTS)
+DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
 
-def _names(*groups):
-    return frozenset(field.name for group in groups for field in dataclasses.fields(group))
+def _described(network):
+    """Names of the flags that describe a Network, its process included."""
+    groups = network.groups + (DiffusionFlags,) * (network.process == "all")
+    names = {field.name for group in groups for field in flags_of(group)} - {"image_size"} | {network.size_flag}
+    return names | _noising() if network.process == "noising" else names
 
 
-_PROCESS = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
-_UNSEEN = ("num_heads", "num_head_channels", "use_new_attention_order", "predict_xstart")
-DIFFUSION = Kind(
-    "a diffusion network", "num_channels", _names(UNetFlags, DiffusionFlags), _PROCESS + _UNSEEN, flags_of_shapes
-)
-SUPER_RES = dataclasses.replace(
-    DIFFUSION,
-    what="a super-resolution network",
-    mark="large_size",
-    names=_names(UNetFlags, SuperResFlags, DiffusionFlags) - {"image_size"},
-    hidden=("small_size", *DIFFUSION.hidden),
-    size_flag="large_size",
-    defaults=SUPER_RES_CHANNEL_MULTS,
-)
-CLASSIFIER = Kind(
-    "a classifier",
-    "classifier_width",
-    _names(ClassifierFlags).union(_PROCESS),
-    ("classifier_num_head_channels",),
-    classifier_flags_of_shapes,
-    mult_flag="classifier_channel_mult",
-)
+def _noising():
+    return set(marked([DiffusionFlags], "noising"))
+
+
+def _unseen(network):
+    """Names of the flags that describe a Network, and that its shapes never show."""
+    return marked(network.groups + (DiffusionFlags,) * (network.process == "all"), "hidden")
 
 
 def load_diffusion(parsed):
@@ -206,7 +164,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
     fixed, override = set(), False
     if UNetFlags in parsed.groups:
         override = parsed[CheckpointFlags].override
-        fixed = {"image_size", *_PROCESS}
+        fixed = {"image_size", "image_channels", *_noising()}
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
     parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
@@ -271,33 +229,45 @@ def _advise(path):
         logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
 
 
-def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=frozenset(), free=frozenset(), log=True):
+def resolve(
+    parsed,
+    path,
+    kind,
+    *,
+    override=False,
+    flag="model_path",
+    fixed=frozenset(),
+    free=frozenset(),
+    lasting=frozenset(),
+    log=True,
+):
     """The Parsed flags of a run that uses a checkpoint: what was given, else what the checkpoint says.
 
     The flags beside the checkpoint speak for it; without those, its shapes do.
 
     :param parsed: the command line.
     :param path: of the checkpoint.
-    :param kind: the Kind of network it has to be.
+    :param kind: the Network it has to be.
     :param override: let given flags win over those beside the checkpoint.
     :param flag: that names the checkpoint.
     :param fixed: flags that count as given though the command line left them out.
     :param free: flags that may contradict the checkpoint, beside those that are marked so.
+    :param lasting: flags that the checkpoint decides too, though they do not describe its network; free as well.
     :param log: whether to say where the flags are from, and warn of what is assumed.
     :raises UserError: at most ten lines, for a given flag that contradicts the checkpoint.
     """
     if not path:
         raise UserError(f"--{flag} is not given; expected the path of a checkpoint (.pt)")
-    values = parsed.values()
-    given = {k: values[k] for k in (parsed.given | fixed) & kind.names if k in values}
+    values, names = parsed.values(), _described(kind) | lasting
+    given = {k: values[k] for k in (parsed.given | fixed) & names if k in values}
     beside = read_flags(path)
     _check_kind(beside, kind, path, flag)
-    known = {k: v for k, v in beside.items() if k in kind.names}
+    known = {k: v for k, v in beside.items() if k in names}
     _check_types(known, values, path)
     source = sidecar_path(path) if known else "its tensors"
     if not known:
         known = _revealed(path, kind, given, flag)
-    conflicts = _conflicts(given, known, kind, parsed.marked("free") | free)
+    conflicts = _conflicts(given, known, kind, parsed.marked("free") | free | lasting)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) and "override" in values else ""
         shown = conflicts[:7] + ([f"  and {len(conflicts) - 7} more"] if len(conflicts) > 7 else [])
@@ -306,7 +276,7 @@ def resolve(parsed, path, kind, *, override=False, flag="model_path", fixed=froz
         )
     if log:
         logger.log(f"{path}: flags by {source}")
-    assumed = [] if beside else [k for k in kind.hidden if k in values and k not in given]
+    assumed = [] if beside else [k for k in _unseen(kind) if k in values and k not in given]
     if log and assumed:
         shown = " ".join(f"--{k} {values[k]}" for k in assumed)
         logger.warn(f"tensors do not show everything; assumed {shown}: give what its authors state")
@@ -319,8 +289,7 @@ def resumed(parsed, path, kind):
     Lasting flags go on too, unless the command line gives others.
     """
     lasting = parsed.marked("lasting")
-    kind = dataclasses.replace(kind, names=kind.names | lasting)
-    return resolve(parsed, path, kind, flag="resume_checkpoint", free=lasting) if path else parsed
+    return resolve(parsed, path, kind, flag="resume_checkpoint", lasting=lasting) if path else parsed
 
 
 def initialise(parsed, path, kind):
@@ -333,8 +302,8 @@ def initialise(parsed, path, kind):
 
 def _check_kind(beside, kind, path, flag):
     """Refuse a checkpoint whose flags are those of another kind of network."""
-    found = next((k for k in (SUPER_RES, CLASSIFIER, DIFFUSION) if k.mark in beside), kind)
-    if found.what != kind.what:
+    found = next((network for network in NETWORKS.values() if network.mark in beside), kind)
+    if found is not kind:
         raise UserError(f"--{flag} {path} is {found.what}, by {sidecar_path(path)}; expected {kind.what}")
 
 
@@ -361,7 +330,7 @@ def _revealed(path, kind, given, flag):
     if "image_size" not in known:
         raise UserError(f"--{flag} {path} does not tell its image size: give --{kind.size_flag}")
     known[kind.size_flag] = known.pop("image_size")
-    return {k: v for k, v in known.items() if k in kind.names}
+    return {k: v for k, v in known.items() if k in _described(kind)}
 
 
 def _conflicts(given, known, kind, free):

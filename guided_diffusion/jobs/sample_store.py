@@ -112,7 +112,7 @@ class SampleStore:
     def assemble(self, chunks, name=None):
         """Join all chunks of a run, one at a time, and delete them: an npz and a PNG of its first images.
 
-        :param name: of the npz; default `samples_NxHxWx3.npz`.
+        :param name: of the npz; default `samples_NxHxWxC.npz`.
         :return: the paths of both.
         :raises UserError: if a chunk turns out to be damaged; it is deleted.
         :raises FileNotFoundError: if a chunk is not there.

@@ -42,8 +42,8 @@ def generate_images(parsed, diffusion, make_batch, name=None):
 
     :param parsed: the resolved Parsed flags.
     :param diffusion: the process, whose time-shift searches are counted and logged.
-    :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, 3]}`, with labels as "arr_1"; see `as_arrays`.
-    :param name: of the npz; default `samples_NxHxWx3.npz`.
+    :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, C]}`, with labels as "arr_1"; see `as_arrays`.
+    :param name: of the npz; default `samples_NxHxWxC.npz`.
     :raises UserError: if another job is at work in the output folder, or it was begun with other settings.
     :raises SystemExit: on SIGTERM or Ctrl-C, after the batches in hand.
     """

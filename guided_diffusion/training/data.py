@@ -5,14 +5,14 @@ from ..checkpoints import resume
 from ..image_datasets import batches, describe
 
 
-def training_data(data_flags, flags, image_size, class_cond=False, num_classes=None, start=None):
-    """This rank's endless stream of (batch [N, 3, H, W], {"y": [N]} if class_cond), checked before it starts.
+def training_data(data_flags, flags, image_size, class_cond=False, num_classes=None, start=None, image_channels=3):
+    """This rank's endless stream of (batch [N, C, H, W], {"y": [N]} if class_cond), validated before it starts.
 
     :param data_flags: DataFlags.
     :param flags: TrainFlags.
     :param start: the number of the first batch; default that after the images its checkpoint has seen.
     """
-    dataset = data_flags.dataset(image_size, class_cond, num_classes, flags.seed)
+    dataset = data_flags.dataset(image_size, class_cond, num_classes, flags.seed, image_channels)
     logger.log(describe(dataset))
     dataset.on_skip = lambda error: logger.warn(f"skipped {dataset.num_skipped} so far: {error}")
     return batches(

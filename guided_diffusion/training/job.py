@@ -23,12 +23,12 @@ from .validation import held_out_losses
 SHOWN = 16
 
 
-def begin(parsed, kind):
+def begin(parsed, network):
     """The Parsed flags of a run that begins or goes on; from here on its random numbers are drawn. For every rank.
 
-    :param kind: the Kind of network that is trained.
+    :param network: the Network that is trained.
     """
-    parsed = resume.starting_point(parsed, kind)
+    parsed = resume.starting_point(parsed, network)
     seed_everything(parsed[TrainFlags])
     return parsed
 
@@ -45,21 +45,21 @@ def seed_everything(flags):
     logger.log(f"each step: {flags.batch_size} images x {ranks} ranks = {flags.batch_size * ranks}")
 
 
-def train_diffusion(parsed, kind, network, conditioning=None, after_step=None):
+def train_diffusion(parsed, network, conditioning=None, after_step=None):
     """Train a diffusion network by --objective.
 
     :param parsed: the command line; what follows is asked with its resolved Parsed flags.
-    :param kind: the Kind of the network.
-    :param network: `parsed -> the network`.
+    :param network: the Network that is trained.
     :param conditioning: `parsed -> (batch, extra) -> cond`, see TrainLoop, where the network is told more of its images
         than their class.
     :param after_step: `parsed -> an after_step of TrainLoop, or None`.
     """
-    parsed = begin(parsed, kind)
+    parsed = begin(parsed, network)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
-    model, diffusion = network(parsed), process.create(parsed[InputPerturbationFlags])
-    size = parsed.values()[kind.size_flag]
-    data = training_data(parsed[DataFlags], settings, size, unet.class_cond, unet.num_classes)
+    model, diffusion = network.create(parsed), process.create(parsed[InputPerturbationFlags])
+    images = {"image_size": parsed.values()[network.size_flag], "image_channels": unet.image_channels}
+    images |= {"class_cond": unet.class_cond, "num_classes": unet.num_classes}
+    data = training_data(parsed[DataFlags], settings, **images)
     if not launch.announce(parsed):
         return
     if conditioning is None:
@@ -78,7 +78,7 @@ def train_diffusion(parsed, kind, network, conditioning=None, after_step=None):
         resolved=parsed.values(),
         dtype=unet.dtype,
         conditioning=tell,
-        preview=preview_sampler(process, (count, 3, size, size), cond),
+        preview=preview_sampler(process, (count, *model.shape), cond),
         after_step=after_step(parsed) if after_step else None,
     ).run_loop()
 
@@ -90,7 +90,8 @@ def train_classifier(parsed):
     if parsed[ValidationFlags].anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
     model, diffusion = classifier.create(), parsed[DiffusionFlags].create()
-    images = {"image_size": classifier.image_size, "class_cond": True, "num_classes": classifier.num_classes}
+    images = {"image_size": classifier.image_size, "image_channels": classifier.image_channels}
+    images |= {"class_cond": True, "num_classes": classifier.num_classes}
     data = training_data(parsed[DataFlags], settings, **images)
     after_step = held_out_losses(parsed, diffusion, **images)
     if not launch.announce(parsed):

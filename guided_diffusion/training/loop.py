@@ -33,7 +33,7 @@ class TrainLoop:
     :param dtype: what the network computes in; torch.float16 comes with a loss scale.
     :param conditioning: `(batch, extra) -> {name: tensor [N, ...]}` that the network is told, of whole batches on the
         device; it may draw from torch's global generator.
-    :param preview: `model -> uint8 images [N, H, W, 3]`, or None; run on rank 0.
+    :param preview: `model -> uint8 images [N, H, W, C]`, or None; run on rank 0.
     :param after_step: `loop -> bool`, called after each step on every rank, to log more; or None. Where it gives True,
         a row is written at this step.
     """

@@ -1,0 +1,70 @@
+"""The networks: a network is one file, with its flags and how they are read from a checkpoint, and one line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import classifier, unet
+from .classifier import ClassifierFlags
+from .levels import CHANNEL_MULTS
+from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
+
+
+@dataclass(frozen=True)
+class Network:
+    """A kind of network: its flags, how they build it, and how a checkpoint tells them.
+
+    :ivar what: in words.
+    :ivar mark: a flag that the flags beside such a checkpoint have.
+    :ivar groups: its flag groups; the first knows the `dtype` that it computes in.
+    :ivar create: `Parsed -> network`, its weights in float32; `network.shape` is (C, H, W) of the images it takes.
+    :ivar reveal: `(state dict, image size or None) -> {flag: value}`, with the size as image_size where it is known;
+        raises a LookupError, ValueError or ZeroDivisionError for the tensors of another network.
+    :ivar process: which flags of the diffusion process describe it too: "all", those marked "noising", or "none".
+    :ivar size_flag: the flag of its image size.
+    :ivar mult_flag: the flag of its channel multipliers, "" if it has none.
+    :ivar defaults: {image size: channel multipliers} where that flag is empty.
+    """
+
+    what: str
+    mark: str
+    groups: tuple
+    create: Callable
+    reveal: Callable
+    process: str = "all"
+    size_flag: str = "image_size"
+    mult_flag: str = ""
+    defaults: dict = field(default_factory=dict)
+
+
+# A checkpoint is the first of them whose mark its flags have.
+NETWORKS = {
+    "super_res": Network(
+        "a super-resolution network",
+        "large_size",
+        (UNetFlags, SuperResFlags),
+        unet.create_super_res,
+        unet.super_res_flags_of_shapes,
+        size_flag="large_size",
+        mult_flag="channel_mult",
+        defaults=SUPER_RES_CHANNEL_MULTS,
+    ),
+    "classifier": Network(
+        "a classifier",
+        "classifier_width",
+        (ClassifierFlags,),
+        classifier.create,
+        classifier.flags_of_shapes,
+        process="noising",
+        mult_flag="classifier_channel_mult",
+        defaults=CHANNEL_MULTS,
+    ),
+    "diffusion": Network(
+        "a diffusion network",
+        "num_channels",
+        (UNetFlags,),
+        unet.create,
+        unet.flags_of_shapes,
+        mult_flag="channel_mult",
+        defaults=CHANNEL_MULTS,
+    ),
+}

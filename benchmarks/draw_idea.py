@@ -9,18 +9,14 @@ errors. Needs matplotlib; takes about a minute on one core.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from guided_diffusion import checkpoints
 from guided_diffusion.image_files import read_npz
-from guided_diffusion.script_util import (
-    create_gaussian_diffusion,
-    create_model_and_diffusion,
-    model_and_diffusion_defaults,
-)
+from guided_diffusion.script_util import create_gaussian_diffusion
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "digits16.pt"
 STEPS = "20"
@@ -33,15 +29,6 @@ SAMPLERS = {
     "Epsilon Scaling 0.98": ("tab:orange", {"eps_scaler": 0.98}),
     "Time Shift, paper": ("tab:blue", SHIFT),
 }
-
-
-def open_model():
-    """(network in eval mode, its flags {name: value})."""
-    flags = json.loads(MODEL.with_suffix(".json").read_text())
-    names = {*model_and_diffusion_defaults(), "num_classes"} & flags.keys()
-    network, _ = create_model_and_diffusion(**{name: flags[name] for name in names})
-    network.load_state_dict(torch.load(MODEL, weights_only=True))
-    return network.eval(), flags
 
 
 def some_images(path, count):
@@ -81,7 +68,7 @@ def lengths_at_data(network, diffusion, labels, images, noise):
 @torch.no_grad()
 def measure(path, count):
     """(timesteps [S], {sampler: (ratio [S], its standard error [S])}), noisiest first."""
-    network, flags = open_model()
+    network, _, flags = checkpoints.open_network(str(MODEL))
     images, labels = some_images(path, count)
     torch.manual_seed(0)
     start, noise = torch.randn_like(images), torch.randn_like(images)

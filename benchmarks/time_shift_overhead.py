@@ -11,11 +11,8 @@ import time
 
 import torch
 
-from guided_diffusion import checkpoints, flags
-from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion import checkpoints
 from guided_diffusion.methods.time_shift import TimeShift
-from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import DiffusionFlags
 
 
 def seconds(call, device):
@@ -34,13 +31,11 @@ def main():
     parser.add_argument("--window", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    groups = [CheckpointFlags, UNetFlags, DiffusionFlags]
-    parsed, model, diffusion = checkpoints.load_diffusion(flags.parse(["--model_path", args.model_path], groups, ""))
-    unet = parsed[UNetFlags]
-    device = next(model.parameters()).device
-    x = torch.randn(args.batch_size, 3, unet.image_size, unet.image_size, device=device)
+    model, diffusion, flags = checkpoints.open_network(args.model_path)
+    device, size = next(model.parameters()).device, flags["image_size"]
+    x = torch.randn(args.batch_size, *model.shape, device=device)
     t = torch.full((args.batch_size,), diffusion.timestep_map[len(diffusion.timestep_map) // 2], device=device)
-    kwargs = {"y": torch.zeros_like(t)} if unet.class_cond else {}
+    kwargs = {"y": torch.zeros_like(t)} if flags["class_cond"] else {}
     shift = TimeShift(diffusion.schedule, diffusion.timestep_map, args.window, 0)
     calls = {"network": lambda: model(x, t, **kwargs), "search": lambda: shift.find(x, t)}
     with torch.no_grad():
@@ -50,7 +45,7 @@ def main():
     median = {name: statistics.median(r[name] for r in rounds) for name in calls}
     share = statistics.median(r["search"] / r["network"] for r in rounds)
     print(
-        f"{args.batch_size} images of {unet.image_size}x{unet.image_size} on {device}, window {args.window}: "
+        f"{args.batch_size} images of {size}x{size} on {device}, window {args.window}: "
         f"network call {1e3 * median['network']:.2f} ms, search {1e3 * median['search']:.3f} ms, "
         f"share {100 * share:.2f} %"
     )

@@ -14,8 +14,7 @@ import torch
 
 from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, flag, parse
-from guided_diffusion.networks import ClassifierFlags
+from guided_diffusion.flags import FlagGroup, flag
 
 from . import inception_weights
 from .metric import counted
@@ -150,17 +149,17 @@ class ClassifierFeatures:
 
 def _classifier(path, device):
     """(the features of a noisy classifier as a function of images, the channels it takes)."""
-    parsed, classifier = checkpoints.load_classifier(parse([], [ClassifierFlags], ""), path, flag="features")
-    size = parsed[ClassifierFlags].image_size
+    classifier, _, _ = checkpoints.open_network(path, flag="features", expected="classifier")
+    channels, *size = classifier.shape
     features = ClassifierFeatures(classifier, device)
 
     def compute(images):
-        if images.shape[1:3] != (size, size):
-            height, width = images.shape[1:3]
-            raise UserError(f"--features classifier:{path} takes images of {size}x{size}; these are {height}x{width}")
+        if list(images.shape[1:3]) != size:
+            taken, given = ("x".join(map(str, sides)) for sides in (size, images.shape[1:3]))
+            raise UserError(f"--features classifier:{path} takes images of {taken}; these are {given}")
         return (features(images),)
 
-    return compute, classifier.in_channels
+    return compute, channels
 
 
 def _torchscript(path, device):

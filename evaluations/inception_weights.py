@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from guided_diffusion import dist_util, files, logger
 from guided_diffusion.errors import UserError
+from guided_diffusion.tensor_files import load_state_dict
 
 from . import frozen_graph
 from .inception import Inception
@@ -64,7 +65,7 @@ def load(path=""):
         dist_util.barrier()
     data = files.read_bytes(path)
     if data.startswith((b"PK", b"\x80")):
-        state = dist_util.load_state_dict(path)
+        state = load_state_dict(path)
     else:
         state = frozen_graph.read(data, path)
     state = {name: value.float() for name, value in state.items() if not name.endswith("num_batches_tracked")}

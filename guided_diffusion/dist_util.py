@@ -1,4 +1,4 @@
-"""Several processes as one job, and checkpoints read from anywhere.
+"""Several processes as one job.
 
 With distributed/ this is the only place that knows MPI and torch.distributed. `setup_dist` asks
 distributed/launchers.py who started the process, picks its device and joins it to the others. A single process
@@ -7,11 +7,8 @@ calls `setup_dist`.
 """
 
 import atexit
-import errno
 import gc
 import os
-import pickle
-import re
 import socket
 import sys
 import time
@@ -20,9 +17,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from . import files
 from .distributed import launchers, peers
 from .errors import UserError
+from .tensor_files import load_state_dict  # noqa: F401 (published here)
 
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -337,64 +334,3 @@ def sync_params(params):
             value = param.detach().contiguous()
             dist.broadcast(value, 0)
             param.copy_(value)
-
-
-# -------------------------------------------------------------------------------- checkpoints
-
-
-def load_checkpoint(path, map_location="cpu"):
-    """Read what `torch.save` wrote.
-
-    Only tensors and plain Python values are accepted: a file cannot run code. Every rank reads for itself,
-    so this may be called on one rank alone.
-
-    :param path: a local file or any address that blobfile reads.
-    :raises UserError: naming the path, if it is missing, damaged or refused.
-    """
-    try:
-        with files.open_read(path) as file:
-            start = file.read(8)
-            _expect_checkpoint(path, start)
-            file.seek(0)
-            return torch.load(file, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
-    except OSError as error:
-        # torch seeks before the start of a file that is too short
-        if error.errno == errno.EINVAL:
-            raise UserError(f"checkpoint {path} is truncated or damaged (it ends too soon)") from error
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values"
-        ) from error
-    except (RuntimeError, EOFError, LookupError) as error:
-        reason = str(error).split(". ")[0].splitlines() or ["it ends too soon"]
-        raise UserError(f"checkpoint {path} is truncated or damaged ({reason[0].rstrip('.')})") from error
-
-
-def load_state_dict(path, map_location="cpu"):
-    """Read the weights in `path` like `load_checkpoint`.
-
-    :raises UserError: as `load_checkpoint`, and unless they are a dict of tensors.
-    """
-    state = load_checkpoint(path, map_location)
-    if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors")
-    strange = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        kind = type(state[strange[0]]).__name__
-        raise UserError(f"checkpoint {path} holds a {kind} at {strange[0]!r}, expected a dict of tensors")
-    return state
-
-
-def _expect_checkpoint(path, start):
-    if not start:
-        raise UserError(f"checkpoint {path} is empty")
-    if not start.startswith((b"PK", b"\x80")):
-        raise UserError(f"checkpoint {path} is no file of torch.save (it begins with {start!r})")
-
-
-def _culprit(error):
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it asks for {found[1]}" if found else "it is damaged or asks for more than data"

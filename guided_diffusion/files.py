@@ -77,6 +77,18 @@ def size(path):
     return _remote("stat", path).size if is_remote(path) else os.path.getsize(path)
 
 
+def stamp(path):
+    """(length in bytes, time of the last change) of a file.
+
+    :raises OSError: if it cannot be told; FileNotFoundError if there is no file.
+    """
+    if is_remote(path):
+        found = _remote("stat", path)
+        return found.size, found.mtime
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
 def make_folder(path):
     """Make a folder and those above it; one that is there stays."""
     if is_remote(path):

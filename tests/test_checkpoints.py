@@ -426,11 +426,11 @@ def test_advice_on_young_averages_and_raw_weights(tmp_path, capsys):
         (tmp_path / name).touch()
     said = {}
     for name in ("ema_0.999_000100.pt", "ema_0.999_009000.pt", "model009000.pt", "digits.pt"):
-        checkpoints._advise(str(tmp_path / name))
+        checkpoints._advise(str(tmp_path / name), {})
         said[name] = capsys.readouterr().out
     assert "90 % of the untrained weights after 100 steps" in said["ema_0.999_000100.pt"]
-    (tmp_path / "ema_0.999_000100.json").write_text('{"init_from": "models/digits16.pt"}')
-    checkpoints._advise(str(tmp_path / "ema_0.999_000100.pt"))  # its start was trained
+    # its start was trained
+    checkpoints._advise(str(tmp_path / "ema_0.999_000100.pt"), {"init_from": "models/digits16.pt"})
     assert capsys.readouterr().out == ""
     assert "ema_*_009000.pt beside it" in said["model009000.pt"]
     assert said["ema_0.999_009000.pt"] == said["digits.pt"] == ""
@@ -490,3 +490,122 @@ def test_a_resumed_run_keeps_its_input_perturbation(folder, tmp_path, given, exp
     Path(checkpoints.sidecar_path(path)).write_text(json.dumps(beside))
     parsed = flags.parse(given, script.groups, "", script.overrides)
     assert checkpoints.resumed(parsed, path, checkpoints.DIFFUSION).values()["input_perturbation"] == expected
+
+
+# -- any network, and each file once ---------------------------------------------------------------
+
+NETWORK_TOYS = {
+    "diffusion": TRUTH,
+    "super_res": {**{k: v for k, v in TRUTH.items() if k != "image_size"}, "large_size": 16, "small_size": 8},
+    "classifier": {**CLASSIFIER_TRUTH, **PROCESS},
+}
+
+
+@pytest.fixture(scope="module", params=NETWORK_TOYS)
+def toy(request, tmp_path_factory):
+    """(name in NETWORKS, folder with bare.pt and saved.pt of it, the network)."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    network, values = NETWORKS[name], NETWORK_TOYS[name]
+    parsed = flags.parse(command_line(values), [*network.groups, DiffusionFlags], "")
+    made = network.create(parsed)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    told = {k: v for k, v in parsed.values().items() if k in checkpoints.described(network)}
+    checkpoints.write(str(folder / "saved.pt"), made.state_dict(), told)
+    checkpoints.write(str(folder / "bare.pt"), made.state_dict())
+    return name, folder, made.eval()
+
+
+def answers(name, network):
+    inputs = [torch.linspace(-1, 1, 3 * 256).reshape(1, 3, 16, 16), torch.tensor([7.0])]
+    if name == "super_res":
+        inputs.append(torch.linspace(-1, 1, 3 * 64).reshape(1, 3, 8, 8))
+    with torch.no_grad():
+        return network(*inputs, **({} if name == "classifier" else {"y": torch.tensor([3])}))
+
+
+def untold(name, file):
+    """Flags of a toy that its file does not tell, of those of its network."""
+    hidden = {*flags.marked(NETWORKS[name].groups, "hidden"), "num_heads_upsample"}
+    return {k: v for k, v in NETWORK_TOYS[name].items() if k in hidden and file == "bare"}
+
+
+@pytest.mark.parametrize("file", ["bare", "saved"])
+def test_any_network_is_opened_by_its_path_alone(toy, file):
+    name, folder, expected = toy
+    network, process, told = checkpoints.open_network(str(folder / f"{file}.pt"), **untold(name, file))
+    assert type(network) is type(expected) and not network.training
+    assert torch.equal(answers(name, network), answers(name, expected))
+    assert network.shape == (3, 16, 16) and told["image_channels"] == 3
+    assert process.original_num_steps == (100 if file == "saved" else 1000)
+    assert told["noise_schedule"] == ("cosine" if file == "saved" else "linear")
+    described = {k: v for k, v in NETWORK_TOYS[name].items() if k not in PROCESS}
+    if file == "bare" and name == "classifier":
+        described["classifier_channel_mult"] = "1,2,2"
+    assert described.items() <= told.items()
+    assert ("timestep_respacing" in told) is (name != "classifier")
+
+
+@pytest.mark.parametrize("file", ["bare", "saved"])
+def test_a_network_of_another_kind_or_none_is_refused(toy, file, tmp_path):
+    name, folder, _ = toy
+    for other in NETWORKS.keys() - {name}:
+        with pytest.raises(UserError) as caught:
+            checkpoints.open_network(str(folder / f"{file}.pt"), flag="teacher", expected=other)
+        for word in ("--teacher ", NETWORKS[name].what, NETWORKS[other].what):
+            assert word in str(caught.value)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "linear.pt")
+    with pytest.raises(UserError, match="--teacher .*linear.pt is no network that is known"):
+        checkpoints.open_network(str(tmp_path / "linear.pt"), flag="teacher")
+    with pytest.raises(UserError, match="--teacher: checkpoint none.pt does not exist"):
+        checkpoints.open_network("none.pt", flag="teacher")
+
+
+def test_what_is_said_of_a_network_to_open_is_validated(folder):
+    with pytest.raises(UserError) as error:
+        checkpoints.open_network(str(folder / "saved.pt"), num_heads=4)
+    only_line(error, "num_heads", 4, 2)
+    with pytest.raises(UserError, match="--num_heads is 0"):
+        checkpoints.open_network(str(folder / "bare.pt"), num_heads=0)
+    with pytest.raises(TypeError, match="'colour'"):
+        checkpoints.open_network(str(folder / "bare.pt"), colour=3)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The number of calls of torch.load, as a list of as many."""
+    calls, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: calls.append(1) or load(*args, **kwargs))
+    return calls
+
+
+@pytest.mark.parametrize("file", ["bare", "saved"])
+def test_a_checkpoint_is_unpickled_once(folder, toy, file, reads):
+    name, toys, _ = toy
+    checkpoints.open_network(str(toys / f"{file}.pt"), **untold(name, file))
+    assert len(reads) == 1
+    load(folder / f"{file}.pt", **TRUTH)
+    assert len(reads) == 2
+    load_classifier(folder / f"{file}_classifier.pt", {"classifier_num_head_channels": 32})
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize("name, kind", [("resume_checkpoint", "resumed"), ("init_from", "initialise")])
+def test_training_unpickles_its_bare_start_once(folder, tmp_path, reads, name, kind):
+    path = shutil.copy(folder / "bare.pt", str(tmp_path / "model000002.pt"))
+    parsed = flags.parse(command_line(TRUTH), GROUPS, "")
+    parsed = getattr(checkpoints, kind)(parsed, path, checkpoints.DIFFUSION)
+    checkpoints.load_into(checkpoints.DIFFUSION.create(parsed), path, name)
+    assert len(reads) == 1
+
+
+def test_shapes_alone_are_read_once_and_a_changed_file_again(folder, tmp_path, reads):
+    path = shutil.copy(folder / "bare.pt", str(tmp_path / "x.pt"))
+    parsed = flags.parse(command_line({**TRUTH, "model_path": path}), GROUPS, "")
+    for _ in range(3):
+        assert checkpoints.process_alone(parsed).num_timesteps == 100
+    assert len(reads) == 1
+    state = torch.load(path, weights_only=True)
+    checkpoints.write(path, {k: v + 1 for k, v in state.items()})
+    _, model, _ = checkpoints.load_diffusion(parsed)
+    assert len(reads) == 3 and all(torch.equal(v, state[k] + 1) for k, v in model.state_dict().items())

@@ -307,7 +307,7 @@ def test_remote_checkpoint_comes_back(tmp_path, monkeypatch):
 def test_optimizer_state_is_a_checkpoint_but_no_state_dict(tmp_path):
     path = tmp_path / "opt.pt"
     torch.save(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.25).state_dict(), path)
-    assert dist_util.load_checkpoint(path)["param_groups"][0]["lr"] == 0.25
+    assert load_checkpoint(path)["param_groups"][0]["lr"] == 0.25
     one_sentence(lambda: dist_util.load_state_dict(path), path, "'state'", "dict of tensors")
 
 

@@ -3,9 +3,12 @@
 import re
 import secrets
 
-from .. import checkpoints, dist_util, files, logger
+from .. import dist_util, files, logger
 from ..errors import UserError
+from ..tensor_files import load_checkpoint
 from . import manifest
+from .read import sidecar_path
+from .resolve import initialise, resumed
 
 AUTO = "auto"
 
@@ -13,20 +16,20 @@ AUTO = "auto"
 STATE = {"step", "samples", "step_size", "seed", "lg_loss_scale", "random"}
 
 
-def starting_point(parsed, kind):
+def starting_point(parsed, network):
     """The Parsed flags of a training run, with the path of its checkpoint in place of `auto` or of a path.
 
     Flags that were not given come from that checkpoint or, where a run starts, for the network from that of
     --init_from. Every rank must call it.
 
-    :param kind: the Kind of network that is trained.
+    :param network: the Network that is trained.
     :raises UserError: for a checkpoint that is not there, not whole, or of another network.
     """
     values = parsed.values()
     path = _agreed(values["resume_checkpoint"], logger.get_dir())
     if path:
-        return checkpoints.resumed(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, kind)
-    return checkpoints.initialise(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], kind)
+        return resumed(parsed.with_values({"resume_checkpoint": path, "init_from": ""}), path, network)
+    return initialise(parsed.with_values({"resume_checkpoint": ""}), values["init_from"], network)
 
 
 def _agreed(wanted, folder):
@@ -57,7 +60,7 @@ def find(wanted, folder):
             f"{folder} has checkpoints of an earlier run, the last at step {earlier[0]}: this one starts afresh and "
             "replaces them as it comes to their steps; --resume_checkpoint auto would go on"
         )
-    if published := [path for path in _unlisted(folder) if not files.exists(checkpoints.sidecar_path(path))]:
+    if published := [path for path in _unlisted(folder) if not files.exists(sidecar_path(path))]:
         logger.warn(
             f"{folder} has published checkpoints: this run starts afresh and replaces them as it comes to their "
             f"steps; --resume_checkpoint {published[-1]} would go on"
@@ -99,7 +102,7 @@ def _refuse_unlisted(folder):
     if not unlisted:
         return
     newest = unlisted[-1]
-    if len(unlisted) > 1 or not files.exists(checkpoints.sidecar_path(newest)):
+    if len(unlisted) > 1 or not files.exists(sidecar_path(newest)):
         raise UserError(
             f"--resume_checkpoint auto: the checkpoints in {folder} have no manifest, so none is known to be whole; "
             f"expected --resume_checkpoint {newest}, or another --out_dir to start afresh"
@@ -119,7 +122,7 @@ def _checked(path):
             manifest.check(folder, step)
         except UserError as error:
             raise UserError(f"--resume_checkpoint {path}: {error}") from error
-    elif complete and files.exists(checkpoints.sidecar_path(path)):  # published ones have no flags beside them
+    elif complete and files.exists(sidecar_path(path)):  # published ones have no flags beside them
         raise UserError(
             f"--resume_checkpoint {path} has no {files.split(manifest.path_of(folder, step))[1]}, so it was not "
             f"written to its end; the newest complete one there is of step {complete[0]}"
@@ -153,7 +156,7 @@ def read_state(path):
     state = beside(path, "state")
     if not files.exists(state):
         return None
-    content = dist_util.load_checkpoint(state)
+    content = load_checkpoint(state)
     if not isinstance(content, dict) or not STATE <= content.keys():
         raise UserError(f"{state} is not the state of a training run")
     return content

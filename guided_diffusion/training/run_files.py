@@ -9,6 +9,7 @@ from .. import checkpoints, dist_util, files, logger
 from ..checkpoints import manifest, resume
 from ..errors import UserError
 from ..jobs import random_state
+from ..tensor_files import load_checkpoint, load_state_dict
 
 
 class RunFiles:
@@ -42,7 +43,7 @@ class RunFiles:
         for rate, params in averages.items():
             path = resume.beside(self.source, f"ema_{rate}_")
             if files.exists(path):
-                state = dist_util.load_state_dict(path)
+                state = load_state_dict(path)
                 with _fitting(path):
                     for name, param in zip(names, params):
                         param.copy_(state[name])
@@ -53,7 +54,7 @@ class RunFiles:
         """Read the optimiser's state, or say that it is not there; the flags decide its rates."""
         path = resume.beside(self.source, "opt")
         if files.exists(path):
-            state = dist_util.load_checkpoint(path, map_location=device)
+            state = load_checkpoint(path, map_location=device)
             with _fitting(path):
                 optimizer.load_state_dict(state)
             for group in optimizer.param_groups:  # the file has those of the run it is from

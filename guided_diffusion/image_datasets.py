@@ -310,8 +310,9 @@ def describe(dataset):
         _describe_classes(dataset),
         f"{'random' if dataset.random_crop else 'centre'} crop to {size}x{size}",
         "random flip" if dataset.random_flip else "no flip",
-        *({1: ["grey"], 4: ["RGBA"]}.get(dataset.image_channels, [])),
     ]
+    if dataset.image_channels != 3:
+        parts.append({1: "grey", 4: "RGBA"}[dataset.image_channels])
     return ", ".join(parts)
 
 

@@ -557,6 +557,9 @@ def test_a_network_of_another_kind_or_none_is_refused(toy, file, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "linear.pt")
     with pytest.raises(UserError, match="--teacher .*linear.pt is no network that is known"):
         checkpoints.open_network(str(tmp_path / "linear.pt"), flag="teacher")
+    torch.save({}, tmp_path / "empty.pt")
+    with pytest.raises(UserError, match="--teacher .*empty.pt is no network that is known"):
+        checkpoints.open_network(str(tmp_path / "empty.pt"), flag="teacher")
     with pytest.raises(UserError, match="--teacher: checkpoint none.pt does not exist"):
         checkpoints.open_network("none.pt", flag="teacher")
 

@@ -133,7 +133,7 @@ def _read_shapes(network, state, size=None):
 
 def _state(path, flag):
     state = peek(path, flag)
-    if all(key.startswith("module.") for key in state):
+    if state and all(key.startswith("module.") for key in state):
         raise UserError(f"--{flag} {path} was saved from a DDP wrapper: its tensors' names begin with module.")
     return state
 

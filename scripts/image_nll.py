@@ -9,35 +9,37 @@ import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.generate import IndexedNoise, SampleFlags, dataset_in_order, generate
+from guided_diffusion.generate import IndexedNoise, SampleFlags, by_index, dataset_in_order, on_device
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
+from guided_diffusion.methods import Clipping
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import diffusion_of
 
-GROUPS = [CheckpointFlags, DataFlags, SampleFlags, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, DataFlags, SampleFlags, Clipping, UNetFlags, DiffusionFlags]
 OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
 
 
 def main(parsed):
-    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
+    parsed, model, _ = checkpoints.load_diffusion(parsed)
+    diffusion = diffusion_of(parsed[DiffusionFlags])
     dataset, flags = dataset_in_order(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags])
     if not launch.announce(parsed):
         return
 
     def make_batch(indices):
         images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
-        kwargs = {k: v.to(dist_util.dev()) for k, v in extra.items()}
         terms = diffusion.calc_bpd_loop(
             model,
             images.to(dist_util.dev()),
-            clip_denoised=flags.clip_denoised,
-            model_kwargs=kwargs,
+            clip_denoised=parsed[Clipping].clip_denoised,
+            model_kwargs=on_device(extra),
             draw=IndexedNoise(flags.seed, indices),
         )
         return {name: values.cpu().numpy() for name, values in terms.items()}
 
-    terms = generate(flags, make_batch)
+    terms = by_index(flags, make_batch)
     if terms is not None:
         report(terms)
 

@@ -4,24 +4,15 @@ mpirun -n 2 python scripts/image_sample.py --model_path models/digits16.pt --num
 python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --per_class 50 --timestep_respacing 25
 """
 
-from guided_diffusion import checkpoints, dist_util
+from guided_diffusion import checkpoints, conditioning, methods
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.errors import UserError
-from guided_diffusion.generate import (
-    ClassFlags,
-    IndexedNoise,
-    SampleFlags,
-    as_arrays,
-    chosen_classes,
-    labels_of,
-    make_images,
-    with_classes_counted,
-)
-from guided_diffusion.jobs import launch
-from guided_diffusion.jobs.sampling_job import ShardFlags, generate_images
+from guided_diffusion.conditioning.classes import ClassFlags, with_classes_counted
+from guided_diffusion.generate import SampleFlags, batch_maker
+from guided_diffusion.jobs import launch, sampling
+from guided_diffusion.jobs.sampling import ShardFlags
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
-from guided_diffusion.solver_flags import SolverFlags
+from guided_diffusion.process import DiffusionFlags, SpacingFlags
+from guided_diffusion.solvers.flags import SolverFlags
 
 GROUPS = [
     CheckpointFlags,
@@ -31,30 +22,17 @@ GROUPS = [
     ClassFlags,
     UNetFlags,
     DiffusionFlags,
-    *SAMPLING_METHODS,
+    SpacingFlags,
+    *methods.of_sampling(),
 ]
 
 
 def main(parsed, name=None):
     """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWxC.npz."""
-    parsed, model, diffusion = checkpoints.load_diffusion(parsed)
-    unet, wanted = parsed[UNetFlags], parsed[ClassFlags]
-    if (wanted.classes or wanted.per_class) and not unet.class_cond:
-        raise UserError(
-            f"--{'classes' if wanted.classes else 'per_class'} has no meaning for --model_path "
-            f"{parsed[CheckpointFlags].model_path}, which has no classes"
-        )
-    parsed = with_classes_counted(parsed, unet.num_classes)
-    flags, classes = parsed[SampleFlags], chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
-
-    def make_batch(indices):
-        noise, kwargs = IndexedNoise(flags.seed, indices), {}
-        if unet.class_cond:
-            kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
-        images = make_images(diffusion, model, parsed[SolverFlags], noise, model.shape, flags.clip_denoised, kwargs)
-        return as_arrays(images, kwargs.get("y"))
-
-    generate_images(parsed, diffusion, make_batch, name and name(parsed))
+    parsed, network, process = checkpoints.load_diffusion(parsed)
+    parsed = with_classes_counted(parsed)
+    make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), parsed[SampleFlags].seed)
+    sampling.run(parsed, process, make_batch, name and name(parsed))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import image_sample
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.jobs import launch
-from guided_diffusion.script_util import DiffusionFlags, TimeShiftFlags
+from guided_diffusion.methods import TimeShift
+from guided_diffusion.process import DiffusionFlags
 
 
 @dataclass
@@ -35,7 +36,7 @@ def file_name(parsed):
     """Such as adm_cifar10_ddim5step.npz, or with time shift adm_cifar10_ddim5step_80win_300cut.npz."""
     names, process = parsed[NameFlags], parsed[DiffusionFlags]
     steps = process.timestep_respacing or process.diffusion_steps
-    shift = parsed[TimeShiftFlags]
+    shift = parsed[TimeShift]
     moved = f"_{shift.window}win_{shift.cutoff}cut" if shift.do_time_shift else ""
     return f"{names.model_type}_{names.data_type}_{steps}step{moved}.npz"
 

@@ -8,15 +8,23 @@ mpirun -n 2 python scripts/image_train.py --data_dir data/photo_patches --image_
 
 from evaluations.features import FeatureFlags
 from evaluations.training_score import EvalFlags, scorer
-from guided_diffusion import checkpoints, objectives
+from guided_diffusion import checkpoints, conditioning, methods, objectives
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags
+from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_diffusion
 
-GROUPS = [DataFlags, TrainFlags, *objectives.groups(), UNetFlags, DiffusionFlags, InputPerturbationFlags]
+GROUPS = [
+    DataFlags,
+    TrainFlags,
+    *objectives.groups(),
+    UNetFlags,
+    DiffusionFlags,
+    *methods.of_training(),
+    *conditioning.training_groups(),
+]
 GROUPS += [EvalFlags, FeatureFlags]
 
 

@@ -4,27 +4,29 @@ mpirun -n 2 python scripts/super_res_train.py --data_dir data/photo_patches --la
     --batch_size 32 --iterations 5000
 """
 
-import torch.nn.functional as F
-
-from guided_diffusion import checkpoints, objectives
+from guided_diffusion import checkpoints, conditioning, methods, objectives
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import SuperResFlags, UNetFlags
-from guided_diffusion.script_util import DiffusionFlags, InputPerturbationFlags
+from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_diffusion
 
-GROUPS = [DataFlags, TrainFlags, *objectives.groups(), SuperResFlags, UNetFlags, DiffusionFlags, InputPerturbationFlags]
+GROUPS = [
+    DataFlags,
+    TrainFlags,
+    *objectives.groups(),
+    SuperResFlags,
+    UNetFlags,
+    DiffusionFlags,
+    *methods.of_training(),
+    *conditioning.training_groups(),
+]
 OVERRIDES = {"image_size": None}
 
 
-def low_resolution(parsed):
-    size = parsed[SuperResFlags].small_size
-    return lambda batch, extra: {"low_res": F.interpolate(batch, size, mode="area"), **extra}
-
-
 def main(parsed):
-    train_diffusion(parsed, checkpoints.SUPER_RES, low_resolution)
+    train_diffusion(parsed, checkpoints.SUPER_RES)
 
 
 if __name__ == "__main__":

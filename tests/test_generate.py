@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from guided_diffusion.solver_flags import SolverFlags
 from scipy.stats import kstest
 from torch import nn
 
@@ -19,7 +20,6 @@ from guided_diffusion.generate import (
     preview_sampler,
 )
 from guided_diffusion.script_util import DiffusionFlags
-from guided_diffusion.solver_flags import SolverFlags
 
 SHAPE = (3, 4, 4)
 

@@ -9,6 +9,7 @@ import pytest
 import solver_orders
 import torch
 from goldens import closed_form, cond_fn
+from guided_diffusion.solver_flags import INTERPOLATING, READERS, SolverFlags
 from recipe import tensor
 from scipy.integrate import quad
 
@@ -18,7 +19,6 @@ from guided_diffusion.generate import IndexedNoise, make_images
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
 from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.solver_flags import INTERPOLATING, READERS, SolverFlags
 from guided_diffusion.solvers import DDIM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
 
 SHAPE = (3, 3, 8, 8)

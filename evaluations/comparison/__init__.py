@@ -7,11 +7,10 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.generate import SampleFlags
 from guided_diffusion.jobs import launch
 
-from . import shifts
 from .pictures import picture
 from .plan import budgets, make_plan
 from .rows import Sampler, finished_row, read_target
-from .settings import CompareFlags, Settings, named, read_settings
+from .settings import CompareFlags, Settings, measured, named, read_settings
 from .tables import csv_text, markdown, mean_and_spread
 
 
@@ -38,7 +37,7 @@ def compare(parsed, groups):
             with named(name):
                 setting = settings.parse(name, planned[budget, name], budget, known)
                 row = finished_row(Sampler(name, budget, setting), target)
-            known[name] = shifts.known(setting, row)
+            known[name] = measured(setting, row)
             rows.append(row)
             mean, spread = mean_and_spread(row.distances)
             logger.log(f"{name}, {budget}: distance {mean:.2f} +- {spread:.2f}, {row.calls:g} calls per image")

@@ -5,16 +5,15 @@ from bisect import bisect_right
 from functools import cache, partial
 from typing import NamedTuple
 
-from guided_diffusion import checkpoints
+import torch
+
+from guided_diffusion import checkpoints, methods, process
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import int_list
-from guided_diffusion.generate import IndexedNoise, make_images
-from guided_diffusion.respace import NoSuchGrid
-from guided_diffusion.script_util import DiffusionFlags
-from guided_diffusion.solver_flags import SolverFlags
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.spacing import NoSuchGrid
 
-from . import shifts
-from .settings import named
+from .settings import measured, named
 
 
 class Budget(NamedTuple):
@@ -60,13 +59,13 @@ def make_plan(settings, columns):
             with named(name):
                 steps = steps_within(budget, parse)
                 parsed = parse(steps)
-                kept = len(checkpoints.process_alone(parsed).timestep_map)
+                kept = len(process_of(parsed).grid)
                 if kept != steps:
                     raise UserError(
                         f"--timestep_respacing {parsed[DiffusionFlags].timestep_respacing} keeps {kept} timesteps "
                         f"where --{budget.unit} has {budget.count}; expected {{N}} in it, such as ddim{{N}}"
                     )
-            known[name] = shifts.known(parsed)
+            known[name] = measured(parsed)
             planned[budget, name] = steps
     return planned
 
@@ -84,16 +83,16 @@ def steps_within(budget, parse):
         """(calls, steps) of the largest grid of at most so many steps."""
         for fewer in range(steps, 0, -1):
             with contextlib.suppress(NoSuchGrid):
-                return calls_of(shifts.without(parse(fewer))), fewer
+                return calls_of(methods.uncoupled(parse(fewer))), fewer
         return 0, 0
 
     def calls(steps):
         return tried(steps)[0]
 
-    # whether a time shift fits the solver is to be asked of the steps that are taken in the end, and it changes the
+    # whether a coupling fits the solver is to be asked of the steps that are taken in the end, and it changes the
     # calls of a step only where it moves that across nearly pure noise, or its target to the data
-    whole = shifts.without(parse(1)).with_values({"timestep_respacing": ""})
-    most = min(budget.count, checkpoints.process_alone(whole).num_timesteps)
+    whole = methods.uncoupled(parse(1)).with_values({"timestep_respacing": ""})
+    most = min(budget.count, len(process_of(whole).grid))
     if calls(most) <= budget.count:
         return tried(most)[1]
     steps = tried(bisect_right(range(most), budget.count, key=calls) - 1)[1]
@@ -103,13 +102,24 @@ def steps_within(budget, parse):
     return steps
 
 
+def process_of(parsed):
+    """The Process of a sampler, without its network and without a word in the log.
+
+    :raises UserError: for flags that exclude each other, or what the checkpoint has.
+    """
+    return process.of_flags(checkpoints.resolved(parsed, log=False))
+
+
 def calls_of(parsed):
     """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
-    diffusion = checkpoints.process_alone(parsed)
-    factor = 2 if diffusion.model_var_type.is_learned else 1
+    made = process_of(parsed)
+    factor = 2 if made.var_type.is_learned else 1
 
-    def zeros(x, t):
+    def zeros(x, t, **cond):
         return x.new_zeros(len(x), factor * x.shape[1], *x.shape[2:])
 
-    make_images(diffusion, zeros, parsed[SolverFlags], IndexedNoise(0, range(1)), (3, 2, 2))
-    return diffusion.network_calls
+    x = torch.zeros(1, 3, 2, 2)
+    # guidance asks for two answers where there is a class
+    for _ in made.sample_records(made.solver, made.denoiser(zeros, {"y": torch.zeros(1, dtype=torch.long)}), x):
+        pass
+    return made.network_calls

@@ -21,15 +21,14 @@ from evaluations.activations import activations_of
 from evaluations.batches import open_images
 from evaluations.features import Extractor, FeatureFlags
 from evaluations.fid import Moments, frechet_distance, moments_of
-from guided_diffusion import checkpoints, dist_util, files, flags, logger
+from guided_diffusion import checkpoints, conditioning, dist_util, files, flags, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.generate import ClassFlags, IndexedNoise, SampleFlags, chosen_classes, labels_of, make_images
+from guided_diffusion.generate import IndexedNoise, SampleFlags, images, on_device
 from guided_diffusion.images import to_uint8
+from guided_diffusion.jobs.sampling import add_up
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.solver_flags import SolverFlags
 
-from . import shifts
 from .plan import Budget
 from .settings import CompareFlags
 
@@ -116,46 +115,44 @@ def finished_row(sampler, target):
 
 def made_row(sampler, target):
     """The Row of a Sampler on rank 0, None on other ranks, which call this together."""
-    parsed, model, diffusion = checkpoints.load_diffusion(sampler.parsed)
+    parsed, network, process = checkpoints.load_diffusion(sampler.parsed)
     sampling, unet, compare = parsed[SampleFlags], parsed[UNetFlags], target.compare
     size = unet.image_size
     if target.size != (size, size):
         real = "x".join(map(str, target.size))
         raise UserError(f"--model_path makes images of {size}x{size}; --reference has {real}")
-    classes = chosen_classes(parsed[ClassFlags].classes, unet.num_classes)
-    shifts.observe(diffusion)
+    told = conditioning.of_sampling(parsed)
 
     def make(work):
         """(features [n, D], images to show, seconds) of a batch."""
         repeat, indices = work
-        noise, kwargs = IndexedNoise(sampling.seed + repeat, indices), {}
-        if unet.class_cond:
-            kwargs["y"] = labels_of(noise, indices, classes, unet.num_classes).to(dist_util.dev())
+        noise = IndexedNoise(sampling.seed + repeat, indices)
+        cond = on_device(told.of_indices(noise, indices))
         begin = time.perf_counter()
-        made = make_images(diffusion, model, parsed[SolverFlags], noise, model.shape, sampling.clip_denoised, kwargs)
-        images = to_uint8(made)
+        made = to_uint8(images(process, network, noise, cond))
         seconds = time.perf_counter() - begin
         shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
-        return target.extract(images).pool.cpu(), images[:shown], seconds
+        return target.extract(made).pool.cpu(), made[:shown], seconds
 
     starts = range(0, sampling.num_samples, sampling.batch_size)
     batches = [range(i, min(i + sampling.batch_size, sampling.num_samples)) for i in starts]
     made = dealt([(repeat, batch) for repeat in range(compare.repeats) for batch in batches], make)
-    calls, findings = dist_util.gather_object(diffusion.network_calls), shifts.findings(diffusion)
+    calls = dist_util.gather_object(process.network_calls)
+    add_up(process)
     if made is None:
         return None
-    features, images, seconds = zip(*made, strict=True)
+    features, shown, seconds = zip(*made, strict=True)
     sets = [torch.cat(features[i : i + len(batches)]) for i in range(0, len(made), len(batches))]
     count = compare.repeats * sampling.num_samples
     return Row(
         sampler.name,
         str(sampler.budget),
-        steps=diffusion.num_timesteps,
+        steps=len(process.grid),
         distances=[frechet_distance(moments_of(each), target.moments) for each in sets],
         calls=sum(calls) / count,
         seconds=sum(seconds) / count,
-        findings=findings,
-        images=np.concatenate(images),
+        findings={column: value for method in process.methods for column, value in method.findings(process).items()},
+        images=np.concatenate(shown),
     )
 
 

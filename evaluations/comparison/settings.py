@@ -5,11 +5,9 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from guided_diffusion import files, flags
+from guided_diffusion import files, flags, methods
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
-
-from . import shifts
 
 # what all samplers of a comparison share
 COMMON = ("num_samples", "batch_size", "seed", "per_class")
@@ -65,7 +63,7 @@ class Settings:
         arguments = words(fill_in(text, steps, budget, known))
         if "--help" in arguments or "-h" in arguments:
             raise UserError("--help is for the command line")
-        return shifts.settled(flags.parse(arguments, self.groups, name, fill=fill))
+        return methods.settled(flags.parse(arguments, self.groups, name, fill=fill))
 
 
 def read_settings(path):
@@ -105,11 +103,23 @@ def fill_in(text, steps, budget, known):
         if str(budget.count) in by_budget:
             return by_budget[str(budget.count)]
         raise UserError(
-            f"{match[0]} says nothing at {budget}; expected {{N}}, {{5:80 10:40}} with all of --{budget.unit}, "
-            f"or {shifts.PLACEHOLDER}"
+            f"{match[0]} says nothing at {budget}; expected {{N}}, {{5:80 10:40}} with all of --{budget.unit}, or "
+            + " or ".join(f"{{{word} NAME}}" for word in methods.words())
+            + " of a line above that measures it"
         )
 
     return PLACEHOLDER.sub(value, text)
+
+
+def measured(parsed, row=None):
+    """{word: number} that {word NAME} stands for in the lines after a sampler's.
+
+    :param row: of the sampler; without one, as nothing is measured yet, each number is taken for 1.
+    """
+    measuring = [method for method in methods.chosen(parsed) if method.measures]
+    found = {word: column for method in measuring for word, column in method.words.items()}
+    # what moved nothing has a control that moves nothing
+    return {word: 1 if row is None else row.findings[column] or 0 for word, column in found.items()}
 
 
 def words(text):

@@ -4,11 +4,11 @@ import csv
 import io
 import statistics
 
-from . import shifts
+from guided_diffusion import methods
 
 COLUMNS = [
     *("sampler", "budget", "steps", "distance", "spread", "difference", "difference_spread"),
-    *("calls_per_image", "seconds_per_image", *shifts.COLUMNS),
+    *("calls_per_image", "seconds_per_image", *methods.columns()),
 ]
 
 
@@ -39,7 +39,7 @@ def csv_text(rows):
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS + [f"distance_{i}" for i in range(len(rows[0].distances))])
     for row in rows:
-        apart, found = difference(row, rows) or (None, None), [row.findings[column] for column in shifts.COLUMNS]
+        apart, found = difference(row, rows) or (None, None), [row.findings[column] for column in methods.columns()]
         values = [*mean_and_spread(row.distances), *apart, row.calls, row.seconds, *found, *row.distances]
         table.writerow([row.name, row.budget, row.steps, *(_shown(value, ".6g") for value in values)])
     return text.getvalue()
@@ -52,9 +52,9 @@ def markdown(rows):
     distances = [["sampler", *budgets]]
     distances += [[name, *(cells.get((name, each), "") for each in budgets)] for name in names]
     took = [["sampler", "budget", "steps", "calls per image", "seconds per image"]]
-    took[0] += [heading for heading, _ in shifts.COLUMNS.values()]
+    took[0] += [heading for heading, _ in methods.columns().values()]
     for row in rows:
-        found = [_shown(row.findings[column], form) for column, (_, form) in shifts.COLUMNS.items()]
+        found = [_shown(row.findings[column], form) for column, (_, form) in methods.columns().items()]
         took.append([row.name, row.budget, str(row.steps), f"{row.calls:g}", f"{row.seconds:.4f}", *found])
     return _table(distances) + "\n" + _table(took)
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import dist_util, files, logger
+from .. import dist_util, files, logger, process
 from ..flags import FlagGroup, Parsed, flag
-from ..networks import NETWORKS, UNetFlags
-from ..script_util import SAMPLING_METHODS, DiffusionFlags
-from ..solver_flags import SolverFlags
+from ..methods import STACK
+from ..networks import NETWORKS, SuperResFlags, UNetFlags
+from ..process import DiffusionFlags
 from .read import load_into, parts, read_flags, sidecar_path, write  # noqa: F401 (the package's own names)
 from .resolve import described, initialise, noising, recognised, resolve, resumed  # noqa: F401 (likewise)
 
@@ -32,7 +32,7 @@ def open_network(path, flag="model_path", expected=None, **given):
     :param expected: a name in NETWORKS that it has to be; None takes all.
     :param given: flags that are known of it, where it has none beside it: what its shapes do not tell.
     :return: (the network on this rank's device in eval mode, its diffusion process, {flag: value} of all that describes
-        both). The process is what DiffusionFlags create, for a classifier of noisy images by the flags that say how
+        both). The process is a Process without methods, for a classifier of noisy images by the flags that say how
         they were noised; None for a network without one.
     :raises UserError: if the file is missing, damaged or of another network, or `given` contradicts it.
     """
@@ -44,30 +44,54 @@ def open_network(path, flag="model_path", expected=None, **given):
     parsed = Parsed({group: group() for group in groups}, frozenset(given)).with_values(given)
     parsed = resolve(parsed, path, network, flag=flag)
     model = _open(parsed, path, network, flag)
-    process = parsed[DiffusionFlags].create() if DiffusionFlags in groups else None
-    return model, process, {k: v for k, v in parsed.values().items() if k in described(network)}
+    made = parsed[DiffusionFlags].create() if DiffusionFlags in groups else None
+    return model, made, {k: v for k, v in parsed.values().items() if k in described(network)}
+
+
+def load_network(parsed):
+    """The network of --model_path.
+
+    A script with flags for the sizes of a super-resolution network expects one.
+
+    :return: (the resolved Parsed flags, the network on this rank's device in eval mode).
+    """
+    parsed = resolved(parsed)
+    return parsed, _open(parsed, parsed[CheckpointFlags].model_path, _network(parsed))
+
+
+def load_process(parsed, *methods):
+    """The Process of resolved flags; the log says what its methods have to say of the checkpoint and of the flags.
+
+    :param methods: Method objects in place of those that the command line made.
+    :raises UserError: for flags that exclude each other.
+    """
+    path = parsed[CheckpointFlags].model_path
+    made, trained = process.of_flags(parsed, *methods), read_flags(path)
+    for method in STACK:
+        for remark in method.remarks(trained):
+            logger.log(f"{path}: {remark}")
+    if dist_util.is_main():
+        _advise(path, trained)
+    for method in made.methods:
+        for advice in method.advice(made, trained):
+            logger.warn(advice)
+    return made
 
 
 def load_diffusion(parsed):
-    """The network and process of --model_path, for image_sample and its like.
-
-    :return: (the resolved Parsed flags, the UNetModel on this rank's device in eval mode, the SpacedDiffusion).
-    """
-    return _load(parsed, DIFFUSION)
+    """(the resolved Parsed flags, the network, the Process) of --model_path; see `load_network`, `load_process`."""
+    parsed, network = load_network(parsed)
+    return parsed, network, load_process(parsed)
 
 
-def load_super_res(parsed):
-    """The network and process of --model_path of a super-resolution run; returns as `load_diffusion`."""
-    return _load(parsed, SUPER_RES)
-
-
-def process_alone(parsed):
-    """The SpacedDiffusion that `load_diffusion` makes, without the network and without a word in the log.
-
-    :raises UserError: for flags that `load_diffusion` refuses.
-    """
+def resolved(parsed, log=True):
+    """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
     source = parsed[CheckpointFlags]
-    return _create(resolve(parsed, source.model_path, DIFFUSION, override=source.override, log=False))
+    return resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+
+
+def _network(parsed):
+    return SUPER_RES if SuperResFlags in parsed.groups else DIFFUSION
 
 
 def load_classifier(parsed, path, flag="classifier_path"):
@@ -87,12 +111,6 @@ def load_classifier(parsed, path, flag="classifier_path"):
     return parsed, _open(parsed, path, CLASSIFIER, flag)
 
 
-def _load(parsed, network):
-    source = parsed[CheckpointFlags]
-    parsed = resolve(parsed, source.model_path, network, override=source.override)
-    return parsed, _open(parsed, source.model_path, network), _process(parsed)
-
-
 def _open(parsed, path, network, flag="model_path"):
     """The network of resolved flags with the weights at `path`, on this rank's device in eval mode."""
     model, dtype = network.create(parsed), parsed[network.groups[0]].dtype
@@ -101,40 +119,6 @@ def _open(parsed, path, network, flag="model_path"):
     if dtype is not torch.float32:
         model.convert_to(dtype)
     return model.eval()
-
-
-def _process(parsed):
-    path = parsed[CheckpointFlags].model_path
-    trained = read_flags(path)
-    gamma = trained.get("input_perturbation")
-    if gamma:
-        logger.log(f"{path}: trained with --input_perturbation {gamma}")
-    if dist_util.is_main():
-        _advise(path, trained)
-    diffusion = _create(parsed)
-    if diffusion.time_shift is not None:
-        _advise_time_shift(diffusion.time_shift, diffusion.schedule.num_timesteps)
-    return diffusion
-
-
-def _create(parsed):
-    """The SpacedDiffusion of resolved flags, checked with the solver's."""
-    diffusion = parsed[DiffusionFlags].create(*(parsed[group] for group in SAMPLING_METHODS if group in parsed.groups))
-    if SolverFlags in parsed.groups:
-        parsed[SolverFlags].refuse_unread(parsed.given)
-        parsed[SolverFlags].check(diffusion, parsed.values()["clip_denoised"])
-    return diffusion
-
-
-def _advise_time_shift(shift, total):
-    """Warn of a cutoff that lets no step of the grid move, and of a window with more than all timesteps."""
-    if shift.cutoff >= shift.highest_cutoff:
-        reason = f"moves some below {shift.highest_cutoff}" if shift.highest_cutoff else "needs more steps"
-        logger.warn(
-            f"--cutoff {shift.cutoff} lets no step of this grid move: --time_shift_variant {shift.variant} {reason}"
-        )
-    if 2 * shift.half > total and not shift.constant:
-        logger.warn(f"--window {2 * shift.half} is wider than the {total} timesteps there are")
 
 
 def _advise(path, trained):

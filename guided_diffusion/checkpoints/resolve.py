@@ -5,7 +5,7 @@ from ..errors import UserError
 from ..flags import flags_of, marked
 from ..networks import NETWORKS
 from ..networks.levels import attention_rates, channel_multipliers
-from ..script_util import DiffusionFlags
+from ..process import DiffusionFlags
 from .read import peek, read_flags, sidecar_path
 
 

@@ -1,24 +1,80 @@
 """Classifier guidance (Dhariwal & Nichol 2021, section 4).
 
-Both forms need the gradient of a log-likelihood with respect to x, `cond_fn(x, t) -> [N, C, ...]`.
+Both forms need the gradient of a log-likelihood with respect to x. Algorithm 1 moves the mean of the ancestral
+sampler, algorithm 2 the predicted noise, for any other solver.
 """
+
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
+from ..denoiser import network_time
+from ..errors import UserError
+from ..flags import at_least, flag
 from ..schedule import per_sample
+from .method import Method
+
+
+@dataclass
+class ClassifierGuidance(Method):
+    """Classifier guidance (Dhariwal & Nichol 2021)."""
+
+    classifier_path: str = flag("", "Checkpoint of the noisy classifier.", content=True)
+    classifier_scale: float = flag(1.0, "Weight of the classifier's gradient; 0 is no guidance.", legal=at_least(0))
+    # the network of --classifier_path, once it is read
+    classifier: Any = field(default=None, repr=False, compare=False)
+
+    by_default = False
+
+    def wrap(self, denoise, process):
+        if self.classifier is None:
+            return denoise
+        gradient = ClassifierGradient(self.classifier, self.classifier_scale)
+
+        def at_time(x, t, cond):
+            return gradient(x, network_time(t, process.schedule, process.rescale_timesteps), cond["y"])
+
+        by_mean = process.solver is not None and process.solver.guided_by_mean
+        return (MeanGuidedDenoiser if by_mean else ScoreGuidedDenoiser)(denoise, at_time)
+
+    def check(self, process, solver):
+        if self.classifier is not None and process.schedule.ends_in_noise and self.classifier_scale:
+            raise UserError(
+                f"--classifier_scale {self.classifier_scale} moves a prediction by what its state says of the image, "
+                "and with --rescale_zero_terminal_snr True the first state says nothing; expected --classifier_scale 0"
+            )
 
 
 class ScoreGuidedDenoiser:
-    """Algorithm 2: eps moves by -sqrt(1 - alpha_bar) * gradient, and x0 follows. For any solver."""
+    """Algorithm 2: eps moves by -sqrt(1 - alpha_bar) * gradient, and x0 follows. For any solver.
 
-    def __init__(self, denoise, cond_fn):
+    :param gradient: `(x, t, cond) -> [N, C, ...]`.
+    """
+
+    def __init__(self, denoise, gradient):
         self.denoise = denoise
-        self.cond_fn = cond_fn
+        self.gradient = gradient
 
-    def __call__(self, x, t):
-        prediction = self.denoise(x, t)
+    def __call__(self, x, t, cond):
+        prediction = self.denoise(x, t, cond)
         scale = per_sample((1 - prediction.alpha_bar).sqrt(), x)
-        return prediction.with_eps(prediction.eps - scale * self.cond_fn(x, t))
+        return prediction.with_eps(prediction.eps - scale * self.gradient(x, t, cond))
+
+
+class MeanGuidedDenoiser:
+    """Algorithm 1: the prediction carries the gradient, by which a solver that is `guided_by_mean` moves its mean.
+
+    :param gradient: `(x, t, cond) -> [N, C, ...]`.
+    """
+
+    def __init__(self, denoise, gradient):
+        self.denoise = denoise
+        self.gradient = gradient
+
+    def __call__(self, x, t, cond):
+        prediction = self.denoise(x, t, cond)
+        return replace(prediction, gradient=self.gradient(x, t, cond).float())
 
 
 class ClassifierGradient:

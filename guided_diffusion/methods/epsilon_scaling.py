@@ -4,9 +4,48 @@ On sampled states the network's noise prediction is longer than on true ones. Di
 shortens it: section 5 of the paper, with lambda_i = k i + b at kept step i (0 is nearest to the data).
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 
+from ..errors import UserError
+from ..flags import flag
 from ..schedule import per_sample
+from .method import Method
+
+
+@dataclass
+class EpsilonScaling(Method):
+    """Epsilon Scaling (Ning et al. 2024)."""
+
+    eps_scaler: str = flag(
+        "1.0", "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.k, self.b = parse_eps_scaler(self.eps_scaler)
+
+    def wrap(self, denoise, process):
+        if (self.k, self.b) == (0.0, 1.0):
+            return denoise
+        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, process.schedule.ends_in_noise)
+
+
+def parse_eps_scaler(value):
+    """(k, b) of a number B or of the text "B" or "K,B".
+
+    :raises UserError: if it is neither, or if lambda would not be positive at the first step.
+    """
+    try:
+        *k, b = (float(part) for part in str(value).split(","))
+        k = k[0] if k else 0.0
+    except ValueError:
+        raise UserError(f"--eps_scaler is {value!r}; expected B such as 1.005, or K,B such as 0.0004,1.0042") from None
+    if str(value).count(",") > 1 or not (0 < b < math.inf and 0 <= k < math.inf):
+        raise UserError(f"--eps_scaler is {value!r}; expected B above 0, or K,B with K from 0")
+    return k, b
 
 
 class EpsilonScaledDenoiser:
@@ -15,17 +54,20 @@ class EpsilonScaledDenoiser:
     :param denoise: the denoiser it scales.
     :param grid: the kept training timesteps, increasing; a time between two of them is scaled in between.
     :param k, b: lambda_i = k i + b, positive.
+    :param ends_in_noise: the noisiest state may have no signal; its eps, which is the state itself, stays then.
     """
 
-    def __init__(self, denoise, grid, k, b):
+    def __init__(self, denoise, grid, k, b, ends_in_noise=False):
         self.denoise = denoise
         self.grid = torch.as_tensor(list(grid), dtype=torch.float64)
         self.k = k
         self.b = b
+        self.ends_in_noise = ends_in_noise
 
-    def __call__(self, x, t):
-        prediction = self.denoise(x, t)
-        return prediction.with_eps(prediction.eps / per_sample(self.scale(t), x))
+    def __call__(self, x, t, cond):
+        prediction = self.denoise(x, t, cond)
+        scaled = prediction.with_eps(prediction.eps / per_sample(self.scale(t), x))
+        return scaled.where(prediction.alpha_bar > 0, prediction) if self.ends_in_noise else scaled
 
     def scale(self, t):
         """lambda [N] (float64) at training timesteps t [N]."""

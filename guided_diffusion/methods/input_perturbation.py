@@ -4,15 +4,69 @@ Training sees x_t made of eps + gamma xi with a second noise xi, and still has t
 (algorithm 1 of the paper). Sampling is untouched.
 """
 
+from dataclasses import dataclass
+
 import torch
 
+from ..errors import UserError
+from ..flags import at_least, flag
 from ..schedule import per_sample
+from .method import Method, no_corruption
+
+# gamma_t / gamma at timesteps t [T] of `total`
+_STRENGTHS = {
+    "constant": lambda t, total: torch.ones_like(t),
+    "linear": lambda t, total: 0.01 + 0.99 * t / max(total - 1, 1),
+    "cosine": lambda t, total: (1 - torch.cos(torch.pi * t / total)) / 2,
+}
 
 
-class InputPerturbation:
-    """The corruption `(noise, t) -> noise + gamma_t xi`, xi standard normal, one for each image.
+@dataclass
+class InputPerturbation(Method):
+    """Input Perturbation (Ning et al. 2023)."""
 
-    :param gamma: strength; 0 draws no xi and returns the very noise.
+    input_perturbation: float = flag(
+        0.0,
+        "Strength of a second noise that training adds to the first, without predicting it; 0 is off.",
+        aliases=("input_pertub",),
+        legal=at_least(0),
+        lasting=True,
+    )
+    perturb_schedule_type: str = flag(
+        "constant", "How that strength grows over the timesteps.", tuple(_STRENGTHS), lasting=True
+    )
+    perturb_cutoff: int = flag(
+        0, "So many of the noisiest timesteps are trained without it.", legal=at_least(0), lasting=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.input_perturbation and (self.perturb_cutoff or self.perturb_schedule_type != "constant"):
+            raise UserError("--perturb_schedule_type and --perturb_cutoff do nothing without --input_perturbation")
+
+    def check(self, process, solver):
+        total = process.schedule.num_timesteps
+        if self.perturb_cutoff >= total:
+            raise UserError(
+                f"--perturb_cutoff {self.perturb_cutoff} leaves no timestep to perturb; expected below {total}"
+            )
+
+    def corrupt(self, process):
+        if self.input_perturbation == 0:
+            return no_corruption
+        total = process.schedule.num_timesteps
+        return Perturbation(self.input_perturbation, total, self.perturb_schedule_type, self.perturb_cutoff)
+
+    @classmethod
+    def remarks(cls, trained):
+        if trained.get("input_perturbation"):
+            yield f"trained with --input_perturbation {trained['input_perturbation']}"
+
+
+class Perturbation:
+    """The corruption `(noise, t) -> (noise + gamma_t xi, t)`, xi standard normal, one for each image.
+
+    :param gamma: strength, above 0.
     :param num_timesteps: T of the training process.
     :param schedule_type: "constant", or how gamma_t grows from almost 0 at the data to gamma: "linear" from
         0.01 gamma over t (TS-DPM-ADM), "cosine" as gamma (1 - cos(pi t / T)) / 2.
@@ -20,20 +74,9 @@ class InputPerturbation:
     """
 
     def __init__(self, gamma, num_timesteps, schedule_type="constant", cutoff=0):
-        self.gamma = gamma
         strengths = _STRENGTHS[schedule_type](torch.arange(num_timesteps, dtype=torch.float64), num_timesteps)
         strengths[max(num_timesteps - cutoff, 0) :] = 0
         self._gammas = gamma * strengths
 
     def __call__(self, noise, t):
-        if self.gamma == 0:
-            return noise
-        return noise + per_sample(self._gammas.to(t.device)[t], noise) * torch.randn_like(noise)
-
-
-_STRENGTHS = {
-    "constant": lambda t, total: torch.ones_like(t),
-    "linear": lambda t, total: 0.01 + 0.99 * t / max(total - 1, 1),
-    "cosine": lambda t, total: (1 - torch.cos(torch.pi * t / total)) / 2,
-}
-SCHEDULE_TYPES = tuple(_STRENGTHS)
+        return noise + per_sample(self._gammas.to(t.device)[t], noise) * torch.randn_like(noise), t

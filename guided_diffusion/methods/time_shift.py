@@ -6,115 +6,55 @@ whose noise level is nearest to the variance of its pixels. The search is the sa
 with the time it finds differs between the paper (algorithm 3) and the released codebases, hence variants.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
-VARIANTS = ("adm", "paper", "net", "target")
+from ..errors import UserError
+from ..flags import FRACTION, at_least, flag, flags_of
+from ..sampling import no_coupling
+from .method import Method
 
 
-class TimeShift:
-    """A coupling that searches the timestep which fits a state, and moves the step accordingly.
-
-    No state is remembered, and the first step of a run is never moved. `observe(centre, found, at_edge, used)` may
-    be set to see each search, on the device: times [N], whether they lie at an end of the window, and whether
-    they are used.
+class Search:
+    """Finds the training timesteps whose noise level fits states. It remembers no state.
 
     :param schedule: the NoiseSchedule of training.
-    :param grid: the kept training timesteps, increasing.
-    :param window: width w of the search in training timesteps, w // 2 to each side; below 2 nothing moves.
-    :param cutoff: only steps at training timesteps above it are moved.
-    :param variant: "paper": the step starts at the found time, which network and solver see. "target": the
-        step's target is searched (TS-DPM). "adm": the step's target is moved as TS-DPM-ADM does, from a search
-        round its start in the flipped alpha_bar table, with that release's stride. "net": the network alone
-        is given the found time; then this object is the `clock` of the network adapter, not a coupling.
-    :param data_variance: pixel variance V0 of clean images, 0 to 1. States have variance
-        1 - alpha_bar (1 - V0); with 0, the published rule, they are taken for pure noise.
+    :param window: width w of the search in training timesteps, w // 2 to each side.
+    :param variance: `t [...] -> [...]`, the pixel variance expected at training timesteps.
     :param constant: shift by this many timesteps instead of a search; 0 searches.
+    :param tally: counts by the center of the search, from -1 on: how many were used, the sum of their shifts, and how
+        many of them ended at an end of the window; None counts nothing.
     """
 
-    def __init__(self, schedule, grid, window, cutoff, variant="adm", data_variance=0.0, constant=0):
-        self.schedule = schedule
-        self.times = [-1, *grid]
+    def __init__(self, schedule, window, variance, constant=0, tally=None):
+        self.last = schedule.num_timesteps - 1
         self.half = window // 2
-        self.cutoff = cutoff
-        self.variant = variant
-        self.data_variance = data_variance
+        self.variance = variance
         self.constant = constant
-        self.observe = lambda centre, found, at_edge, used: None
-        self._moves = torch.tensor([self._above_is_past_cutoff(t) for t in range(schedule.num_timesteps)])
+        self.tally = tally
 
-    @property
-    def reach(self):
-        """The farthest a time is moved, in timesteps."""
-        return abs(self.constant) or self.half
+    def __call__(self, x, center, used=True, at_least=0, at_most=None):
+        """The training timesteps [N] nearest in variance to x [N, C, ...], within the window around `center` [N].
 
-    @property
-    def highest_cutoff(self):
-        """The least cutoff at which no step of the grid is moved; 0 where none ever is."""
-        deciding = {"adm": -2, "target": -3}.get(self.variant, -1)
-        return max(self.times[deciding], 0) if len(self.times) > 2 else 0
-
-    @property
-    def smallest_gap(self):
-        """The least distance, in timesteps, from a node that the paper's variant moves to a neighbour of it."""
-        kept = self.times[1:]
-        # a node moves if the one above it is past the cutoff; the noisiest stays
-        triples = zip(kept, kept[1:], [*kept[2:], *kept[-1:]])
-        gaps = (node - below for below, node, above in triples if above > self.cutoff)
-        return min(gaps, default=self.schedule.num_timesteps)
-
-    def _above_is_past_cutoff(self, t):
-        """Whether the state at time t came from a step above the cutoff."""
-        above = [time for time in self.times if time > t]
-        return bool(above) and above[0] > self.cutoff
-
-    def __call__(self, i, x, t, s):
-        """The (t, s) [N] of kept step i, moved."""
-        if i + 2 == len(self.times) or not (self.half or self.constant):
-            return t, s
-        if self.variant == "paper" and self.times[i + 2] > self.cutoff:
-            return self.find(x, t, at_least=s + 1), s
-        if self.variant == "target" and self.times[i] > self.cutoff:
-            return t, self.find(x, s, at_most=t - 1)
-        if self.variant == "adm" and self.times[i + 1] > self.cutoff:
-            stride = self.schedule.num_timesteps // (len(self.times) - 2)
-            return t, (self.find(x, t) - stride - 1).clamp(min=-1).minimum(t - 1)
-        return t, s
-
-    def network_time(self, x, t):
-        """The time [N] that the network is given for a state x [N, C, ...] at times t [N] ("net").
-
-        The search is round the whole timestep nearest to t.
-        """
-        if not (self.half or self.constant):
-            return t
-        self._moves = self._moves.to(t.device)
-        moves = self._moves[t.ceil().long()]
-        return torch.where(moves, self.find(x, t.round().long(), used=moves), t)
-
-    def find(self, x, centre, used=True, at_least=0, at_most=None):
-        """The training timesteps [N] nearest in variance to x [N, C, ...], within the window round `centre` [N].
-
-        :param used: for `observe`: whether the caller moves by what is found, a bool or [N] of them.
+        :param used: whether the caller moves by what is found, a bool or [N] of them.
         :param at_least: bound of what is found, a number or [N] of them; so is `at_most`, by default T - 1.
         """
-        last = self.schedule.num_timesteps - 1
         if self.constant:
-            found, at_edge = (centre + self.constant).clamp(0, last), torch.zeros_like(centre, dtype=torch.bool)
+            found, at_edge = (center + self.constant).clamp(0, self.last), torch.zeros_like(center, dtype=torch.bool)
         else:
-            first = (centre - self.half).clamp(min=0)
-            candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=last)
-            distance = (pixel_variance(x)[:, None] - self._expected_variance(candidates)).abs()
+            first = (center - self.half).clamp(min=0)
+            candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=self.last)
+            distance = (pixel_variance(x)[:, None] - self.variance(candidates)).abs()
             nearest = distance.argmin(dim=1)
             found = candidates.gather(1, nearest[:, None])[:, 0]
-            at_edge = (nearest == 0) | (nearest == 2 * self.half) | (found == last)
-        found = found.clamp(min=at_least).clamp(max=last if at_most is None else at_most)
-        self.observe(centre, found, at_edge, used)
+            at_edge = (nearest == 0) | (nearest == 2 * self.half) | (found == self.last)
+        found = found.clamp(min=at_least).clamp(max=self.last if at_most is None else at_most)
+        if self.tally is not None:
+            seen = torch.stack([torch.ones_like(center), found - center, at_edge.long()])
+            self.tally.add(center + 1, seen * used)
         return found
-
-    def _expected_variance(self, t):
-        if self.variant == "adm":
-            return self.schedule.alpha_bar(self.schedule.num_timesteps - 1 - t)
-        return 1 - self.schedule.alpha_bar(t) * (1 - self.data_variance)
 
 
 def pixel_variance(x):
@@ -125,22 +65,231 @@ def pixel_variance(x):
     return (flat - mean).square().sum(dim=1).double() / (count - 1)
 
 
-class ShiftStatistics:
-    """What the searches of a run that were used found, summed on the device: a TimeShift's `observe`.
+class Variant:
+    """What is done with the search on a grid. The first step of a run is never moved.
 
-    :param num_timesteps: T.
-    :param device: of the searches.
+    :param search: the Search.
+    :param schedule: the NoiseSchedule of training.
+    :param grid: the kept training timesteps, increasing.
+    :param cutoff: a step moves if its deciding timestep lies above.
     """
 
-    def __init__(self, num_timesteps, device="cpu"):
-        self.totals = torch.zeros(3, num_timesteps + 1, device=device)
+    def __init__(self, search, schedule, grid, cutoff):
+        self.search = search
+        self.schedule = schedule
+        self.grid = list(grid)
+        self.cutoff = cutoff
 
-    def __call__(self, centre, found, at_edge, used):
-        seen = torch.stack([torch.ones_like(centre), found - centre, at_edge.long()]).to(self.totals) * used
-        self.totals.index_add_(1, centre + 1, seen)
+    @staticmethod
+    def variance(schedule, data_variance):
+        """`t -> variance` expected at training timesteps, of states 1 - alpha_bar (1 - data_variance)."""
+        return lambda t: 1 - schedule.alpha_bar(t) * (1 - data_variance)
 
-    def rows(self):
-        """(centre of the search, number of searches, mean shift, fraction that ended at an edge), noisiest first."""
-        count, shift, edge = self.totals.cpu()
+    def deciding(self, i):
+        """The timestep by which kept step i, which is not the noisiest, is moved or not."""
+        raise NotImplementedError
+
+    def moves(self, i):
+        """Whether kept step i is moved."""
+        return i < len(self.grid) - 1 and self.deciding(i) > self.cutoff
+
+    @property
+    def highest_cutoff(self):
+        """The least cutoff at which no step of the grid is moved; 0 where none ever is."""
+        return max([0, *map(self.deciding, range(len(self.grid) - 1))])
+
+
+class Adm(Variant):
+    """The step's target is moved as TS-DPM-ADM does: from a search around its start in the flipped alpha_bar table,
+    with that release's stride.
+    """
+
+    @staticmethod
+    def variance(schedule, data_variance):
+        return lambda t: schedule.alpha_bar(schedule.num_timesteps - 1 - t)
+
+    def deciding(self, i):
+        return self.grid[i]
+
+    def __call__(self, i, x, t, s):
+        if not self.moves(i):
+            return t, s
+        stride = self.schedule.num_timesteps // (len(self.grid) - 1)
+        return t, (self.search(x, t) - stride - 1).clamp(min=-1).minimum(t - 1)
+
+
+class Paper(Variant):
+    """The step starts at the time that fits its state, which network and solver see (algorithm 3)."""
+
+    def deciding(self, i):
+        return self.grid[i + 1]
+
+    def __call__(self, i, x, t, s):
+        return (self.search(x, t, at_least=s + 1), s) if self.moves(i) else (t, s)
+
+    @property
+    def smallest_gap(self):
+        """The least distance, in timesteps, from a node that is moved to a neighbor of it; T where none is."""
+        neighbors = zip(self.grid, self.grid[1:], [*self.grid[2:], *self.grid[-1:]])
+        gaps = (node - below for below, node, above in neighbors if above > self.cutoff)
+        return min(gaps, default=self.schedule.num_timesteps)
+
+
+class Target(Variant):
+    """The step goes to the time that fits its state, searched around its target (TS-DPM)."""
+
+    def deciding(self, i):
+        return self.grid[i - 1] if i else -1
+
+    def __call__(self, i, x, t, s):
+        return (t, self.search(x, s, at_most=t - 1)) if self.moves(i) else (t, s)
+
+
+class Net(Variant):
+    """The network alone is told the time that fits: a clock, which is no coupling."""
+
+    def __init__(self, search, schedule, grid, cutoff):
+        super().__init__(search, schedule, grid, cutoff)
+        # by timestep: whether the step that led there started above the cutoff
+        above = [next((node for node in self.grid if node > t), -1) for t in range(schedule.num_timesteps)]
+        self._moved = torch.tensor([node > cutoff for node in above])
+
+    def deciding(self, i):
+        return self.grid[i + 1]
+
+    def clock(self, x, t):
+        """The time [N] that the network is told for a state x [N, C, ...] at times t [N].
+
+        The search is around the integer timestep nearest to t.
+        """
+        self._moved = self._moved.to(t.device)
+        moved = self._moved[t.ceil().long()]
+        return torch.where(moved, self.search(x, t.round().long(), used=moved), t)
+
+
+VARIANTS = {"adm": Adm, "paper": Paper, "net": Net, "target": Target}
+
+
+@dataclass
+class TimeShift(Method):
+    """Time Shift (Li et al. 2024)."""
+
+    columns: ClassVar = {"mean_shift": ("mean shift", "+.1f"), "edge": ("searches at an edge", ".0%")}
+    words: ClassVar = {"shift": "mean_shift"}
+
+    do_time_shift: bool = flag(False, "Move the times of sampling steps to where the images' variance fits.")
+    window: int = flag(2, "Width of the search in training timesteps, from 2 on.", legal=at_least(0))
+    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.", legal=at_least(0))
+    time_shift_variant: str = flag(
+        "adm",
+        "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.",
+        tuple(VARIANTS),
+    )
+    time_shift_data_variance: float = flag(
+        0.0, "Pixel variance of clean images, 0 to 1, that the search takes off; 0 as published.", legal=FRACTION
+    )
+    time_shift_constant: int = flag(0, "Shift by so many timesteps instead of a search; 0 searches.")
+
+    def refuse_unread(self, given):
+        if self.do_time_shift and self.window < 2 and not self.time_shift_constant:
+            raise UserError(f"--window {self.window} leaves nothing to search; expected at least 2")
+        if self.time_shift_data_variance and self.time_shift_variant == "adm":
+            others = ", ".join(variant for variant in VARIANTS if variant != "adm")
+            raise UserError(
+                f"--time_shift_data_variance has no meaning for --time_shift_variant adm; expected {others}"
+            )
+        if self.time_shift_constant:
+            for name in ("window", "time_shift_data_variance"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise UserError(
+                        f"--{name} {getattr(self, name)} does nothing with --time_shift_constant, which "
+                        f"searches nothing; expected the default {getattr(type(self), name)}"
+                    )
+        if not self.do_time_shift:
+            for field in flags_of(self):
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} does nothing without --do_time_shift True")
+
+    @property
+    def reach(self):
+        """The farthest a time is moved, in timesteps; 0 where none is."""
+        return (abs(self.time_shift_constant) or self.window // 2) if self.do_time_shift else 0
+
+    def variant(self, process):
+        """The Variant of these flags on the grid of a process."""
+        kind, schedule = VARIANTS[self.time_shift_variant], process.schedule
+        variance = kind.variance(schedule, self.time_shift_data_variance)
+        tally = process.tally("time_shift", 3, schedule.num_timesteps + 1)
+        search = Search(schedule, self.window, variance, self.time_shift_constant, tally)
+        return kind(search, schedule, process.grid, self.cutoff)
+
+    def couple(self, process):
+        return self.variant(process) if self.reach and self.time_shift_variant != "net" else no_coupling
+
+    def clock(self, process):
+        return self.variant(process).clock if self.reach and self.time_shift_variant == "net" else None
+
+    def check(self, process, solver):
+        if not self.do_time_shift or solver is None:
+            return
+        last = process.schedule.num_timesteps - 1
+        if self.cutoff >= last:
+            raise UserError(f"--cutoff {self.cutoff} leaves no step to shift; expected below {last}")
+        if solver.fixed_ends and self.time_shift_variant != "net":
+            raise UserError(
+                f"--time_shift_variant {self.time_shift_variant} moves the ends of steps, between which --solver "
+                f"{process.solver_name} measures the error of the step before; expected net"
+            )
+        if not solver.interpolates or self.time_shift_variant != "paper":
+            return
+        gap = self.variant(process).smallest_gap
+        if 3 * self.reach > gap:
+            most = gap // 3
+            expected = (
+                f"--time_shift_constant of at most {most}"
+                if self.time_shift_constant
+                else f"--window of at most {2 * most + 1}"
+            )
+            raise UserError(
+                f"--time_shift_variant paper may move a step by {self.reach} timesteps where the next is "
+                f"{gap} away, and --solver {process.solver_name} divides by what remains; expected {expected}"
+            )
+
+    def advice(self, process, trained):
+        if not self.do_time_shift:
+            return
+        highest, total = self.variant(process).highest_cutoff, process.schedule.num_timesteps
+        if self.cutoff >= highest:
+            reason = f"moves some below {highest}" if highest else "needs more steps"
+            yield (
+                f"--cutoff {self.cutoff} lets no step of this grid move: --time_shift_variant "
+                f"{self.time_shift_variant} {reason}"
+            )
+        if 2 * (self.window // 2) > total and not self.time_shift_constant:
+            yield f"--window {2 * (self.window // 2)} is wider than the {total} timesteps there are"
+
+    @property
+    def measures(self):
+        return bool(self.reach)
+
+    def settled(self, given):
+        # the control of a search that moved nothing; the flag's 0 would search
+        return type(self)() if "time_shift_constant" in given and not self.time_shift_constant else self
+
+    def findings(self, process):
+        if not self.reach:
+            return super().findings(process)
+        searches, moved, at_edge = process.tallies["time_shift"].values.sum(dim=1).tolist()
+        return {
+            "mean_shift": moved / searches if searches else None,
+            "edge": at_edge / searches if searches and not self.time_shift_constant else None,
+        }
+
+    def report(self, process):
+        if not self.reach:
+            return
+        count, shift, edge = process.tallies["time_shift"].values.cpu()
         for i in reversed(count.nonzero()[:, 0].tolist()):
-            yield i - 1, int(count[i]), float(shift[i] / count[i]), float(edge[i] / count[i])
+            found = f"{int(count[i])} "
+            found += "images" if self.time_shift_constant else f"searches, {100 * edge[i] / count[i]:.0f} % at an edge"
+            yield f"time shift around {i - 1}: mean {shift[i] / count[i]:+.2f} of {found}"

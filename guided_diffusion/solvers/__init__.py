@@ -1,7 +1,8 @@
 """Solvers: one file a family, `(denoise, x, t, s, state, noise) -> Step` between any two times.
 
 t and s are [N] training timesteps, `noise(x)` draws standard normal noise like x, and `state` is
-what the solver returned from its step before (None at first). A solver declares its `order`.
+what the solver returned from its step before (None at first). What is true of a solver, and its flags, stand on
+its class (see `Solver`).
 """
 
 from functools import partial
@@ -13,9 +14,12 @@ from .deis import DEIS
 from .dpm_solver_pp import DPMSolverPP2S, DPMSolverPPMultistep, DPMSolverPPSDE
 from .heun import Heun
 from .pndm import PNDM
+from .step import Solver
 from .unipc import UniPC
 
-# all but ddpm are made of the NoiseSchedule and of options that are flags
+__all__ = ["BDIA", "DDIM", "DDPM", "DEIS", "PNDM", "SOLVERS", "Heun", "Solver", "UniPC", "facts"]
+
+# each is made of a NoiseSchedule, and of its options
 SOLVERS = {
     "ddpm": DDPM,
     "ddim": DDIM,
@@ -34,3 +38,8 @@ SOLVERS = {
     "heun": Heun,
     "bdia": BDIA,
 }
+
+
+def facts(name):
+    """The class behind a name in SOLVERS."""
+    return getattr(SOLVERS[name], "func", SOLVERS[name])

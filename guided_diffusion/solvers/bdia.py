@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..flags import FRACTION, flag
 from ..schedule import per_sample
-from .step import Step, transfer
+from .step import Solver, Step, transfer
 
 
 class Before(NamedTuple):
@@ -47,7 +48,7 @@ def on_lattice(x):
     return (x / spacing).round() * spacing
 
 
-class BDIA:
+class BDIA(Solver):
     """The rule above between any two levels; s > t encodes data into noise and needs gamma > 0.
 
     :param schedule: the NoiseSchedule.
@@ -55,6 +56,11 @@ class BDIA:
         may grow by 1 / gamma with every step towards noise.
     :ivar order: 2 at gamma 1, else 1.
     """
+
+    options = {
+        "gamma": flag(0.5, "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.", legal=FRACTION)
+    }
+    fixed_ends = True
 
     def __init__(self, schedule, gamma=0.5):
         self.schedule = schedule

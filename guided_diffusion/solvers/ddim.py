@@ -11,11 +11,12 @@ Departures from the paper: the last step goes to the data itself (alpha_bar = 1)
 a step to a noisier level, which encodes, draws no noise at any eta.
 """
 
+from ..flags import FRACTION, flag
 from ..schedule import per_sample
-from .step import Step
+from .step import Solver, Step
 
 
-class DDIM:
+class DDIM(Solver):
     """Equation 12 of the paper between any two levels; s > t encodes data into noise.
 
     :param schedule: the NoiseSchedule.
@@ -23,11 +24,12 @@ class DDIM:
         Encoding is deterministic at any eta.
     """
 
-    order = 1
+    options = {"eta": flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.", legal=FRACTION)}
 
     def __init__(self, schedule, eta=0.0):
         self.schedule = schedule
         self.eta = eta
+        self.stochastic = eta > 0
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)

@@ -18,27 +18,34 @@ import torch
 
 from ..denoiser import ModelVarType
 from ..schedule import per_sample, posterior
-from .step import Step
+from .step import Solver, Step
 
 
-class DDPM:
+def floor_of(schedule, grid):
+    """The posterior variance of the step before the last of a grid; a grid of one step has none, and gets 1e-20."""
+    if len(grid) < 2:
+        return 1e-20
+    before, now = schedule.alpha_bar(torch.tensor([grid[0], grid[1]]))
+    return float(posterior(now, before).variance)
+
+
+class DDPM(Solver):
     """Draws x_s from the reverse step N(mean, variance) between any two levels.
 
     :param schedule: the NoiseSchedule.
     :param var_type: which variance the step has (ModelVarType).
-    :param floor: the posterior variance that stands in for the zero of the last step, where a log is
-        needed: published code takes that of the step before the last.
-    :param guide: `(x, t) -> gradient` of a log-likelihood; the mean moves by variance * gradient
-        (Dhariwal & Nichol 2021, algorithm 1).
+    :param variance_floor: the posterior variance that stands in for the zero of the last step, where a log is
+        needed: published code takes that of the step before the last; by default of a grid of all timesteps.
     """
 
-    order = 1
+    takes = ("var_type", "variance_floor")
+    stochastic = True
+    guided_by_mean = True
 
-    def __init__(self, schedule, var_type, floor, guide=None):
+    def __init__(self, schedule, var_type=ModelVarType.FIXED_LARGE, variance_floor=None):
         self.schedule = schedule
         self.var_type = var_type
-        self.floor = floor
-        self.guide = guide
+        self.floor = floor_of(schedule, range(schedule.num_timesteps)) if variance_floor is None else variance_floor
 
     def moments(self, prediction, s):
         """Mean, variance and log variance of x_s, each [N, C, ...]."""
@@ -66,7 +73,7 @@ class DDPM:
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
         mean, variance, log_variance = self.moments(prediction, s)
-        if self.guide is not None:
-            mean = mean + variance * self.guide(x, t).float()
+        if prediction.gradient is not None:
+            mean = mean + variance * prediction.gradient
         spread = per_sample(s >= 0, x) * (0.5 * log_variance).exp()
         return Step(mean + spread * noise(x), prediction, state)

@@ -21,18 +21,22 @@ instead of alpha_bar. (diffusers has a third kind: polynomials in lambda.)
 import numpy as np
 import torch
 
+from ..flags import Legal, flag
 from ..schedule import half_log_snr, per_sample
-from .step import Step, transfer
+from .step import Solver, Step, transfer
 
 POINTS, WEIGHTS = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(20))
 
 
-class DEIS:
+class DEIS(Solver):
     """Integrates the polynomial in t through the latest noise predictions.
 
     :param schedule: the NoiseSchedule.
     :param order: degree of the polynomial, 1 to 3, as the paper counts: tAB1 to tAB3.
     """
+
+    options = {"order": flag(0, "tAB1 to tAB3, 3 by default", legal=Legal("0 to 3", lambda value: 0 <= value <= 3))}
+    interpolates = True
 
     def __init__(self, schedule, order=3):
         self.schedule = schedule

@@ -22,7 +22,7 @@ The released code lowers the order of the last but one of few steps, which is no
 import torch
 
 from ..schedule import half_log_snr, per_sample
-from .step import Step, transfer
+from .step import Solver, Step, transfer
 
 
 def _step_of_lambda(prediction, target, s):
@@ -31,7 +31,7 @@ def _step_of_lambda(prediction, target, s):
     return here, (half_log_snr(target) - here).where(s >= 0, 1.0)
 
 
-class DPMSolverPPMultistep:
+class DPMSolverPPMultistep(Solver):
     """2M and 3M: the latest predictions and their divided differences in lambda.
 
     :param schedule: the NoiseSchedule.
@@ -41,6 +41,7 @@ class DPMSolverPPMultistep:
 
     def __init__(self, schedule, terms, second_difference=1):
         self.schedule = schedule
+        self.interpolates = terms > 1
         self.terms = terms
         self.second_difference = second_difference
         self.order = 2 if terms == 3 and second_difference == 1 else terms
@@ -72,7 +73,7 @@ def _divided_difference(newer, older, h):
     return r, (newer[1] - older[1]) / per_sample(r, newer[1])
 
 
-class DPMSolverPP2S:
+class DPMSolverPP2S(Solver):
     """2S: the prediction at the middle of the step, in lambda, takes it.
 
     :param schedule: the NoiseSchedule.
@@ -96,15 +97,18 @@ class DPMSolverPP2S:
         return Step(moved + per_sample(weight, x) * (second.x0 - prediction.x0), prediction, state)
 
 
-class DPMSolverPPSDE:
+class DPMSolverPPSDE(Solver):
     """SDE-DPM-Solver++: the reverse diffusion instead of its ODE. Its order is that of the moments.
 
     :param schedule: the NoiseSchedule.
     :param terms: predictions in use: 1 (the same as DDPM with the small variance) or 2 (2M).
     """
 
+    stochastic = True
+
     def __init__(self, schedule, terms=2):
         self.schedule = schedule
+        self.interpolates = terms > 1
         self.terms = self.order = terms
 
     def __call__(self, denoise, x, t, s, state, noise):

@@ -13,10 +13,10 @@ the cosine schedule, and at most 80 in the paper.
 """
 
 from ..schedule import per_sample
-from .step import Step, is_plain, transfer
+from .step import Solver, Step, is_plain, transfer
 
 
-class Heun:
+class Heun(Solver):
     """Euler's step (which is DDIM's), corrected by the noise predicted at its end; the last step is Euler's.
 
     :param schedule: the NoiseSchedule.

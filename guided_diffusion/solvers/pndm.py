@@ -22,7 +22,7 @@ stays a fraction; the noisiest step is not dropped; the last step ends at the da
 import torch
 
 from ..schedule import per_sample
-from .step import Step, is_plain, transfer
+from .step import Solver, Step, is_plain, transfer
 
 # weights of the newest predictions, newest first, where 1 to 4 of them are known
 ADAMS_BASHFORTH = torch.tensor(
@@ -36,7 +36,7 @@ ADAMS_BASHFORTH = torch.tensor(
 )
 
 
-class PNDM:
+class PNDM(Solver):
     """Noise predictions of the latest steps in fixed proportion, carried along DDIM's straight line.
 
     :param schedule: the NoiseSchedule.

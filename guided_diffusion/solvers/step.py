@@ -1,6 +1,6 @@
-"""What a solver returns, and the DDIM step that every solver is built on."""
+"""What a solver is and returns, and the DDIM step that every solver is built on."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -19,6 +19,32 @@ class Step(NamedTuple):
     x: torch.Tensor
     prediction: Prediction
     state: Any = None
+
+
+class Solver:
+    """Base of the solvers: what is true of one stands on its class, or on the object where options decide it.
+
+    :cvar order: of convergence, as measured.
+    :cvar options: {name: flag} of its constructor's options, which are flags of the sampling scripts; an option at its
+        flag's default is left to the constructor.
+    :cvar takes: names of attributes of a Process that the constructor takes beside the schedule.
+    :cvar interpolates: it divides by distances between the nodes of its steps.
+    :cvar stochastic: its images depend on the noise that it draws.
+    :cvar fixed_ends: it measures one step against the one before, so the ends of steps must stay.
+    :cvar guided_by_mean: a classifier moves its mean (Dhariwal & Nichol 2021, algorithm 1), in place of the score.
+    """
+
+    order = 1
+    options: ClassVar = {}
+    takes = ()
+    interpolates = False
+    stochastic = False
+    fixed_ends = False
+    guided_by_mean = False
+
+    def __call__(self, denoise, x, t, s, state, noise):
+        """The Step from times t [N] to times s [N]."""
+        raise NotImplementedError
 
 
 def transfer(prediction, target, eps=None):

@@ -24,8 +24,9 @@ from typing import NamedTuple
 import torch
 
 from ..denoiser import Prediction
+from ..flags import Legal, flag
 from ..schedule import half_log_snr, per_sample
-from .step import Step, transfer
+from .step import Solver, Step, transfer
 
 VARIANTS = ("bh1", "bh2")
 
@@ -38,13 +39,19 @@ class _Memory(NamedTuple):
     target: torch.Tensor
 
 
-class UniPC:
+class UniPC(Solver):
     """Predicts from the latest predictions of x0, and corrects each step by the one at its end.
 
     :param schedule: the NoiseSchedule.
     :param order: p of the paper, 1 to 3: predictions in the predictor.
     :param variant: "bh1" or "bh2".
     """
+
+    options = {
+        "order": flag(0, "1 to 3, 2 by default", legal=Legal("0 to 3", lambda value: 0 <= value <= 3)),
+        "variant": flag("bh2", "The function B(h) of unipc.", choices=VARIANTS),
+    }
+    interpolates = True
 
     def __init__(self, schedule, order=2, variant="bh2"):
         self.schedule = schedule

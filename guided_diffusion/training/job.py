@@ -6,17 +6,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .. import checkpoints, dist_util, logger, objectives
+from .. import checkpoints, conditioning, dist_util, logger, methods, objectives
 from ..checkpoints import resume
 from ..generate import preview_sampler
 from ..image_datasets import DataFlags
 from ..jobs import launch
 from ..networks import ClassifierFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
-from ..script_util import DiffusionFlags, InputPerturbationFlags
+from ..process import DiffusionFlags
+from ..script_util import diffusion_of
 from .data import training_data
 from .flags import TrainFlags
-from .loop import TrainLoop, as_given
+from .loop import TrainLoop
 from .validation import held_out_losses
 
 # images of a preview, at most
@@ -45,31 +46,28 @@ def seed_everything(flags):
     logger.log(f"each step: {flags.batch_size} images x {ranks} ranks = {flags.batch_size * ranks}")
 
 
-def train_diffusion(parsed, network, conditioning=None, after_step=None):
+def train_diffusion(parsed, network, after_step=None):
     """Train a diffusion network by --objective.
 
     :param parsed: the command line; what follows is asked with its resolved Parsed flags.
     :param network: the Network that is trained.
-    :param conditioning: `parsed -> (batch, extra) -> cond`, see TrainLoop, where the network is told more of its images
-        than their class.
     :param after_step: `parsed -> an after_step of TrainLoop, or None`.
     """
     parsed = begin(parsed, network)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
-    model, diffusion = network.create(parsed), process.create(parsed[InputPerturbationFlags])
+    model, diffusion = network.create(parsed), diffusion_of(process, methods.chosen(parsed))
     images = {"image_size": parsed.values()[network.size_flag], "image_channels": unet.image_channels}
     images |= {"class_cond": unet.class_cond, "num_classes": unet.num_classes}
     data = training_data(parsed[DataFlags], settings, **images)
     if not launch.announce(parsed):
         return
-    if conditioning is None:
-        tell, count = as_given, SHOWN
-        cond = {"y": torch.arange(SHOWN) % unet.num_classes} if unet.class_cond else {}
-    else:
-        tell = conditioning(parsed)
+    told = conditioning.of_training(parsed)
+    count, images, labels = SHOWN, None, None
+    if told.shows_images:
         batch, extra = next(data)
         data = itertools.chain([(batch, extra)], data)
-        count, cond = len(batch[:SHOWN]), {k: v[:SHOWN] for k, v in tell(batch, extra).items()}
+        images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
+        count = len(images)
     TrainLoop(
         model=model.to(dist_util.dev()),
         objective=objectives.create(parsed, diffusion),
@@ -77,8 +75,8 @@ def train_diffusion(parsed, network, conditioning=None, after_step=None):
         flags=settings,
         resolved=parsed.values(),
         dtype=unet.dtype,
-        conditioning=tell,
-        preview=preview_sampler(process, (count, *model.shape), cond),
+        conditioning=lambda x, extra: told.of_data(x, extra.get("y")),
+        preview=preview_sampler(process, count, told.shown(count, images, labels)),
         after_step=after_step(parsed) if after_step else None,
     ).run_loop()
 
@@ -89,7 +87,7 @@ def train_classifier(parsed):
     classifier, settings = parsed[ClassifierFlags], parsed[TrainFlags]
     if parsed[ValidationFlags].anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
-    model, diffusion = classifier.create(), parsed[DiffusionFlags].create()
+    model, diffusion = classifier.create(), diffusion_of(parsed[DiffusionFlags])
     images = {"image_size": classifier.image_size, "image_channels": classifier.image_channels}
     images |= {"class_cond": True, "num_classes": classifier.num_classes}
     data = training_data(parsed[DataFlags], settings, **images)

@@ -1,5 +1,6 @@
 """A sampling job: it may be killed, stopped, shared among ranks and machines, and ends with the same file."""
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -9,10 +10,8 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import SampleFlags
-from ..methods.time_shift import ShiftStatistics
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
-from .sampling_report import log_calls, log_grid
 
 
 @dataclass
@@ -35,13 +34,13 @@ class ShardFlags(FlagGroup):
         return tuple(map(int, found.groups())) if found else (0, 0)
 
 
-def generate_images(parsed, diffusion, make_batch, name=None):
+def run(parsed, process, make_batch, name=None):
     """Announce the flags, sample what is not there yet, save and report: the end of every sampling script.
 
     Each batch is a chunk of a SampleStore, saved before the next begins. The ranks take the missing ones in turn.
 
     :param parsed: the resolved Parsed flags.
-    :param diffusion: the process, whose time-shift searches are counted and logged.
+    :param process: the Process, whose methods report at the end.
     :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, C]}`, with labels as "arr_1"; see `as_arrays`.
     :param name: of the npz; default `samples_NxHxWxC.npz`.
     :raises UserError: if another job is at work in the output folder, or it was begun with other settings.
@@ -57,7 +56,7 @@ def generate_images(parsed, diffusion, make_batch, name=None):
             settings = _settings(parsed)
             _follow(store.begin(settings, parts == 1, parsed.defaults()), settings)
             launch.announce(parsed)
-            _make(store, parsed, diffusion, make_batch, name)
+            _make(store, parsed, process, make_batch, name)
     except OSError as error:
         raise UserError(
             f"{error.filename or out_dir}: {error.strerror or error}; what is finished is kept, and the same command "
@@ -86,7 +85,7 @@ def _follow(begun, settings):
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
 
 
-def _make(store, parsed, diffusion, make_batch, name):
+def _make(store, parsed, process, make_batch, name):
     flags, (part, parts) = parsed[SampleFlags], parsed[ShardFlags].place
     starts = range(0, flags.num_samples, flags.batch_size)
     chunks = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
@@ -94,23 +93,25 @@ def _make(store, parsed, diffusion, make_batch, name):
     if path:
         logger.log(f"{path} is complete: nothing to do")
         return
-    log_grid(diffusion)
+    log_grid(process)
     mine = chunks[part - 1 :: parts]
     missing = store.missing(mine)
-    shift = diffusion.time_shift
-    if shift is not None:
-        shift.observe = ShiftStatistics(diffusion.schedule.num_timesteps, dist_util.dev())
     _fill(store, missing, sum(map(len, mine)), make_batch)
-    log_calls(diffusion)
-    if shift is not None:
-        dist_util.all_reduce_sum(shift.observe.totals)
-        if len(missing) < len(chunks):
-            logger.log(f"time shift of the {sum(map(len, missing))} images that this run made:")
-        for time, count, mean, edge in shift.observe.rows():
-            found = f"{count} images" if shift.constant else f"{count} searches, {100 * edge:.0f} % at an edge"
-            logger.log(f"time shift round {time}: mean {mean:+.2f} of {found}")
+    log_calls(process)
+    add_up(process)
+    lines = [line for method in process.methods for line in method.report(process)]
+    if lines and len(missing) < len(chunks):
+        logger.log(f"of the {sum(map(len, missing))} images that this run made:")
+    for line in lines:
+        logger.log(line)
     if dist_util.is_main():
         _finish(store, chunks, name)
+
+
+def add_up(process):
+    """Let what the methods of a process counted be that of all ranks, which call this together."""
+    for tally in process.tallies.values():
+        tally.values = dist_util.all_reduce_sum(tally.values.to(dist_util.dev()))
 
 
 def _fill(store, missing, total, make_batch):
@@ -155,3 +156,24 @@ def _finish(store, chunks, name):
         logger.log(f"saved {path}, by another shard")
     else:
         logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")
+
+
+def log_grid(process):
+    """Print the timesteps that sampling visits, and save all of them as grid.json in the output folder, on rank 0."""
+    times = [*reversed(process.grid), -1]
+    if dist_util.is_main():
+        shown = times if len(times) <= 60 else [*times[:5], "...", *times[-5:]]
+        logger.log(f"{len(times) - 1} steps by way of the timesteps: " + " ".join(map(str, shown)))
+        files.write_text(files.join(logger.get_dir(), "grid.json"), json.dumps(times) + "\n")
+
+
+def log_calls(process, images=None):
+    """Print how often the network was asked for an image, over all ranks: images are compared at equal calls.
+
+    :param images: of all ranks; by default those whose sampling was begun.
+    """
+    counts = torch.tensor([process.network_calls, process.images_begun], dtype=torch.int64)
+    calls, begun = dist_util.all_reduce_sum(counts.to(dist_util.dev())).tolist()
+    images = begun if images is None else images
+    if images and dist_util.is_main():
+        logger.log(f"network calls: {calls / images:g} for each of {images:g} images")

@@ -1,0 +1,50 @@
+"""Conditioning: what a network is told beside x_t and t, one thing a file; side by side they merge."""
+
+from .classes import Classes
+from .conditioning import Conditioning
+from .low_resolution import LowResolution
+
+CONDITIONINGS = (Classes, LowResolution)
+
+
+def training_groups():
+    """Flag groups of training scripts."""
+    return [group for kind in CONDITIONINGS for group in kind.training]
+
+
+def of_training(parsed):
+    """Whatever the resolved Parsed flags of a training ask for, as one Conditioning."""
+    return Together(kind.of_training(parsed) for kind in CONDITIONINGS)
+
+
+def of_sampling(parsed):
+    """Whatever the resolved Parsed flags of a sampling ask for, as one Conditioning."""
+    return Together(kind.of_sampling(parsed) for kind in CONDITIONINGS)
+
+
+def dropped(cond):
+    """cond as guidance asks a network without it; what cannot be left out stays the very same tensor."""
+    return {**cond, **{name: value for kind in CONDITIONINGS for name, value in kind.dropped(cond).items()}}
+
+
+class Together(Conditioning):
+    """Several conditionings as one.
+
+    :param parts: of which None are left out.
+    """
+
+    def __init__(self, parts):
+        self.parts = [part for part in parts if part is not None]
+
+    def of_data(self, x, labels):
+        return {name: value for part in self.parts for name, value in part.of_data(x, labels).items()}
+
+    @property
+    def shows_images(self):
+        return any(part.shows_images for part in self.parts)
+
+    def shown(self, count, x, labels):
+        return {name: value for part in self.parts for name, value in part.shown(count, x, labels).items()}
+
+    def of_indices(self, noise, indices):
+        return {name: value for part in self.parts for name, value in part.of_indices(noise, indices).items()}

@@ -1,0 +1,128 @@
+"""Class labels: of the data in training, chosen or drawn in sampling; -1 stands for no class."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UserError
+from ..flags import FRACTION, FlagGroup, at_least, flag, int_list
+from ..networks import ClassifierFlags, UNetFlags
+from .conditioning import Conditioning
+
+
+@dataclass
+class ClassFlags(FlagGroup):
+    """Classes of the images."""
+
+    classes: str = flag("", "Classes to sample, such as 3,7, in turn over the images; empty draws them at random.")
+    per_class: int = flag(
+        0,
+        "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.",
+        legal=at_least(0),
+        idle=True,
+    )
+
+
+@dataclass
+class ClassDropoutFlags(FlagGroup):
+    """Training without classes."""
+
+    class_dropout: float = flag(
+        0.0,
+        "Share of the images whose class is not told, as classifier-free guidance needs; 0 tells all.",
+        legal=FRACTION,
+        lasting=True,
+        needs="class_cond",
+    )
+
+
+class Classes(Conditioning):
+    """`y`, the class label.
+
+    :param num_classes: K of the network.
+    :param chosen: labels that sampling takes in turn; empty draws them.
+    :param dropout: probability that training tells no class (Ho & Salimans 2022, algorithm 1).
+    """
+
+    training = (ClassDropoutFlags,)
+    sampling = (ClassFlags,)
+
+    def __init__(self, num_classes, chosen=(), dropout=0.0):
+        self.num_classes = num_classes
+        self.chosen = list(chosen)
+        self.dropout = dropout
+
+    @classmethod
+    def of_training(cls, parsed):
+        if UNetFlags not in parsed.groups:  # a classifier is asked for the class, not told it
+            return cls(parsed[ClassifierFlags].num_classes)
+        unet = parsed[UNetFlags]
+        return cls(unet.num_classes, dropout=parsed[ClassDropoutFlags].class_dropout) if unet.class_cond else None
+
+    @classmethod
+    def of_sampling(cls, parsed):
+        count = class_count(parsed)
+        if count is None or ClassFlags not in parsed.groups:
+            return None
+        return cls(count, chosen_classes(parsed[ClassFlags].classes, count))
+
+    def of_data(self, x, labels):
+        if self.dropout == 0:
+            return {"y": labels}
+        told = torch.rand(len(labels)).to(labels.device) >= self.dropout
+        return {"y": labels.where(told, -1)}
+
+    def shown(self, count, x, labels):
+        return {"y": torch.arange(count) % self.num_classes}
+
+    def of_indices(self, noise, indices):
+        if not self.chosen:
+            return {"y": noise.label(self.num_classes)}
+        return {"y": torch.tensor([self.chosen[i % len(self.chosen)] for i in indices])}
+
+    @staticmethod
+    def dropped(cond):
+        return {"y": torch.full_like(cond["y"], -1)} if "y" in cond else {}
+
+
+def class_count(parsed):
+    """How many classes a sampling run knows: those of its guiding classifier or its network; None for none."""
+    if ClassifierFlags in parsed.groups:
+        return parsed[ClassifierFlags].num_classes
+    unet = parsed[UNetFlags]
+    return unet.num_classes if unet.class_cond else None
+
+
+def chosen_classes(text, num_classes):
+    """The classes [K] of "3,7"; empty for all.
+
+    :raises UserError: for one outside 0..num_classes-1.
+    """
+    classes = int_list(text, "classes")
+    wrong = [c for c in classes if not 0 <= c < num_classes]
+    if wrong:
+        raise UserError(f"--classes has {wrong[0]}; expected 0 to {num_classes - 1}")
+    return classes
+
+
+def with_classes_counted(parsed):
+    """The resolved Parsed flags of a sampling run with --per_class spelt out as --classes and --num_samples.
+
+    :raises UserError: for classes where the network has none, and for numbers that contradict each other.
+    """
+    flags, num_classes = parsed[ClassFlags], class_count(parsed)
+    if num_classes is None and (flags.classes or flags.per_class):
+        raise UserError(
+            f"--{'classes' if flags.classes else 'per_class'} has no meaning for --model_path "
+            f"{parsed.values()['model_path']}, which has no classes"
+        )
+    count = flags.per_class
+    if not count:
+        return parsed
+    classes = chosen_classes(flags.classes, num_classes) or range(num_classes)
+    total, told = count * len(classes), parsed.values()["num_samples"]
+    if "num_samples" in parsed.given and told != total:
+        raise UserError(
+            f"--num_samples {told} contradicts --per_class {count}, which makes {total}; leave one of them out"
+        )
+    return parsed.with_values({"num_samples": total, "classes": ",".join(map(str, classes))})

@@ -1,0 +1,83 @@
+"""What a method is: its flags, and whichever of the seams it moves."""
+
+from typing import ClassVar
+
+from ..flags import FlagGroup
+from ..sampling import no_correction, no_coupling
+
+
+class Method(FlagGroup):
+    """A paper: its flags, and whichever of these arrows it moves. Each is the identity unless a method says otherwise.
+
+    :cvar by_default: scripts that sample or train take it; False: those alone that name it.
+    :cvar columns: {column: (heading, format)} of `findings`, for tables.
+    :cvar words: {word: column} by which later lines of a comparison may refer to a finding, as {word NAME}.
+    """
+
+    by_default = True
+    columns: ClassVar = {}
+    words: ClassVar = {}
+
+    def wrap(self, denoise, process):
+        """The denoiser `(x_t, t, cond) -> Prediction` around `denoise`."""
+        return denoise
+
+    def couple(self, process):
+        """The coupling `(i, x, t, s) -> (t, s)` of sampling."""
+        return no_coupling
+
+    def clock(self, process):
+        """`(x, t) -> t`, the time that the network is told in place of t; None tells it t."""
+        return None
+
+    def correct(self, process):
+        """The correction `(x, prediction, t, s) -> x` after each step."""
+        return no_correction
+
+    def corrupt(self, process):
+        """The corruption `(noise, t) -> (noise, t)` of training: what makes x_t; the network is told the first t."""
+        return no_corruption
+
+    def check(self, process, solver):
+        """Validate the flags against a process.
+
+        :param solver: the Solver; None where there is none, as in training and in the class API.
+        :raises UserError: for what they exclude together.
+        """
+
+    def advice(self, process, trained):
+        """Sentences that warn of what is allowed and hardly meant.
+
+        :param trained: {flag: value} as the network was trained; {} where that is not known.
+        """
+        return ()
+
+    @classmethod
+    def remarks(cls, trained):
+        """Sentences on how the network was trained, by its flags `trained`, where this method had a part in it."""
+        return ()
+
+    @property
+    def measures(self):
+        """Whether a run with these flags will have `findings`."""
+        return False
+
+    def findings(self, process):
+        """{column: number, or None where it does not apply} of what the method did in the runs so far."""
+        return dict.fromkeys(self.columns)
+
+    def settled(self, given):
+        """The method as a line of a comparison means it, whose flags may be numbers that were measured before.
+
+        :param given: names of the flags that the line sets.
+        """
+        return self
+
+    def report(self, process):
+        """Lines for the end of a run."""
+        return ()
+
+
+def no_corruption(noise, t):
+    """The corruption that leaves training alone."""
+    return noise, t

@@ -1,0 +1,281 @@
+"""A diffusion process: schedule, grid, solver, and the seams that its methods move, folded into one."""
+
+from dataclasses import dataclass
+
+import torch
+
+from . import methods as table
+from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound
+from .errors import UserError
+from .flags import FlagGroup, at_least, flag
+from .methods.method import no_corruption
+from .sampling import chain, chain_corrections, no_coupling, sample
+from .schedule import NoiseSchedule, get_named_beta_schedule, rescale_zero_terminal_snr
+from .solvers.ddpm import floor_of
+from .solvers.flags import SolverFlags
+from .spacing import SPACINGS, space_timesteps, spaced
+
+PREDICTIONS = {"eps": ModelMeanType.EPSILON, "x0": ModelMeanType.START_X, "v": ModelMeanType.VELOCITY}
+
+
+@dataclass
+class DiffusionFlags(FlagGroup):
+    """The diffusion process."""
+
+    learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
+    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1), hidden=True, noising=True)
+    noise_schedule: str = flag(
+        "linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"), hidden=True, noising=True
+    )
+    rescale_zero_terminal_snr: bool = flag(
+        False,
+        "Rescale the schedule so that its last timestep is pure noise; for --prediction x0 and v.",
+        hidden=True,
+        noising=True,
+    )
+    timestep_respacing: str = flag(
+        "",
+        "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all.",
+        free=True,
+    )
+    use_kl: bool = flag(
+        False, "Train on the variational bound instead of the mean squared error.", free=True, idle=True
+    )
+    prediction: str = flag(
+        "eps",
+        "What the network predicts: the noise, the clean image, or the velocity.",
+        choices=tuple(PREDICTIONS),
+        hidden=True,
+    )
+    predict_xstart: bool = flag(False, "The published spelling of --prediction x0.")
+    rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.", hidden=True, noising=True)
+    rescale_learned_sigmas: bool = flag(
+        False,
+        "Weigh the bound by T / 1000 as published for learned variances.",
+        free=True,
+        idle=True,
+        needs="learn_sigma",
+    )
+    sigma_small: bool = flag(False, "The fixed variance is the posterior's, not beta; for networks that learn none.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sigma_small and self.learn_sigma:
+            raise UserError("--sigma_small True chooses a fixed variance, which --learn_sigma True does not use")
+        if self.predict_xstart and self.prediction == "v":
+            raise UserError("--predict_xstart True contradicts --prediction v; expected one of them")
+        if self.predict_xstart:
+            self.prediction = "x0"
+        self.predict_xstart = self.prediction == "x0"
+        if self.rescale_zero_terminal_snr and self.prediction == "eps":
+            raise UserError(
+                "--rescale_zero_terminal_snr True begins at pure noise, where --prediction eps tells nothing of the "
+                "image; expected --prediction v or x0"
+            )
+
+    @property
+    def betas(self):
+        """[T] in float64."""
+        betas = get_named_beta_schedule(self.noise_schedule, self.diffusion_steps)
+        return rescale_zero_terminal_snr(betas) if self.rescale_zero_terminal_snr else betas
+
+    @property
+    def mean_type(self):
+        """The ModelMeanType of the network."""
+        return PREDICTIONS[self.prediction]
+
+    @property
+    def var_type(self):
+        """The ModelVarType of the network."""
+        if self.learn_sigma:
+            return ModelVarType.LEARNED_RANGE
+        return ModelVarType.FIXED_SMALL if self.sigma_small else ModelVarType.FIXED_LARGE
+
+    def create(self, methods=(), solver=None, spacing=None):
+        """The Process of these flags.
+
+        :param methods: Method objects, in any order.
+        :param solver: SolverFlags; None in training.
+        :param spacing: SpacingFlags; None has the published spacing.
+        :raises UserError: for flags that exclude each other.
+        """
+        schedule = NoiseSchedule(self.betas)
+        grid = (spacing or SpacingFlags()).grid(schedule, self.timestep_respacing)
+        return Process(
+            schedule,
+            grid,
+            mean_type=self.mean_type,
+            var_type=self.var_type,
+            rescale_timesteps=self.rescale_timesteps,
+            methods=methods,
+            solver=solver,
+        )
+
+
+@dataclass
+class SpacingFlags(FlagGroup):
+    """The sampling grid."""
+
+    spacing: str = flag(
+        "published",
+        "How the steps that --timestep_respacing counts are spread; published also reads its other forms.",
+        choices=("published", *SPACINGS),
+    )
+
+    def grid(self, schedule, respacing=""):
+        """The kept training timesteps, increasing; an empty `respacing` keeps all."""
+        if self.spacing == "published":
+            total = schedule.num_timesteps
+            return sorted(space_timesteps(total, respacing or [total]))
+        return spaced(self.spacing, schedule, respacing)
+
+
+def of_flags(parsed, *methods):
+    """The Process of a command line, with the methods, the solver and the spacing that it has.
+
+    :param parsed: a flags.Parsed.
+    :param methods: Method objects in place of those that the command line made.
+    """
+    given = {type(method): method for method in table.chosen(parsed)} | {type(method): method for method in methods}
+    groups = parsed.groups
+    return parsed[DiffusionFlags].create(given.values(), groups.get(SolverFlags), groups.get(SpacingFlags))
+
+
+class Tally:
+    """Sums over a run, on the device of what is counted.
+
+    :ivar values: [rows, columns].
+    """
+
+    def __init__(self, rows, columns):
+        self.values = torch.zeros(rows, columns)
+
+    def add(self, columns, values):
+        """Add values [rows, N] at the indices `columns` [N]."""
+        self.values = self.values.to(columns.device)
+        self.values.index_add_(1, columns, values.to(self.values))
+
+
+class Process:
+    """A diffusion process over a grid of training timesteps, and what methods make of its seams.
+
+    :param schedule: the NoiseSchedule of training.
+    :param grid: the kept training timesteps, increasing; default all.
+    :param mean_type: what the network's output means (ModelMeanType).
+    :param var_type: where the variance comes from (ModelVarType).
+    :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
+    :param methods: Method objects, at most one of a class; they act in the order of methods.STACK.
+    :param solver: SolverFlags; None in training.
+    :ivar solver: the Solver, or None.
+    :ivar solver_name: its name in SOLVERS, or "".
+    :ivar coupling: `(i, x, t, s) -> (t, s)`.
+    :ivar correction: `(x, prediction, t, s) -> x`.
+    :ivar corruption: `(noise, t) -> (noise, t)`.
+    :ivar tallies: {name: Tally} of what methods counted; a job adds up those of its ranks.
+    :ivar network_calls: calls of the network by denoisers of this process, one for each sample of a batch.
+    :ivar images_begun: images that `sample_records` has begun.
+    :raises UserError: for what the methods, the solver and the grid exclude together.
+    """
+
+    def __init__(
+        self,
+        schedule,
+        grid=None,
+        *,
+        mean_type=ModelMeanType.EPSILON,
+        var_type=ModelVarType.FIXED_LARGE,
+        rescale_timesteps=False,
+        methods=(),
+        solver=None,
+    ):
+        self.schedule = schedule
+        self.grid = list(range(schedule.num_timesteps)) if grid is None else list(grid)
+        self.mean_type = mean_type
+        self.var_type = var_type
+        self.rescale_timesteps = rescale_timesteps
+        self.variance_floor = floor_of(schedule, self.grid)
+        self.methods = sorted(methods, key=lambda method: table.STACK.index(type(method)))
+        self.tallies = {}
+        self.network_calls = self.images_begun = 0
+        self.solver = solver and solver.create(self)
+        self.solver_name = solver.name if solver else ""
+        for method in self.methods:
+            method.check(self, self.solver)
+        self.coupling = chain([method.couple(self) for method in self.methods], no_coupling)
+        self.correction = chain_corrections([method.correct(self) for method in self.methods])
+        self.corruption = chain([method.corrupt(self) for method in self.methods], no_corruption)
+        self.clock = next(filter(None, (method.clock(self) for method in self.methods)), None)
+
+    def method(self, kind):
+        """The method of a class, at its defaults where the process has none."""
+        return next((method for method in self.methods if type(method) is kind), None) or kind()
+
+    def tally(self, name, rows, columns):
+        """The Tally of a name, made where it is not there yet."""
+        return self.tallies.setdefault(name, Tally(rows, columns))
+
+    def adapter(self, model, takes=None):
+        """The NetworkDenoiser of a network; a NetworkDenoiser passes unchanged.
+
+        :param takes: names of what it is told beside x and t; None tells it all there is.
+        """
+        if isinstance(model, NetworkDenoiser):
+            return model
+        previous = None
+        if self.mean_type is ModelMeanType.PREVIOUS_X:
+            previous = torch.full((self.schedule.num_timesteps,), -1)
+            previous[self.grid] = torch.tensor([-1, *self.grid[:-1]])
+        return NetworkDenoiser(
+            model,
+            self.schedule,
+            self.mean_type,
+            self.var_type,
+            self.rescale_timesteps,
+            previous,
+            self.clock,
+            takes,
+        )
+
+    def wrapped(self, denoise):
+        """The stack of denoisers `(x_t, t, cond) -> Prediction` that the methods make around one."""
+        for method in self.methods:
+            denoise = method.wrap(denoise, self)
+        return denoise
+
+    def counted(self, denoise):
+        """The denoiser, with its calls counted."""
+
+        def counted(x, t, cond):
+            self.network_calls += x.shape[0]
+            return denoise(x, t, cond)
+
+        return counted
+
+    def denoiser(self, model, cond=None):
+        """The finished stack `(x_t, t) -> Prediction` of a network.
+
+        :param cond: {name: tensor [N, ...]} of what it is told; a network that says what it `takes` is told no more.
+        """
+        adapter = self.adapter(model, getattr(model, "takes", None))
+        return bound(self.wrapped(self.counted(adapter)), cond or {})
+
+    def sample_records(self, solver, denoise, x, noise=torch.randn_like):
+        """The records of `sampling.sample` over the grid, coupled and corrected by the methods, without gradients.
+
+        :param solver: `(denoise, x, t, s, state, noise) -> Step`.
+        :param denoise: `(x, t) -> Prediction`.
+        :param x: [N, C, ...] the start.
+        :param noise: draws noise like x.
+        """
+        self.images_begun += x.shape[0]
+        return _without_gradients(sample(denoise, solver, self.grid, x, noise, self.coupling, self.correction))
+
+
+def _without_gradients(records):
+    """Computes each record under no_grad, which must not stay on while the caller holds it."""
+    while True:
+        with torch.no_grad():
+            record = next(records, None)
+        if record is None:
+            return
+        yield record

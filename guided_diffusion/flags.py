@@ -268,7 +268,8 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     values = {k: v for k, v in overrides.items() if v is not None} | given
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
     for group in made.values():
-        group.refuse_unread(given.keys())
+        if isinstance(group, FlagGroup):
+            group.refuse_unread(given.keys())
     return Parsed(made, frozenset(given), absent)
 
 

@@ -164,7 +164,8 @@ class Process:
     :param mean_type: what the network's output means (ModelMeanType).
     :param var_type: where the variance comes from (ModelVarType).
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
-    :param methods: Method objects, at most one of a class; they act in the order of methods.STACK.
+    :param methods: Method objects, at most one of a class; they act in the order of methods.STACK, a subclass where its
+        base does.
     :param solver: SolverFlags; None in training.
     :ivar solver: the Solver, or None.
     :ivar solver_name: its name in SOLVERS, or "".
@@ -194,7 +195,7 @@ class Process:
         self.var_type = var_type
         self.rescale_timesteps = rescale_timesteps
         self.variance_floor = floor_of(schedule, self.grid)
-        self.methods = sorted(methods, key=lambda method: table.STACK.index(type(method)))
+        self.methods = sorted(methods, key=table.place)
         self.tallies = {}
         self.network_calls = self.images_begun = 0
         self.solver = solver and solver.create(self)

@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 
 from . import gaussian_diffusion as gd
 from .flags import str2bool
-from .methods import STACK
+from .methods import of_values
 from .networks import ClassifierFlags, SuperResFlags, UNetFlags
 from .networks.levels import NUM_CLASSES
 from .process import DiffusionFlags, SpacingFlags
@@ -246,7 +246,7 @@ def create_gaussian_diffusion(
         sigma_small=sigma_small and not learn_sigma,
     )
     grid = SpacingFlags(spacing).grid(NoiseSchedule(flags.betas), timestep_respacing)
-    return diffusion_of(flags, _split(methods, *(method for method in STACK if method.by_default)), grid)
+    return diffusion_of(flags, of_values(methods), grid)
 
 
 def add_dict_to_argparser(parser, default_dict):

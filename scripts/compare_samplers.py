@@ -14,7 +14,7 @@ With --calls 5,10 in place of --steps each sampler takes the most steps that cos
 """
 
 import image_sample
-from guided_diffusion.jobs.sampling_job import ShardFlags
+from guided_diffusion.jobs.sampling import ShardFlags
 
 from evaluations.comparison import CompareFlags, compare
 from evaluations.features import FeatureFlags

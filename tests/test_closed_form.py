@@ -122,7 +122,7 @@ def test_ddpm_has_its_declared_weak_order(name):
     """The variance in the end, from the exact variance at the start."""
     schedule = NoiseSchedule(get_named_beta_schedule(name, 8000))
     denoise = gaussians.denoiser(schedule)
-    solver = DDPM(schedule, ModelVarType.FIXED_SMALL, floor=1e-20)
+    solver = DDPM(schedule, ModelVarType.FIXED_SMALL, variance_floor=1e-20)
     sizes, errors = [20, 40, 80, 160], []
     for steps in sizes:
         times = lambda_grid(schedule, steps)

@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
+from guided_diffusion.methods import InputPerturbation
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.schedule import get_named_beta_schedule
 
@@ -97,6 +98,7 @@ def test_targets(mean):
     target = {
         ModelMeanType.EPSILON: noise,
         ModelMeanType.START_X: x0,
+        ModelMeanType.VELOCITY: at(KEPT_LEVELS, T).sqrt() * noise - (1 - at(KEPT_LEVELS, T)).sqrt() * x0,
         ModelMeanType.PREVIOUS_X: at(COEF_X0, T) * x0 + at(COEF_XT, T) * x_t,
     }[mean]
     for off in (0.0, 0.5):
@@ -213,15 +215,19 @@ def test_corruption_moves_the_input_and_leaves_the_target():
         seen["x"], seen["t"] = x, t
         return eps_model(x, t)
 
-    def corrupt(noise, t):
-        seen["corrupt_t"] = t
-        return noise + 0.1 * tensor("more", *SHAPE)
+    class Corrupting(InputPerturbation):
+        def corrupt(self, process):
+            def corrupt(noise, t):
+                seen["corrupt_t"] = t
+                return noise + 0.1 * tensor("more", *SHAPE), t
+
+            return corrupt
 
     plain = process().training_losses(model, x0, T, noise=noise)
     clean = seen["x"]
-    same = process(corrupt=lambda noise, t: noise).training_losses(model, x0, T, noise=noise)
+    same = process(methods=[InputPerturbation()]).training_losses(model, x0, T, noise=noise)
     assert torch.equal(seen["x"], clean) and torch.equal(same["loss"], plain["loss"])
-    moved = process(corrupt=corrupt).training_losses(model, x0, T, noise=noise)
+    moved = process(methods=[Corrupting()]).training_losses(model, x0, T, noise=noise)
     assert seen["corrupt_t"].tolist() == [KEPT[i] for i in T]
     shift = (1 - at(KEPT_LEVELS, T)).sqrt() * 0.1 * tensor("more", *SHAPE)
     torch.testing.assert_close(seen["x"], clean + shift)

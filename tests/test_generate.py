@@ -2,24 +2,25 @@
 
 import numpy as np
 import pytest
+import sampled
 import torch
-from guided_diffusion.solver_flags import SolverFlags
 from scipy.stats import kstest
 from torch import nn
 
 from guided_diffusion import generate as module
+from guided_diffusion.conditioning import Classes
+from guided_diffusion.conditioning.classes import chosen_classes
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import (
     IndexedNoise,
     SampleFlags,
     as_arrays,
-    chosen_classes,
-    generate,
-    labels_of,
-    make_images,
+    by_index,
     preview_sampler,
 )
-from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solvers.flags import SolverFlags
 
 SHAPE = (3, 4, 4)
 
@@ -61,8 +62,8 @@ def test_noise_takes_the_kind_of_x():
 def test_labels_are_uniform_or_in_turn():
     counts = IndexedNoise(0, range(2000)).label(5).bincount(minlength=5)
     assert ((counts - 400).abs() < 5 * (2000 * 0.2 * 0.8) ** 0.5).all()
-    assert labels_of(None, range(5, 9), [3, 7, 1], 10).tolist() == [1, 3, 7, 1]
-    assert torch.equal(labels_of(IndexedNoise(3, [4, 8]), [4, 8], [], 10), IndexedNoise(3, [4, 8]).label(10))
+    assert Classes(10, [3, 7, 1]).of_indices(None, range(5, 9))["y"].tolist() == [1, 3, 7, 1]
+    assert torch.equal(Classes(10).of_indices(IndexedNoise(3, [4, 8]), [4, 8])["y"], IndexedNoise(3, [4, 8]).label(10))
 
 
 def test_chosen_classes():
@@ -72,28 +73,26 @@ def test_chosen_classes():
             chosen_classes(text, 8)
 
 
-@pytest.mark.parametrize("solver", [SolverFlags(), SolverFlags(use_ddim=True), SolverFlags(solver="ddim", eta=0.5)])
+@pytest.mark.parametrize("solver", [{}, {"solver": "ddim"}, {"solver": "ddim", "eta": 0.5}])
 def test_images_do_not_depend_on_their_batch(solver):
-    diffusion = DiffusionFlags(timestep_respacing="5", sigma_small=True).create()
+    process = sampled.process(**solver, diffusion={"timestep_respacing": "5", "sigma_small": True})
 
     def images(indices):
         noise = IndexedNoise(1, indices)
-        y = labels_of(noise, indices, [], 10)
-        return make_images(diffusion, network, solver, noise, SHAPE, model_kwargs={"y": y})
+        return sampled.batch(process, network, noise, SHAPE, Classes(10).of_indices(noise, indices))
 
     whole = images(range(5))
     parts = torch.cat([images(range(2)), images([2]), images(range(3, 5))])
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "solver, loop", [(SolverFlags(), "p_sample_loop"), (SolverFlags(use_ddim=True), "ddim_sample_loop")]
-)
+@pytest.mark.parametrize("solver, loop", [("ddpm", "p_sample_loop"), ("ddim", "ddim_sample_loop")])
 @pytest.mark.parametrize("cond_fn", [None, lambda x, t, **_: -x])
 def test_images_are_those_of_the_published_loops(solver, loop, cond_fn, monkeypatch):
     """Given the same noise, and guided as the published samplers are: by the mean, or by the score."""
-    diffusion = DiffusionFlags(timestep_respacing="5").create()
-    made = make_images(diffusion, network, solver, IndexedNoise(1, range(2)), SHAPE, cond_fn=cond_fn)
+    process = sampled.process(solver, guide=cond_fn, diffusion={"timestep_respacing": "5"})
+    made = sampled.batch(process, network, IndexedNoise(1, range(2)), SHAPE)
+    diffusion = create_gaussian_diffusion(timestep_respacing="5")
     noise = IndexedNoise(1, range(2))
     start = noise.normal(*SHAPE)
     # the class API draws by torch.randn_like at each step
@@ -121,12 +120,14 @@ def test_exactly_the_images_asked_for_in_order(count, batch_size, ranks, monkeyp
 
     monkeypatch.setattr(module.dist_util, "world_size", lambda: ranks)
     monkeypatch.setattr(module.dist_util, "gather_object", gather_object)
-    made = generate(SampleFlags(num_samples=count, batch_size=batch_size), make_batch)
+    made = by_index(SampleFlags(num_samples=count, batch_size=batch_size), make_batch)
     assert made["arr_0"].tolist() == [i**2 for i in range(count)]
     assert made["arr_1"].tolist() == [-i for i in range(count)]
 
 
 class Toy(nn.Module):
+    shape = SHAPE
+
     def forward(self, x, t, y):
         return network(x, t, y)
 
@@ -135,12 +136,10 @@ class Toy(nn.Module):
 def test_previews_repeat_and_are_ddim_in_at_most_25_steps(steps):
     process = DiffusionFlags(noise_schedule="cosine", diffusion_steps=steps)
     y = torch.tensor([1, 5])
-    preview = preview_sampler(process, (2, *SHAPE), {"y": y})
+    preview = preview_sampler(process, 2, {"y": y})
     images = preview(Toy())
     assert np.array_equal(images, preview(Toy()))
-    diffusion = DiffusionFlags(
-        noise_schedule="cosine", diffusion_steps=steps, timestep_respacing=str(min(25, steps))
-    ).create()
+    diffusion = create_gaussian_diffusion(noise_schedule="cosine", steps=steps, timestep_respacing=str(min(25, steps)))
     start = IndexedNoise(0, range(2)).normal(*SHAPE)
     expected = diffusion.ddim_sample_loop(network, start.shape, noise=start, model_kwargs={"y": y})
     np.testing.assert_allclose(images, as_arrays(expected)["arr_0"], atol=1)

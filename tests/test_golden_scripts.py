@@ -12,7 +12,7 @@ from recipe import tensor
 from guided_diffusion import checkpoints, generate, train_util
 from guided_diffusion.images import to_uint8
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.script_util import SAMPLING_METHODS, DiffusionFlags
+from guided_diffusion.process import DiffusionFlags, of_flags
 
 PROCESS = ["--noise_schedule", "cosine", "--learn_sigma", True]
 
@@ -22,7 +22,7 @@ def golden_network(parsed):
     process = parsed[DiffusionFlags]
     model = closed_form({"steps": 1000, "noise_schedule": process.noise_schedule, "learn_sigma": process.learn_sigma})
     model.shape = (3, *[parsed[UNetFlags].image_size] * 2)
-    return parsed, model, process.create(*(parsed[group] for group in SAMPLING_METHODS))
+    return parsed, model, of_flags(parsed)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,32 @@ from recipe import tensor
 from sklearn.datasets import load_digits, load_sample_image
 
 from guided_diffusion.errors import UserError
-from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser
-from guided_diffusion.methods.input_perturbation import SCHEDULE_TYPES, InputPerturbation
-from guided_diffusion.methods.time_shift import VARIANTS, ShiftStatistics, TimeShift, pixel_variance
+from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser, parse_eps_scaler
+from guided_diffusion.methods.input_perturbation import InputPerturbation, Perturbation
+from guided_diffusion.methods.time_shift import VARIANTS, TimeShift, pixel_variance
+from guided_diffusion.process import Process, Tally
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule
-from guided_diffusion.script_util import create_gaussian_diffusion, parse_eps_scaler
+from guided_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (3, 3, 8, 8)
 LOOPS = {"ddpm": ("p_sample_loop", {}), "ddim": ("ddim_sample_loop", {}), "eta": ("ddim_sample_loop", {"eta": 0.7})}
 SCHEDULES = {name: NoiseSchedule(get_named_beta_schedule(name, 1000)) for name in ("linear", "cosine")}
+
+
+def variant_of(schedule, grid, window, cutoff, variant="paper", data_variance=0.0, constant=0):
+    """(the Variant of Time Shift on a grid, the Tally of its searches)."""
+    process = Process(SCHEDULES[schedule], grid)
+    flags = TimeShift(True, window, cutoff, variant, data_variance, constant)
+    return flags.variant(process), process.tallies["time_shift"]
+
+
+def counted(tally):
+    """(center of the search, number, mean shift, share at an edge) of each row of a Tally, noisiest first."""
+    count, shift, edge = tally.values
+    return [
+        (i - 1, int(count[i]), float(shift[i] / count[i]), float(edge[i] / count[i]))
+        for i in reversed(count.nonzero()[:, 0].tolist())
+    ]
 
 
 def sample(methods, solver="ddim", guided=False, clip=True, schedule="cosine", learned=True, respacing="10"):
@@ -88,13 +105,13 @@ def test_eps_scaler_that_scales_nothing_sensible_is_refused(text):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("true, expected", [(520, 520), (560, 540), (400, 460)])
 def test_the_search_finds_the_time_of_pure_noise(schedule, true, expected):
-    shift = TimeShift(SCHEDULES[schedule], range(0, 1000, 100), window=80, cutoff=0, variant="paper")
+    shift, _ = variant_of(schedule, range(0, 1000, 100), window=80, cutoff=0)
     level = SCHEDULES[schedule].alpha_bar(torch.tensor([true]))
     z = torch.randn(1, 1, 1000, 1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     z = (z - z.mean()) / z.std()
     x = ((1 - level).sqrt() * z).float()
     centre = 500
-    found = shift.find(x, torch.tensor([centre])).item()
+    found = shift.search(x, torch.tensor([centre])).item()
     assert abs(found - min(max(expected, centre - 40), centre + 40)) <= 0
 
 
@@ -111,10 +128,10 @@ def test_the_rules_for_images_follow_their_bias_law(schedule, t):
     x = torch.from_numpy(np.sqrt(levels[t]) * images + np.sqrt(1 - levels[t]) * noise).float()
     slope = abs(levels[t + 1] - levels[t - 1]) / 2 * (1 - v0)
     error = 4 * np.sqrt(2) / pixels * pixel_variance(x).item() / slope + 1
-    options = {"grid": [0, t, 999], "window": 1998, "cutoff": 0, "variant": "paper"}
-    with_v0 = TimeShift(SCHEDULES[schedule], data_variance=v0, **options).find(x, torch.tensor([t])).item()
+    options = {"grid": [0, t, 999], "window": 1998, "cutoff": 0}
+    with_v0 = variant_of(schedule, data_variance=v0, **options)[0].search(x, torch.tensor([t])).item()
     assert abs(with_v0 - t) <= error
-    without = TimeShift(SCHEDULES[schedule], **options).find(x, torch.tensor([t])).item()
+    without = variant_of(schedule, **options)[0].search(x, torch.tensor([t])).item()
     predicted = np.argmin(np.abs(levels - (1 - v0) * levels[t]))
     assert predicted > t and abs(without - predicted) <= error
 
@@ -131,15 +148,15 @@ def real_images():
 def test_the_bias_law_on_real_images(kind, t):
     """As above, the mean of 100 noisy states of an image, within 4 standard errors and a timestep."""
     levels, count = np.cumprod(1 - get_named_beta_schedule("cosine", 1000)), 100
-    options = {"grid": [0, t, 999], "window": 1998, "cutoff": 0, "variant": "paper"}
+    options = {"grid": [0, t, 999], "window": 1998, "cutoff": 0}
     for index, image in enumerate(real_images()[kind]):
         v0 = image.var(ddof=1)
         noise = np.random.default_rng(index).standard_normal((count, *image.shape))
         x = torch.from_numpy(np.sqrt(levels[t]) * image + np.sqrt(1 - levels[t]) * noise).float()
         predicted = np.argmin(np.abs(levels - (1 - v0) * levels[t]))
         for rule, expected in ((v0, t), (0.0, predicted)):
-            found = TimeShift(SCHEDULES["cosine"], data_variance=rule, **options).find(x, torch.full((count,), t))
-            found = found.double()
+            shift, _ = variant_of("cosine", data_variance=rule, **options)
+            found = shift.search(x, torch.full((count,), t)).double()
             assert abs(found.mean().item() - expected) <= 4 * found.std().item() / np.sqrt(count) + 1
         assert predicted > t + 4
 
@@ -194,17 +211,15 @@ def test_steps_below_the_cutoff_are_the_plain_ones(variant):
         cutoff=400,
         time_shift_variant=variant,
     )
-    model = closed_form({"steps": 1000, "noise_schedule": "cosine"})
     x, grid = tensor("x", *SHAPE), diffusion.timestep_map
     for i in range(len(grid) - 1):
         t = torch.full((3,), grid[i])
         nominal = t, torch.full((3,), grid[i - 1] if i else -1)
         governing = {"adm": grid[i], "target": grid[i - 1] if i else -1}.get(variant, grid[i + 1])
         if variant == "net":
-            moved = diffusion.denoiser(model)(x, t).eps, diffusion.time_shift.network_time(x, t)
-            same = torch.equal(moved[1], t)
+            same = torch.equal(diffusion.process.clock(x, t), t)
         else:
-            same = all(torch.equal(a, b) for a, b in zip(diffusion.time_shift(i, x, *nominal), nominal))
+            same = all(torch.equal(a, b) for a, b in zip(diffusion.process.coupling(i, x, *nominal), nominal))
         assert same or governing > 400
 
 
@@ -219,23 +234,24 @@ def test_net_tells_the_network_alone():
     torch.testing.assert_close(prediction.alpha_bar, diffusion.schedule.alpha_bar(t))
 
 
-def test_statistics_count_shifts_and_edges():
-    statistics = ShiftStatistics(1000)
-    centre = torch.tensor([500, 500, 300])
-    statistics(centre, centre + torch.tensor([40, 10, -3]), torch.tensor([True, False, False]), True)
-    assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
-    statistics(centre, centre + 1000, torch.tensor([True, True, True]), torch.tensor([False, False, False]))
-    assert list(statistics.rows()) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
+def test_a_tally_counts_shifts_and_edges():
+    tally = Tally(3, 1001)
+    center = torch.tensor([500, 500, 300])
+    shifts, edges = torch.tensor([40, 10, -3]), torch.tensor([1, 0, 0])
+    tally.add(center + 1, torch.stack([torch.ones_like(center), shifts, edges]))
+    assert counted(tally) == [(500, 2, 25.0, 0.5), (300, 1, -3.0, 0.0)]
+    shift, tally = variant_of("linear", range(0, 1000, 100), 80, 0)
+    shift.search(tensor("x", *SHAPE), center, used=torch.tensor([False, False, False]))
+    assert counted(tally) == []
 
 
 def test_statistics_hold_the_shift_that_is_taken():
     """Of a paper's search that would pass the step's target, here at 490, or of TS-DPM's past the step's start."""
     taken = {}
     for variant, x in (("paper", 1e-3 * tensor("x", *SHAPE)), ("target", 1e3 * tensor("x", *SHAPE))):
-        shift = TimeShift(SCHEDULES["linear"], [*range(0, 1000, 10)], 40, 0, variant)
-        statistics = shift.observe = ShiftStatistics(1000)
+        shift, tally = variant_of("linear", range(0, 1000, 10), 40, 0, variant)
         times = shift(50, x, torch.full((3,), 500), torch.full((3,), 490))
-        taken[variant] = [moved.tolist() for moved in times], list(statistics.rows())
+        taken[variant] = [moved.tolist() for moved in times], counted(tally)
     assert taken["paper"] == ([[491] * 3, [490] * 3], [(500, 3, -9.0, 1.0)])
     assert taken["target"] == ([[500] * 3, [499] * 3], [(490, 3, 9.0, 1.0)])
 
@@ -244,13 +260,21 @@ def test_statistics_hold_the_shift_that_is_taken():
 def test_statistics_count_what_moves_alone(variant):
     shift = {"do_time_shift": True, "time_shift_variant": variant, "cutoff": 400, "window": 20}
     diffusion = create_gaussian_diffusion(timestep_respacing="ddim10", **shift)
-    statistics = diffusion.time_shift.observe = ShiftStatistics(1000)
     diffusion.ddim_sample_loop(
         closed_form({"steps": 1000, "noise_schedule": "linear"}), SHAPE, noise=tensor("x", *SHAPE)
     )
     # the first step, from 900, never moves; the cutoff is asked of the start, of the target, of the start before
     last, first = {"adm": (500, 800), "target": (500, 700)}.get(variant, (400, 800))
-    assert [row[0] for row in statistics.rows()] == list(range(first, last - 1, -100))
+    rows = counted(diffusion.process.tallies["time_shift"])
+    assert [row[0] for row in rows] == list(range(first, last - 1, -100))
+    (method,) = diffusion.process.methods
+    found = method.findings(diffusion.process)
+    total = sum(row[1] for row in rows)
+    assert found["mean_shift"] == pytest.approx(sum(row[1] * row[2] for row in rows) / total)
+    assert found["edge"] == pytest.approx(sum(row[1] * row[3] for row in rows) / total)
+    lines = list(method.report(diffusion.process))
+    assert lines[0].startswith(f"time shift around {first}: mean {rows[0][2]:+.2f} of 3 searches, ")
+    assert len(lines) == len(rows)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -262,17 +286,16 @@ def test_the_highest_cutoff_is_where_moves_end(variant, respacing):
 
     plain = sample({}, respacing=respacing)
     grid = create_gaussian_diffusion(timestep_respacing=respacing).timestep_map
-    highest = TimeShift(SCHEDULES["cosine"], grid, 2, 0, variant).highest_cutoff
+    highest = variant_of("cosine", grid, 2, 0, variant)[0].highest_cutoff
     assert not moves(highest)
-    assert moves(highest - 1) or highest == 0
+    assert highest == 0 or moves(highest - 1)
 
 
 @pytest.mark.parametrize("centre, deviation", [(990, 100), (5, 0.001)])
 def test_an_end_of_the_range_is_an_edge(centre, deviation):
-    shift, seen = TimeShift(SCHEDULES["linear"], [0, 5, 990, 999], 60, 0, "paper"), []
-    shift.observe = lambda centre, found, at_edge, used: seen.append(at_edge)
-    found = shift.find(deviation * tensor("x", *SHAPE), torch.full((3,), centre))
-    assert set(found.tolist()) <= {0, 999} and seen[0].all()
+    shift, tally = variant_of("linear", [0, 5, 990, 999], 60, 0)
+    found = shift.search(deviation * tensor("x", *SHAPE), torch.full((3,), centre))
+    assert set(found.tolist()) <= {0, 999} and counted(tally)[0][3] == 1
 
 
 @pytest.mark.parametrize(
@@ -285,7 +308,7 @@ def test_an_end_of_the_range_is_an_edge(centre, deviation):
     ],
 )
 def test_the_smallest_gap_is_beside_a_node_that_moves(grid, cutoff, gap):
-    shift = TimeShift(SCHEDULES["linear"], grid, window=2, cutoff=cutoff, variant="paper")
+    shift, _ = variant_of("linear", grid, window=2, cutoff=cutoff)
     assert shift.smallest_gap == gap
     x = torch.zeros(1, 3, 4, 4)
     at = lambda time: torch.tensor([time])  # noqa: E731
@@ -296,11 +319,14 @@ def test_the_smallest_gap_is_beside_a_node_that_moves(grid, cutoff, gap):
 # -- input perturbation ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule_type", SCHEDULE_TYPES)
-def test_no_perturbation_draws_no_number(schedule_type):
+def test_no_perturbation_draws_no_number():
     noise, t = tensor("n", *SHAPE), torch.tensor([0, 500, 999])
     state = torch.get_rng_state()
-    assert InputPerturbation(0.0, 1000, schedule_type)(noise, t) is noise
+    process = Process(SCHEDULES["linear"], methods=[InputPerturbation()])
+    corrupted = process.corruption(noise, t)
+    assert corrupted[0] is noise and corrupted[1] is t
+    diffusion = create_gaussian_diffusion(input_perturbation=0.0)
+    assert diffusion.process.corruption(noise, t)[0] is noise
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -315,13 +341,13 @@ def test_no_perturbation_draws_no_number(schedule_type):
 def test_the_strength_follows_its_schedule(schedule_type, expected):
     noise, t = torch.zeros(3, 4, 256, 256), torch.tensor([0, 500, 999])
     torch.manual_seed(0)
-    added = InputPerturbation(0.1, 1000, schedule_type)(noise, t).flatten(1).std(dim=1)
+    added = Perturbation(0.1, 1000, schedule_type)(noise, t)[0].flatten(1).std(dim=1)
     np.testing.assert_allclose(added, expected, rtol=0.01, atol=1e-9)
     torch.manual_seed(0)
-    cut = InputPerturbation(0.1, 1000, schedule_type, cutoff=1)(noise, t)
+    cut = Perturbation(0.1, 1000, schedule_type, cutoff=1)(noise, t)[0]
     assert (cut[2] == 0).all() and (cut[1] != 0).any()
     for cutoff in (1000, 1500):
-        assert (InputPerturbation(0.1, 1000, schedule_type, cutoff)(noise, t) == 0).all()
+        assert (Perturbation(0.1, 1000, schedule_type, cutoff)(noise, t)[0] == 0).all()
 
 
 def test_the_loss_equals_its_equivalent_form_in_expectation():

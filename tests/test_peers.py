@@ -12,7 +12,7 @@ from processes import mpirun, needs_mpirun, srun, torchrun
 
 from guided_diffusion import logger
 from guided_diffusion.distributed import peers
-from guided_diffusion.jobs import sampling_job, slow_steps
+from guided_diffusion.jobs import sampling, slow_steps
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -68,7 +68,7 @@ def test_a_slow_batch_of_samples_says_so(monkeypatch):
     monkeypatch.setattr(slow_steps, "told", functools.partial(slow_steps.told, long=0.05))
     monkeypatch.setattr(logger, "log", say)
     store = SimpleNamespace(save=lambda chunk, made: None)
-    sampling_job._fill(store, [range(2), range(2, 4)], 4, make_batch)
+    sampling._fill(store, [range(2), range(2, 4)], 4, make_batch)
     assert heard.is_set()
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from guided_diffusion.jobs.sampling_job import ShardFlags
 from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
 from processes import run as start
 from script_runs import FOLDER, run
@@ -24,6 +23,7 @@ from script_runs import FOLDER, run
 from guided_diffusion import checkpoints
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import claimed, locked
+from guided_diffusion.jobs.sampling import ShardFlags
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.script_util import DiffusionFlags
 

@@ -6,39 +6,67 @@ from dataclasses import replace
 import gaussians
 import numpy as np
 import pytest
+import sampled
 import solver_orders
 import torch
 from goldens import closed_form, cond_fn
-from guided_diffusion.solver_flags import INTERPOLATING, READERS, SolverFlags
 from recipe import tensor
 from scipy.integrate import quad
 
-from guided_diffusion.denoiser import dynamic_threshold
 from guided_diffusion.errors import UserError
-from guided_diffusion.generate import IndexedNoise, make_images
+from guided_diffusion.generate import IndexedNoise
+from guided_diffusion.methods import Thresholding
+from guided_diffusion.methods.clipping import dynamic_threshold
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
 from guided_diffusion.script_util import create_gaussian_diffusion
 from guided_diffusion.solvers import DDIM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
+from guided_diffusion.solvers.flags import READERS, SolverFlags
 
 SHAPE = (3, 3, 8, 8)
 STOCHASTIC = ("ddpm", "dpmpp_sde_2m")
+INTERPOLATING = ("deis", "dpmpp_2m", "dpmpp_3m", "dpmpp_3m_exact", "dpmpp_sde_2m", "unipc")
 NEW = [name for name in SOLVERS if name not in ("ddpm", "ddim")]
 
 
-def process(schedule="linear", steps="6", **methods):
-    return create_gaussian_diffusion(noise_schedule=schedule, learn_sigma=True, timestep_respacing=steps, **methods)
+def process(name, schedule="linear", steps="6", clip=True, guided=False, spacing="published", dynamic=False, **methods):
+    """The Process of a solver; `guided` may be a factor."""
+    return sampled.process(
+        name,
+        clip,
+        (lambda x, t: guided * cond_fn(x, t)) if guided else None,
+        spacing,
+        "dynamic" if dynamic else "static",
+        {"noise_schedule": schedule, "learn_sigma": True, "timestep_respacing": steps},
+        methods,
+    )
 
 
 def network(schedule="linear"):
     return closed_form({"steps": 1000, "noise_schedule": schedule, "learn_sigma": True})
 
 
-def images(diffusion, name, schedule="linear", clip=True, guided=False, seed=1, **options):
-    noise = IndexedNoise(seed, range(SHAPE[0]))
-    guide = cond_fn if guided else None
-    flags = SolverFlags(solver=name, **options)
-    return make_images(diffusion, network(schedule), flags, noise, SHAPE[1:], clip, cond_fn=guide)
+def images(made, schedule="linear", seed=1):
+    return sampled.batch(made, network(schedule), IndexedNoise(seed, range(SHAPE[0])), SHAPE[1:])
+
+
+def facts(name):
+    """What stands on a solver, of which a Process is made."""
+    return process(name).solver
+
+
+def test_facts_stand_on_the_solvers():
+    assert [name for name in SOLVERS if facts(name).stochastic] == list(STOCHASTIC)
+    assert [name for name in SOLVERS if facts(name).interpolates] == list(INTERPOLATING)
+    assert [name for name in SOLVERS if facts(name).fixed_ends] == ["bdia"]
+    assert [name for name in SOLVERS if facts(name).guided_by_mean] == ["ddpm"]
+    assert sampled.process("ddim", eta=0.5).solver.stochastic
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_is_made_of_a_schedule_alone(name):
+    schedule = NoiseSchedule(get_named_beta_schedule("linear", 1000))
+    assert SOLVERS[name](schedule).schedule is schedule
 
 
 # -- orders ----------------------------------------------------------------------------------------
@@ -100,13 +128,12 @@ def test_deis_integrates_its_polynomials(degree):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("clip", [True, False])
 def test_first_order_solvers_are_ddim(schedule, clip):
-    diffusion = process(schedule)
-    expected = images(diffusion, "ddim", schedule, clip)
-    assert torch.equal(images(diffusion, "dpmpp_1", schedule, clip), expected)
-    plain = PNDM(diffusion.schedule, terms=1, warm_up="")
-    *_, last = diffusion.sample_records(
-        plain, diffusion.denoiser(network(schedule), clip), IndexedNoise(1, range(3)).normal(*SHAPE[1:])
-    )
+    ddim = process("ddim", schedule, clip=clip)
+    expected = images(ddim, schedule)
+    assert torch.equal(images(process("dpmpp_1", schedule, clip=clip), schedule), expected)
+    plain = PNDM(ddim.schedule, terms=1, warm_up="")
+    start = IndexedNoise(1, range(3)).normal(*SHAPE[1:])
+    *_, last = ddim.sample_records(plain, ddim.denoiser(network(schedule)), start)
     assert torch.equal(last.x, expected)
 
 
@@ -161,11 +188,11 @@ CALLS = {
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 def test_calls_are_as_declared_and_few_steps_work(name, steps):
-    diffusion = process(steps=str(steps))
-    made = images(diffusion, name)
+    run = process(name, steps=str(steps))
+    made = images(run)
     assert torch.isfinite(made).all()
-    assert diffusion.images_begun == 3
-    assert diffusion.network_calls == 3 * CALLS.get(name, lambda n: n)(steps)
+    assert run.images_begun == 3
+    assert run.network_calls == 3 * CALLS.get(name, lambda n: n)(steps)
 
 
 # with the warm-ups after the noisiest cosine timestep, whose step is plain
@@ -181,22 +208,22 @@ COSINE_CALLS = {
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("steps", [3, 8])
 def test_calls_from_the_noisiest_cosine_timestep(name, steps):
-    diffusion = process("cosine", str(steps))
-    assert diffusion.timestep_map[-1] == 999
-    images(diffusion, name, "cosine")
-    assert diffusion.network_calls == 3 * COSINE_CALLS.get(name, lambda n: n)(steps)
+    run = process(name, "cosine", str(steps))
+    assert run.grid[-1] == 999
+    images(run, "cosine")
+    assert run.network_calls == 3 * COSINE_CALLS.get(name, lambda n: n)(steps)
 
 
 @pytest.mark.parametrize("name", ["pndm_s", "pndm_f", "plms", "ipndm"])
 def test_averages_begin_after_a_plain_step(name):
     """From the second node on they are those of a run that begins there, at what DDIM makes of the first."""
-    diffusion = process("cosine", "8")
-    solver, denoise = SolverFlags(solver=name).create(diffusion, network("cosine"))
+    run = process(name, "cosine", "8")
+    solver, denoise = run.solver, run.denoiser(network("cosine"))
     start = tensor("start", *SHAPE)
-    records = diffusion.sample_records(solver, denoise, start)
-    by_ddim = next(diffusion.sample_records(diffusion.ddim(), denoise, start)).x
+    records = run.sample_records(solver, denoise, start)
+    by_ddim = next(run.sample_records(DDIM(run.schedule), denoise, start)).x
     assert torch.equal(next(records).x, by_ddim)
-    *times, last = [*reversed(diffusion.timestep_map[:-1]), -1]
+    *times, last = [*reversed(run.grid[:-1]), -1]
     x, state = by_ddim, None
     for record, t, s in zip(records, times, [*times[1:], last], strict=True):
         x, _, state = solver(denoise, x, torch.full(SHAPE[:1], t), torch.full(SHAPE[:1], s), state, None)
@@ -207,13 +234,12 @@ def test_averages_begin_after_a_plain_step(name):
 @pytest.mark.parametrize("spacing", ["published", "uniform", "quad", "logsnr", "karras"])
 def test_the_noisiest_cosine_timesteps_do_no_harm(name, spacing):
     """Where alpha_bar is 2.4e-9, errors of the predicted noise count 20,000-fold."""
-    diffusion = process("cosine", "12", spacing=spacing)
-    assert images(diffusion, name, "cosine").abs().max() < 2
-    solver, _ = SolverFlags(solver=name).create(diffusion, None)
+    run = process(name, "cosine", "12", spacing=spacing)
+    assert images(run, "cosine").abs().max() < 2
     start = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    denoise = gaussians.denoiser(diffusion.schedule)
-    *_, last = diffusion.sample_records(
-        solver, lambda x, t: with_variance(denoise(x, t)), start, IndexedNoise(2, range(3))
+    denoise = gaussians.denoiser(run.schedule)
+    *_, last = run.sample_records(
+        run.solver, lambda x, t: with_variance(denoise(x, t)), start, IndexedNoise(2, range(3))
     )
     assert last.x.abs().max() < 10  # the data's standard deviation is at most 1.4
 
@@ -226,9 +252,10 @@ def with_variance(prediction):
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "bdia"])
 def test_the_last_step_is_the_last_prediction_or_near(name):
     """All but BDIA, whose last step has to leave a way back."""
-    diffusion = process(steps="5")
-    solver, denoise = SolverFlags(solver=name).create(diffusion, network())
-    *_, last = diffusion.sample_records(solver, denoise, tensor("start", *SHAPE), IndexedNoise(0, range(3)))
+    run = process(name, steps="5")
+    *_, last = run.sample_records(
+        run.solver, run.denoiser(network()), tensor("start", *SHAPE), IndexedNoise(0, range(3))
+    )
     # a corrected or averaged state differs by what its prediction was not asked about
     torch.testing.assert_close(last.x, last.x0, rtol=0, atol=0.05)
 
@@ -241,10 +268,10 @@ def test_state_does_not_grow(name):
         values = vars(state).values() if hasattr(state, "__dict__") else state
         return sum(map(size, values or ())) if isinstance(values, (tuple, list, type({}.values()))) else 0
 
-    diffusion = process(steps="12")
-    solver, denoise = SolverFlags(solver=name).create(diffusion, network())
+    run = process(name, steps="12")
+    solver, denoise = run.solver, run.denoiser(network())
     x, state, sizes = tensor("start", *SHAPE), None, []
-    times = [*reversed(diffusion.timestep_map)]
+    times = [*reversed(run.grid)]
     for t, s in zip(times, times[1:]):
         x, _, state = solver(denoise, x, torch.full((3,), t), torch.full((3,), s), state, IndexedNoise(0, range(3)))
         sizes.append(size(state))
@@ -257,18 +284,24 @@ def test_state_does_not_grow(name):
 IDENTITIES = {
     "scaler 1": {"eps_scaler": 1.0},
     **{f"{v}, window 0": {"do_time_shift": True, "window": 0, "time_shift_variant": v} for v in VARIANTS},
-    **{f"{v}, cutoff": {"do_time_shift": True, "window": 80, "cutoff": 999, "time_shift_variant": v} for v in VARIANTS},
+    **{f"{v}, cutoff": {"do_time_shift": True, "window": 80, "cutoff": 998, "time_shift_variant": v} for v in VARIANTS},
 }
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_identity_settings_change_no_bit(name):
+    """On a grid that ends at 800, which no cutoff of 998 lets move."""
     for guided in (False, True):
-        plain = images(process("cosine"), name, "cosine", guided=guided)
+        plain = images(process(name, "cosine", "ddim5", guided=guided), "cosine")
         for settings in IDENTITIES.values():
             if name == "bdia" and settings.get("time_shift_variant", "net") != "net":
                 continue  # refused, below
-            assert torch.equal(images(process("cosine", **settings), name, "cosine", guided=guided), plain)
+            assert torch.equal(images(process(name, "cosine", "ddim5", guided=guided, **settings), "cosine"), plain)
+
+
+def test_a_cutoff_that_leaves_no_step_is_refused():
+    with pytest.raises(UserError, match="--cutoff 999 leaves no step to shift; expected below 999"):
+        process("ddim", do_time_shift=True, window=80, cutoff=999)
 
 
 SHIFTS = [*itertools.product(VARIANTS, [0, 25, -25]), ("paper", 0)]
@@ -280,23 +313,24 @@ def test_every_method_works_with_every_solver(name, schedule):
     """Time shift by each variant, searched and constant, with guidance and epsilon scaling: finite, and not idle."""
     # BDIA hands on what guidance does at the noisiest cosine timestep, where it is divided by 5e-5
     guided = (name, schedule) != ("bdia", "cosine")
-    plain = images(process(schedule, "10"), name, schedule, guided=guided)
+    plain = images(process(name, schedule, "10", guided=guided), schedule)
     for variant, constant in SHIFTS:
         if name == "bdia" and variant != "net":
             continue  # refused, below
         options = {"time_shift_variant": variant, "time_shift_constant": constant, "window": 60, "cutoff": 150}
-        shift = process(schedule, "10", do_time_shift=True, time_shift_data_variance=0.1, **options)
-        made = images(shift, name, schedule, guided=guided)
+        options |= {"do_time_shift": True, "time_shift_data_variance": 0.1}
+        made = images(process(name, schedule, "10", guided=guided, **options), schedule)
         assert torch.isfinite(made).all() and made.abs().max() < 20
         assert not torch.equal(made, plain), (variant, constant)
-    assert not torch.equal(images(process(schedule, "10", eps_scaler=1.01), name, schedule, guided=guided), plain)
+    scaled = process(name, schedule, "10", guided=guided, eps_scaler=1.01)
+    assert not torch.equal(images(scaled, schedule), plain)
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "net"])
 def test_bdia_refuses_shifts_of_its_nodes(variant):
-    shift = process("cosine", "10", do_time_shift=True, time_shift_variant=variant, window=60, cutoff=150)
+    options = {"do_time_shift": True, "time_shift_variant": variant, "window": 60, "cutoff": 150}
     with pytest.raises(UserError, match=f"--time_shift_variant {variant} moves the ends of steps.* expected net"):
-        SolverFlags(solver="bdia").create(shift, network())
+        process("bdia", "cosine", "10", **options)
 
 
 # (schedule, times, targets), each [steps, samples]; a target is -1 as the coupling of TS-DPM-ADM may make it, which
@@ -319,8 +353,8 @@ PER_SAMPLE = {
 @pytest.mark.parametrize("schedule, times, targets", PER_SAMPLE.values(), ids=PER_SAMPLE)
 def test_times_are_per_sample(name, schedule, times, targets):
     """One batch whose samples take different times gives each what it gets alone, the history included."""
-    diffusion = process(schedule, "10")
-    solver, denoise = SolverFlags(solver=name).create(diffusion, network(schedule))
+    run = process(name, schedule, "10")
+    solver, denoise = run.solver, run.denoiser(network(schedule))
     start, times, targets = tensor("start", *SHAPE), torch.tensor(times), torch.tensor(targets)
 
     def walk(x, times, targets, state=None):
@@ -336,20 +370,20 @@ def test_times_are_per_sample(name, schedule, times, targets):
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "bdia"])
 def test_nodes_that_may_meet_are_refused(name):
-    diffusion = process(steps="50", do_time_shift=True, window=40, cutoff=300, time_shift_variant="paper")
+    options = {"do_time_shift": True, "window": 40, "cutoff": 300, "time_shift_variant": "paper"}
     if name in INTERPOLATING:
         with pytest.raises(UserError, match="paper may move a step by 20 .* is 20 away.* --window of at most 13"):
-            images(diffusion, name)
+            process(name, steps="50", **options)
     else:
-        assert torch.isfinite(images(diffusion, name)).all()
+        assert torch.isfinite(images(process(name, steps="50", **options))).all()
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_solvers_draw_by_image(name):
-    diffusion = process(steps="5")
+    run = process(name, steps="5")
 
     def make(indices):
-        return make_images(diffusion, network(), SolverFlags(solver=name), IndexedNoise(1, indices), SHAPE[1:])
+        return sampled.batch(run, network(), IndexedNoise(1, indices), SHAPE[1:])
 
     torch.testing.assert_close(torch.cat([make([0, 1]), make([2])]), make(range(3)), rtol=0, atol=1e-5)
     assert not torch.equal(make([0]), make([1]))
@@ -362,21 +396,20 @@ def test_stochastic_solvers_draw_by_image(name):
 def test_options_that_a_solver_does_not_read_are_refused(name):
     for option, value in {"eta": 0.5, "order": 1, "variant": "bh1"}.items():
         if name in READERS[option]:
-            SolverFlags(solver=name, **{option: value}).create(process(), network())
+            SolverFlags(solver=name, **{option: value}).refuse_unread({option})
         else:
             with pytest.raises(UserError, match=f"--{option} {value} is read by --solver {READERS[option][0]}"):
-                SolverFlags(solver=name, **{option: value}).create(process(), network())
+                SolverFlags(solver=name, **{option: value}).refuse_unread({option})
             with pytest.raises(UserError, match=f"--{option} .* is read by"):
                 SolverFlags(solver=name).refuse_unread({option})  # given as what it is anyway
 
 
 def test_the_flags_reach_the_solver():
-    diffusion = process()
-    unipc, _ = SolverFlags(solver="unipc", order=3, variant="bh1").create(diffusion, network())
+    unipc = sampled.process("unipc", order=3, variant="bh1").solver
     assert (unipc.terms, unipc.variant, unipc.order) == (3, "bh1", 4)
-    assert SolverFlags(solver="deis").create(diffusion, network())[0].order == 4
-    assert SolverFlags(solver="deis", order=1).create(diffusion, network())[0].order == 2
-    assert SolverFlags(solver="ddim", eta=0.5).create(diffusion, network())[0].eta == 0.5
+    assert sampled.process("deis").solver.order == 4
+    assert sampled.process("deis", order=1).solver.order == 2
+    assert sampled.process("ddim", eta=0.5).solver.eta == 0.5
 
 
 def test_dynamic_thresholding_scales_each_image_by_its_percentile():
@@ -389,20 +422,18 @@ def test_dynamic_thresholding_scales_each_image_by_its_percentile():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_dynamic_thresholding_bounds_every_solver_even_under_guidance(name):
-    diffusion = process(steps="8")
-    flags = SolverFlags(solver=name, thresholding="dynamic")
-    solver, denoise = flags.create(diffusion, network(), cond_fn=lambda x, t, **_: 50 * cond_fn(x, t))
-    noise = IndexedNoise(0, range(3))
-    for record in diffusion.sample_records(solver, denoise, tensor("start", *SHAPE), noise):
+    run = process(name, steps="8", guided=50, dynamic=True)
+    denoise, noise = run.denoiser(network()), IndexedNoise(0, range(3))
+    for record in run.sample_records(run.solver, denoise, tensor("start", *SHAPE), noise):
         assert record.x0.abs().max() <= 1
     assert torch.isfinite(record.x).all()
-    assert not torch.equal(images(diffusion, name, thresholding="dynamic"), images(diffusion, name))
+    assert not torch.equal(images(process(name, dynamic=True)), images(process(name)))
 
 
 def test_thresholding_flags_that_contradict_are_refused():
     with pytest.raises(UserError, match="--thresholding dynamic contradicts --clip_denoised False"):
-        images(process(), "ddim", clip=False, thresholding="dynamic")
+        process("ddim", clip=False, dynamic=True)
     with pytest.raises(UserError, match="--threshold_percentile 90 is read by --thresholding dynamic alone"):
-        SolverFlags(threshold_percentile=90).create(process(), network())
+        Thresholding(threshold_percentile=90).refuse_unread({"threshold_percentile"})
     with pytest.raises(UserError, match="--threshold_percentile is 0"):
-        SolverFlags(thresholding="dynamic", threshold_percentile=0)
+        Thresholding(thresholding="dynamic", threshold_percentile=0)

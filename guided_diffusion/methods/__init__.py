@@ -6,6 +6,7 @@ couplings, corrections and corruptions follow each other.
 
 from dataclasses import replace
 
+from ..flags import flags_of
 from .classifier_free_guidance import ClassifierFreeGuidance
 from .classifier_guidance import ClassifierGuidance
 from .clipping import Clipping, Thresholding
@@ -35,12 +36,33 @@ def of_training():
     return [method for method in STACK if _moves(method, "corrupt")]
 
 
+def place(method):
+    """Where a Method object stands in the table, by its class or the base that is there."""
+    return next(i for i, kind in enumerate(STACK) if isinstance(method, kind))
+
+
 def chosen(parsed):
     """The methods of a command line, in the order of the table.
 
     :param parsed: a flags.Parsed.
     """
     return [parsed[method] for method in STACK if method in parsed.groups]
+
+
+def of_values(values):
+    """The methods that {flag: value} speaks of, of those that need no classifier.
+
+    :raises TypeError: for a flag that none of them has.
+    """
+    made, unknown = [], set(values)
+    for method in STACK:
+        given = {field.name: values[field.name] for field in flags_of(method) if field.name in values}
+        if given and method.by_default:
+            made.append(method(**given))
+            unknown -= given.keys()
+    if unknown:
+        raise TypeError(f"unexpected argument {sorted(unknown)[0]!r}")
+    return made
 
 
 def uncoupled(parsed):

@@ -27,16 +27,19 @@ class ClassifierGuidance(Method):
 
     by_default = False
 
-    def wrap(self, denoise, process):
+    def gradient(self, process):
+        """`(x, t, cond) -> [N, C, ...]` of the log-likelihood, at training timesteps t [N]; None guides nothing."""
         if self.classifier is None:
-            return denoise
+            return None
         gradient = ClassifierGradient(self.classifier, self.classifier_scale)
+        return lambda x, t, cond: gradient(x, network_time(t, process.schedule, process.rescale_timesteps), cond["y"])
 
-        def at_time(x, t, cond):
-            return gradient(x, network_time(t, process.schedule, process.rescale_timesteps), cond["y"])
-
+    def wrap(self, denoise, process):
+        gradient = self.gradient(process)
+        if gradient is None:
+            return denoise
         by_mean = process.solver is not None and process.solver.guided_by_mean
-        return (MeanGuidedDenoiser if by_mean else ScoreGuidedDenoiser)(denoise, at_time)
+        return (MeanGuidedDenoiser if by_mean else ScoreGuidedDenoiser)(denoise, gradient)
 
     def check(self, process, solver):
         if self.classifier is not None and process.schedule.ends_in_noise and self.classifier_scale:

@@ -35,7 +35,7 @@ class DEIS(Solver):
     :param order: degree of the polynomial, 1 to 3, as the paper counts: tAB1 to tAB3.
     """
 
-    options = {"order": flag(0, "tAB1 to tAB3, 3 by default", legal=Legal("0 to 3", lambda value: 0 <= value <= 3))}
+    options = {"order": flag(0, "Degree, tAB1 to tAB3; 0 is 3.", legal=Legal("0 to 3", lambda value: 0 <= value <= 3))}
     interpolates = True
 
     def __init__(self, schedule, order=3):

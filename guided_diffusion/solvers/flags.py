@@ -55,7 +55,7 @@ def _option(name):
     if len(declared) == 1:
         help = first["help"]
     else:
-        help = "; ".join(f"{solver}: {field.metadata['help']}" for solver, field in declared.items())
+        help = " ".join(f"{solver}: {field.metadata['help']}" for solver, field in declared.items())
     default = next(iter(declared.values())).default
     return flag(default, help, choices=first["choices"], aliases=first["aliases"], legal=first["legal"])
 

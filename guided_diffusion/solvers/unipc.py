@@ -48,7 +48,7 @@ class UniPC(Solver):
     """
 
     options = {
-        "order": flag(0, "1 to 3, 2 by default", legal=Legal("0 to 3", lambda value: 0 <= value <= 3)),
+        "order": flag(0, "Order, 1 to 3; 0 is 2.", legal=Legal("0 to 3", lambda value: 0 <= value <= 3)),
         "variant": flag("bh2", "The function B(h) of unipc.", choices=VARIANTS),
     }
     interpolates = True

@@ -252,7 +252,7 @@ def test_override_insists(folder, name):
     p, model, diffusion = load(folder / "saved.pt", override=True, **{name: HIDDEN_FLIPS[name]})
     expected = {**TRUTH, name: HIDDEN_FLIPS[name]}
     assert expected.items() <= p.values().items()
-    assert diffusion.original_num_steps == expected["diffusion_steps"]
+    assert diffusion.schedule.num_timesteps == expected["diffusion_steps"]
 
 
 def test_override_of_a_shape_ends_in_a_short_error_that_names_tensors(folder):
@@ -318,7 +318,7 @@ def test_flags_beside_the_checkpoint_speak_for_it(folder):
     p, model, diffusion = load(folder / "saved.pt")
     assert TRUTH.items() <= p.values().items()
     assert model.num_heads == 2 and model.num_classes == 10 and not model.training
-    assert diffusion.original_num_steps == 100
+    assert diffusion.schedule.num_timesteps == 100
 
 
 def test_shapes_speak_where_there_are_no_flags(folder):
@@ -333,7 +333,7 @@ def test_flags_of_one_run_are_free(folder, file):
     free = dict(timestep_respacing="5", use_kl=True, dropout=0.3, use_checkpoint=True, use_bf16=True)
     p, model, diffusion = load(folder / f"{file}.pt", **{**TRUTH, **free})
     assert free.items() <= p.values().items()
-    assert diffusion.num_timesteps == 5 and model.dtype is torch.bfloat16
+    assert len(diffusion.grid) == 5 and model.dtype is torch.bfloat16
 
 
 def test_equal_meanings_are_no_conflict(folder):
@@ -400,14 +400,14 @@ def test_an_upsampler_is_known_by_its_shapes(tmp_path):
 
     p = parsed(**values)
     checkpoints.write(str(tmp_path / "x.pt"), p[SuperResFlags].create(p[UNetFlags], True).state_dict())
-    p, model, _ = checkpoints.load_super_res(parsed(small_size=4))
+    p, model, _ = checkpoints.load_diffusion(parsed(small_size=4))
     assert p[SuperResFlags].large_size == 16 and p[UNetFlags].num_classes == 10
     assert model.in_channels == 6
     with pytest.raises(UserError) as error:
-        checkpoints.load_super_res(parsed(**{**values, "num_res_blocks": 3}))
+        checkpoints.load_diffusion(parsed(**{**values, "num_res_blocks": 3}))
     only_line(error, "num_res_blocks", 3, 1)
     with pytest.raises(UserError) as error:
-        checkpoints.load_super_res(parsed(large_size=32, small_size=4))
+        checkpoints.load_diffusion(parsed(large_size=32, small_size=4))
     only_line(error, "large_size", 32, 16)
 
 
@@ -537,7 +537,7 @@ def test_any_network_is_opened_by_its_path_alone(toy, file):
     assert type(network) is type(expected) and not network.training
     assert torch.equal(answers(name, network), answers(name, expected))
     assert network.shape == (3, 16, 16) and told["image_channels"] == 3
-    assert process.original_num_steps == (100 if file == "saved" else 1000)
+    assert process.schedule.num_timesteps == (100 if file == "saved" else 1000)
     assert told["noise_schedule"] == ("cosine" if file == "saved" else "linear")
     described = {k: v for k, v in NETWORK_TOYS[name].items() if k not in PROCESS}
     if file == "bare" and name == "classifier":
@@ -606,7 +606,7 @@ def test_shapes_alone_are_read_once_and_a_changed_file_again(folder, tmp_path, r
     path = shutil.copy(folder / "bare.pt", str(tmp_path / "x.pt"))
     parsed = flags.parse(command_line({**TRUTH, "model_path": path}), GROUPS, "")
     for _ in range(3):
-        assert checkpoints.process_alone(parsed).num_timesteps == 100
+        assert checkpoints.resolved(parsed).values()["diffusion_steps"] == 100
     assert len(reads) == 1
     state = torch.load(path, weights_only=True)
     checkpoints.write(path, {k: v + 1 for k, v in state.items()})

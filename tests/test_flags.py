@@ -263,9 +263,9 @@ def test_published_commands_build_the_published_networks(name):
         else:
             model = p[UNetFlags].create(p[DiffusionFlags].learn_sigma)
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == published["state_dict"]
-    diffusion = p[DiffusionFlags].create()
-    assert diffusion.original_num_steps == 1000
-    assert diffusion.num_timesteps == (1000 if published["kind"] == "classifier" else 250)
+    process = p[DiffusionFlags].create()
+    assert process.schedule.num_timesteps == 1000
+    assert len(process.grid) == (1000 if published["kind"] == "classifier" else 250)
 
 
 # -- the published functions -----------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_an_unknown_argument_is_refused_as_by_python():
     ],
 )
 def test_diffusion_flags_choose_the_process(changes, mean, var, loss):
-    d = DiffusionFlags(**changes).create()
+    d = script_util.diffusion_of(DiffusionFlags(**changes))
     assert d.model_mean_type is ModelMeanType[mean]
     assert d.model_var_type is ModelVarType[var]
     assert d.loss_type is LossType[loss]

@@ -55,7 +55,7 @@ WORDS = (
     *("process", "likelihood"),
 )
 # a conditioning may be an image in a file
-READERS = {"flags", "image_files"}
+READERS = {"flags", "image_files", "images"}
 OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
     f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util", "distributed")
 }

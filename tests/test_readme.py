@@ -152,7 +152,7 @@ def test_every_paper_of_the_readme_is_cited():
 def test_the_tables_name_every_flag(name):
     script, table = launched.read(name), PAGES["docs/flags.md"]
     for group in script.groups:
-        for field in dataclasses.fields(group):
+        for field in flags.flags_of(group):
             names = [field.name, *field.metadata["aliases"]]
             assert all(re.search(rf"--{flag}\b", table) for flag in names), names
 
@@ -161,7 +161,7 @@ def test_pages_name_no_flag_that_is_not_there():
     known = {"nproc_per_node", "help", "flag", "split", "labels", "check"}
     for name in [*launched.NAMES, *launched.EVALUATIONS]:
         for group in launched.read(name).groups:
-            for field in dataclasses.fields(group):
+            for field in flags.flags_of(group):
                 known |= {field.name, *field.metadata["aliases"]}
     for page, text in PAGES.items():
         strange = set(re.findall(r"--(\w+)", text)) - known

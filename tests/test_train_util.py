@@ -20,7 +20,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.objectives import ClassifierObjective
 from guided_diffusion.objectives.diffusion import DiffusionObjective
 from guided_diffusion.resample import UniformSampler
-from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.script_util import create_gaussian_diffusion, diffusion_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -431,7 +431,7 @@ LOGITS = [[0.0, 1, 2, 3, 4, 5, 6], [9.0, 1, 2, 3, 4, 5, 6], [1.0, 1, 2, 3, 4, 5,
 
 @pytest.mark.parametrize("noised", [True, False])
 def test_classifier_objective_by_hand(noised):
-    diffusion = training.PROCESS.create()
+    diffusion = diffusion_of(training.PROCESS)
     model, labels = Asked(LOGITS), torch.tensor([6, 3, 1])
     images = torch.linspace(-1, 1, 3 * 3 * 4 * 4).reshape(3, 3, 4, 4)
     objective = ClassifierObjective(diffusion, UniformSampler(diffusion), noised, "val")
@@ -457,7 +457,7 @@ def test_classifier_objective_by_hand(noised):
 
 
 def test_weighted_timesteps_weigh_the_loss():
-    diffusion = training.PROCESS.create()
+    diffusion = diffusion_of(training.PROCESS)
     t, weight = torch.tensor([3, 50]), torch.tensor([2.0, 0.5])
     sampler = SimpleNamespace(sample=lambda n, device: (t, weight))
     images = torch.zeros(2, 3, 8, 8)

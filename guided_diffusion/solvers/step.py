@@ -59,6 +59,7 @@ def transfer(prediction, target, eps=None):
         return moved
     # sum and difference apart: at alpha_bar 2e-9 the terms of the straight line are 1e4 times their sum
     weight = (1 - target).sqrt() - (target * (1 / prediction.alpha_bar - 1)).sqrt()
+    weight = weight.where(prediction.alpha_bar > 0, 0.0)  # pure noise, from which no line leads
     return moved + per_sample(weight, x) * (eps - prediction.eps)
 
 

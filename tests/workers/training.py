@@ -21,7 +21,8 @@ from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.objectives import Loss, Objective
 from guided_diffusion.resample import UniformSampler
-from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.script_util import diffusion_of
 from guided_diffusion.train_util import TrainFlags, TrainLoop
 from guided_diffusion.training.data import training_data
 
@@ -39,7 +40,7 @@ class ReadFromImages(Objective):
     """
 
     def __init__(self, poison=None):
-        self.diffusion = PROCESS.create()
+        self.diffusion = diffusion_of(PROCESS)
         self.num_timesteps = self.diffusion.num_timesteps
         self.poison = poison or {}
         self.calls = []
@@ -60,7 +61,7 @@ class CriticFromImages(critic.Critic):
     """The objective with a second network at timesteps and noise that the images decide; each rank draws its own."""
 
     def __init__(self):
-        super().__init__(PROCESS.create(), UniformSampler(PROCESS.create()))
+        super().__init__(diffusion_of(PROCESS), UniformSampler(diffusion_of(PROCESS)))
 
     def draw(self, x):
         t, noise = ReadFromImages.draws(self, x)

@@ -12,6 +12,7 @@ from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
 from .methods import Clipping
+from .seams import Conditioning
 from .solvers.flags import SolverFlags
 
 
@@ -70,7 +71,7 @@ def images(process, network, noise, cond):
     return x
 
 
-def batch_maker(process, network, conditioning, seed):
+def batch_maker(process, network, conditioning: Conditioning, seed):
     """`indices -> {"arr_0": images uint8 [n, H, W, C], "arr_1": labels}`, the labels where there are any.
 
     :param conditioning: a Conditioning of sampling.

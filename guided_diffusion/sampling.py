@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from .seams import Correction, Coupling, Solver
+
 
 class Record(NamedTuple):
     """One finished step.
@@ -33,7 +35,14 @@ def no_correction(x, prediction, t, s):
 
 
 def sample(
-    denoise, solver, grid, x, noise=torch.randn_like, coupling=no_coupling, correction=no_correction, state=None
+    denoise,
+    solver: Solver,
+    grid,
+    x,
+    noise=torch.randn_like,
+    coupling: Coupling = no_coupling,
+    correction: Correction = no_correction,
+    state=None,
 ):
     """Walk from the noisiest time of the grid to the data; yields a Record after each step.
 

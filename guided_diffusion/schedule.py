@@ -65,14 +65,16 @@ def per_sample(values, x):
 # lambda below which a level counts as nearly pure noise: the linear schedule has none such, and DPM-Solver's
 # release leaves those of the cosine schedule out
 NEARLY_NOISE = -5.1
+# lambda that stands for that of a level without any signal, below all others
+PURE_NOISE = -20.0
 
 
 def half_log_snr(alpha_bar):
-    """lambda = log(signal / noise) [N] of levels [N]: +inf at the data, -inf in pure noise.
+    """lambda = log(signal / noise) [N] of levels [N]: +inf at the data; in pure noise, where it is -inf, -20.
 
     Lu et al. 2022 ("DPM-Solver"), section 2; one half of log(alpha_bar / (1 - alpha_bar)).
     """
-    return 0.5 * (alpha_bar.log() - torch.log1p(-alpha_bar))
+    return (0.5 * (alpha_bar.log() - torch.log1p(-alpha_bar))).clamp(min=PURE_NOISE)
 
 
 class NoiseSchedule:

@@ -14,11 +14,11 @@ With --calls 5,10 in place of --steps each sampler takes the most steps that cos
 """
 
 import image_sample
-from guided_diffusion.jobs.sampling import ShardFlags
 
 from evaluations.comparison import CompareFlags, compare
 from evaluations.features import FeatureFlags
 from guided_diffusion.jobs import launch
+from guided_diffusion.jobs.sampling import ShardFlags
 
 # what a line of the settings file may set
 SAMPLER = [group for group in image_sample.GROUPS if group is not ShardFlags]

@@ -6,7 +6,7 @@ python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --p
 
 from guided_diffusion import checkpoints, conditioning, methods
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.conditioning.classes import ClassFlags, with_classes_counted
+from guided_diffusion.conditioning.classes import with_classes_counted
 from guided_diffusion.generate import SampleFlags, batch_maker
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.jobs.sampling import ShardFlags
@@ -19,7 +19,7 @@ GROUPS = [
     SampleFlags,
     ShardFlags,
     SolverFlags,
-    ClassFlags,
+    *conditioning.sampling_groups(UNetFlags),
     UNetFlags,
     DiffusionFlags,
     SpacingFlags,

@@ -7,13 +7,13 @@ mpirun -n 2 python scripts/super_res_sample.py --model_path runs/super_res_train
 import image_sample
 
 from guided_diffusion import checkpoints, conditioning, logger
-from guided_diffusion.conditioning.classes import ClassFlags
-from guided_diffusion.conditioning.low_resolution import BaseFlags, LowResolution
+from guided_diffusion.conditioning.low_resolution import LowResolution
 from guided_diffusion.generate import SampleFlags, batch_maker
 from guided_diffusion.jobs import launch, sampling
-from guided_diffusion.networks import SuperResFlags
+from guided_diffusion.networks import SuperResFlags, UNetFlags
 
-GROUPS = [BaseFlags, SuperResFlags, *(group for group in image_sample.GROUPS if group is not ClassFlags)]
+GROUPS = [*conditioning.sampling_groups(SuperResFlags), SuperResFlags]
+GROUPS += [group for group in image_sample.GROUPS if group not in conditioning.sampling_groups(UNetFlags)]
 OVERRIDES = {"image_size": None}
 
 

@@ -17,7 +17,9 @@ LAYERS = [
     ["dist_util", "presets", "checkpoints.manifest"],
     ["logger", "jobs.interruption", "jobs.folder_lock"],
     ["jobs.progress"],
-    ["denoiser", "spacing", "unet", "images", "resample", "fp16_util", "sampling"],
+    ["denoiser", "spacing", "unet", "images", "resample", "fp16_util"],
+    ["seams"],
+    ["sampling"],
     ["networks.levels"],
     ["networks.*"],
     ["networks"],
@@ -52,7 +54,7 @@ LAYERS = [
 ]
 WORDS = (
     *("schedule", "spacing", "denoiser", "sampling", "inversion", "losses", "solvers", "methods", "conditioning"),
-    *("process", "likelihood"),
+    *("process", "likelihood", "seams"),
 )
 # a conditioning may be an image in a file
 READERS = {"flags", "image_files", "images"}

@@ -1,7 +1,6 @@
 """README and docs: their commands parse, the small ones run, links lead somewhere, tables name the flags that exist."""
 
 import argparse
-import dataclasses
 import re
 import runpy
 import shlex

@@ -4,12 +4,20 @@ from .classes import Classes
 from .conditioning import Conditioning
 from .low_resolution import LowResolution
 
-CONDITIONINGS = (Classes, LowResolution)
+CONDITIONINGS = [Classes, LowResolution]
 
 
 def training_groups():
     """Flag groups of training scripts."""
     return [group for kind in CONDITIONINGS for group in kind.training]
+
+
+def sampling_groups(network):
+    """Flag groups of sampling scripts.
+
+    :param network: the flag group of the network that they are for.
+    """
+    return [group for kind in CONDITIONINGS if kind.network in (None, network) for group in kind.sampling]
 
 
 def of_training(parsed):

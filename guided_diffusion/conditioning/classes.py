@@ -46,6 +46,7 @@ class Classes(Conditioning):
 
     training = (ClassDropoutFlags,)
     sampling = (ClassFlags,)
+    network = UNetFlags
 
     def __init__(self, num_classes, chosen=(), dropout=0.0):
         self.num_classes = num_classes

@@ -6,11 +6,13 @@ class Conditioning:
 
     :cvar training: flag groups that training scripts take for it.
     :cvar sampling: flag groups that sampling scripts take for it.
+    :cvar network: the flag group of the network that sampling tells it; None for all.
     :cvar shows_images: what previews of training are told is of images of the data.
     """
 
     training = ()
     sampling = ()
+    network = None
     shows_images = False
 
     @classmethod

@@ -30,6 +30,7 @@ class LowResolution(Conditioning):
     """
 
     sampling = (BaseFlags,)
+    network = SuperResFlags
     shows_images = True
 
     def __init__(self, small_size, base=None, labels=None):

@@ -15,7 +15,7 @@ from .input_perturbation import InputPerturbation
 from .method import Method
 from .time_shift import TimeShift
 
-STACK = (
+STACK = [
     InputPerturbation,
     TimeShift,
     EpsilonScaling,
@@ -23,7 +23,7 @@ STACK = (
     Clipping,
     ClassifierGuidance,
     Thresholding,
-)
+]
 
 
 def of_sampling():

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from ..flags import FlagGroup
 from ..sampling import no_correction, no_coupling
+from ..seams import Correction, Corruption, Coupling, Denoiser
 
 
 class Method(FlagGroup):
@@ -18,11 +19,11 @@ class Method(FlagGroup):
     columns: ClassVar = {}
     words: ClassVar = {}
 
-    def wrap(self, denoise, process):
+    def wrap(self, denoise: Denoiser, process) -> Denoiser:
         """The denoiser `(x_t, t, cond) -> Prediction` around `denoise`."""
         return denoise
 
-    def couple(self, process):
+    def couple(self, process) -> Coupling:
         """The coupling `(i, x, t, s) -> (t, s)` of sampling."""
         return no_coupling
 
@@ -30,11 +31,11 @@ class Method(FlagGroup):
         """`(x, t) -> t`, the time that the network is told in place of t; None tells it t."""
         return None
 
-    def correct(self, process):
+    def correct(self, process) -> Correction:
         """The correction `(x, prediction, t, s) -> x` after each step."""
         return no_correction
 
-    def corrupt(self, process):
+    def corrupt(self, process) -> Corruption:
         """The corruption `(noise, t) -> (noise, t)` of training: what makes x_t; the network is told the first t."""
         return no_corruption
 

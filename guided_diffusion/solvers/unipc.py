@@ -80,7 +80,8 @@ class UniPC(Solver):
             ratios.append(torch.ones_like(h))
             differences.append(end - newest)
         moved = transfer(start, target)
-        scale = (-target.sqrt() * self._b_function(h)).where(~to_data, 0.0)
+        # from pure noise, where h is without measure, the step is of order 1
+        scale = (-target.sqrt() * self._b_function(h)).where(~to_data & (start.alpha_bar > 0), 0.0)
         for coefficient, difference in zip(self._solve(ratios, h), differences):
             moved = moved + per_sample(scale * coefficient, x) * difference
         return moved

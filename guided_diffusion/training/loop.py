@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..images import save_grid
 from ..jobs import interruption, random_state, slow_steps
 from ..nn import update_ema
+from ..seams import Objective
 from .log import Clock, log_loss_dict
 from .precision import BAD_STEPS, MixedPrecisionTrainer
 from .run_files import RunFiles
@@ -42,7 +43,7 @@ class TrainLoop:
         self,
         *,
         model,
-        objective,
+        objective: Objective,
         data,
         flags,
         resolved,

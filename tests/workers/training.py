@@ -20,8 +20,8 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.objectives import Loss, Objective
-from guided_diffusion.resample import UniformSampler
 from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import diffusion_of
 from guided_diffusion.train_util import TrainFlags, TrainLoop
 from guided_diffusion.training.data import training_data

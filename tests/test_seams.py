@@ -1,0 +1,193 @@
+"""The seams: a paper is one file and one table line, and composes with the others.
+
+Objectives have test_objectives.py, metrics test_evaluator.py.
+"""
+
+import sys
+
+import numpy as np
+import papers
+import pytest
+import sampled
+import script_runs
+import torch
+from goldens import closed_form
+from processes import MPIRUN, WORKERS, needs_mpirun, run
+from recipe import tensor
+
+from guided_diffusion import methods
+from guided_diffusion.denoiser import NetworkDenoiser, bound
+from guided_diffusion.generate import IndexedNoise
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.sampling import sample
+from guided_diffusion.solvers import DDIM, SOLVERS
+
+SHAPE = (3, 3, 8, 8)
+SAMPLING = {
+    "solver": ["--solver", "lazy", "--share", 0.5],
+    "denoiser": ["--dimming", 0.3],
+    "coupling": ["--late", 7],
+    "correction": ["--pull", 0.1],
+    "conditioning": ["--by_brightness", True],
+    "all": "--solver lazy --share 0.5 --dimming 0.3 --late 7 --pull 0.1 --by_brightness True".split(),
+}
+IDENTITY = "--solver lazy --share 1 --dimming 0 --late 0 --pull 0 --by_brightness False".split()
+TRAINING = {
+    "corruption": ["--slowed", 9],
+    "conditioning": ["--by_brightness", True],
+    "dropout": ["--class_dropout", 0.5],
+}
+
+
+def enrolled(name, *flags, ranks=1):
+    launcher = [MPIRUN, "-n", ranks] if ranks > 1 else []
+    done = run(*launcher, sys.executable, WORKERS / "enrolled.py", name, *flags)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    data = script_runs.draw_images(folder / "data")
+    return script_runs.train_class_conditional(data, folder / "run", "--class_dropout", 0.5)
+
+
+@pytest.fixture(scope="module")
+def plain(model, tmp_path_factory):
+    return {guided: images(model, tmp_path_factory.mktemp("plain"), *guide(guided)) for guided in (False, True)}
+
+
+def guide(guided):
+    return ["--guidance_scale", 2] if guided else []
+
+
+def images(model, folder, *flags, ranks=1, count=4):
+    enrolled("image_sample", "--model_path", model, "--out_dir", folder, "--num_samples", count, "--batch_size", 2,
+             "--timestep_respacing", 5, *(flags if "--solver" in flags else ["--solver", "lazy", *flags]), ranks=ranks)  # fmt: skip
+    with np.load(next(folder.glob("samples_*.npz"))) as npz:
+        return npz["arr_0"]
+
+
+@needs_mpirun
+@pytest.mark.parametrize("seam", SAMPLING)
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_paper_of_sampling_is_a_file_and_a_line(seam, guided, model, plain, tmp_path):
+    """It moves the images, guided or not; they are the same on 2 ranks, and in a folder that goes on."""
+    flags = [*SAMPLING[seam], *guide(guided)]
+    once = images(model, tmp_path / "once", *flags)
+    assert not np.array_equal(once, plain[guided])
+    assert np.array_equal(images(model, tmp_path / "ranks", *flags, ranks=2), once)
+    if guided:
+        images(model, tmp_path / "parts", *flags, count=2)
+        (tmp_path / "parts" / "samples_2x16x16x3.npz").unlink()
+        assert np.array_equal(images(model, tmp_path / "parts", *flags), once)
+
+
+def test_papers_at_their_identity_change_no_bit(model, plain, tmp_path):
+    assert np.array_equal(images(model, tmp_path / "same", *IDENTITY), plain[False])
+
+
+@needs_mpirun
+@pytest.mark.parametrize("seam", TRAINING)
+def test_a_paper_of_training_is_a_file_and_a_line(seam, tmp_path):
+    """It moves the weights, goes on byte for byte, its flag without being repeated, and runs on 2 ranks."""
+    data = script_runs.draw_images(tmp_path / "data")
+    common = [*script_runs.NETWORK, *script_runs.PROCESS, "--class_cond", True, "--num_classes", 3, "--data_dir", data]
+    common += "--batch_size 4 --log_interval 1 --num_workers 0 --learn_sigma True --save_interval 1".split()
+
+    def train(folder, iterations, *flags, ranks=1):
+        enrolled(
+            "image_train", *common, "--out_dir", tmp_path / folder, "--iterations", iterations, *flags, ranks=ranks
+        )
+        return (tmp_path / folder / f"model{iterations:06d}.pt").read_bytes()
+
+    whole = train("whole", 3, *TRAINING[seam])
+    assert whole != train("plain", 3)
+    train("parts", 2, *TRAINING[seam])
+    repeated = TRAINING[seam] if seam == "conditioning" else []
+    assert train("parts", 3, "--resume_checkpoint", "auto", *repeated) == whole
+    train("ranks", 2, *TRAINING[seam], ranks=2)
+
+
+# -- how they combine ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(monkeypatch):
+    kinds = [papers.Dimmed, papers.Late, papers.Pulled, papers.Slowed]
+    monkeypatch.setattr(methods, "STACK", [*methods.STACK, *kinds])
+    monkeypatch.setitem(SOLVERS, "lazy", papers.Lazy)
+
+
+def test_couplings_corrections_and_corruptions_chain(table):
+    """Two of each: the time shift and the paper's, in the table's order, are what they are by hand one after the other."""
+    flags = {"diffusion": {"noise_schedule": "cosine", "timestep_respacing": "10"}}
+    shift = {"do_time_shift": True, "time_shift_variant": "paper", "time_shift_constant": 3, "cutoff": 100}
+    noise = {"input_perturbation": 0.1}
+    both = sampled.process("ddim", **flags, methods={**shift, **noise, "late": 5, "slowed": 20, "pull": 0.1})
+    first = sampled.process("ddim", **flags, methods={**shift, **noise})
+    x, t, s = tensor("x", *SHAPE), torch.full((3,), both.grid[5]), torch.full((3,), both.grid[4])
+    moved, target = both.coupling(5, x, t, s)
+    assert torch.equal(moved, t + 8) and torch.equal(target, s)
+    assert torch.equal(first.coupling(5, x, t, s)[0], t + 3)
+    torch.manual_seed(0)
+    level_noise, level = both.corruption(x, t)
+    torch.manual_seed(0)
+    alone, same = first.corruption(x, t)
+    assert torch.equal(level_noise, alone) and torch.equal(level, t + 20) and torch.equal(same, t)
+    torch.testing.assert_close(both.correction(x, None, t, s), 0.9 * x)
+
+
+def test_two_corrections_follow_each_other(table, monkeypatch):
+    class Lifted(papers.Pulled):
+        def correct(self, process):
+            return lambda x, prediction, t, s: x + 1
+
+    monkeypatch.setattr(methods, "STACK", [*methods.STACK, Lifted])
+    process = DiffusionFlags().create([Lifted(), papers.Pulled(0.5)])
+    x = tensor("x", *SHAPE)
+    torch.testing.assert_close(process.correction(x, None, None, None), 0.5 * x + 1)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_grid_of_each_sample_gives_what_the_common_one_gives(name):
+    process = sampled.process(name, diffusion={"noise_schedule": "cosine", "timestep_respacing": "6"})
+    denoise = process.denoiser(closed_form({"steps": 1000, "noise_schedule": "cosine"}))
+    start, grid = tensor("start", *SHAPE), torch.tensor(process.grid)
+    own = grid[:, None].expand(-1, 3)
+    *_, common = sample(denoise, process.solver, grid, start, IndexedNoise(0, range(3)))
+    *_, each = sample(denoise, process.solver, own, start, IndexedNoise(0, range(3)))
+    assert torch.equal(common.x, each.x)
+
+
+def test_each_sample_may_have_times_of_its_own():
+    process = sampled.process("ddim", diffusion={"noise_schedule": "cosine"})
+    denoise = process.denoiser(closed_form({"steps": 1000, "noise_schedule": "cosine"}))
+    grids = torch.tensor([[10, 0, 100], [400, 300, 500], [900, 800, 999]])
+    start = tensor("start", *SHAPE)
+    *_, together = sample(denoise, process.solver, grids, start)
+    for i in range(3):
+        *_, alone = sample(denoise, process.solver, grids[:, i], start[i : i + 1])
+        torch.testing.assert_close(together.x[i : i + 1], alone.x, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_flow_through_a_whole_run():
+    """Of the sum of a DDIM image with respect to a factor of the network, against a difference quotient."""
+    process = sampled.process("ddim", clip=False, diffusion={"noise_schedule": "linear", "timestep_respacing": "5"})
+    network = closed_form({"steps": 1000, "noise_schedule": "linear"})
+
+    def total(factor):
+        adapter = NetworkDenoiser(
+            lambda x, t: factor * network(x, t).double(), process.schedule, process.mean_type, process.var_type
+        )
+        start = tensor("start", *SHAPE).double()
+        *_, last = sample(bound(adapter, {}), DDIM(process.schedule), process.grid, start)
+        return last.x0.sum()
+
+    factor = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    total(factor).backward()
+    step = 1e-3
+    with torch.no_grad():
+        quotient = (total(torch.tensor(1 + step)) - total(torch.tensor(1 - step))) / (2 * step)
+    assert factor.grad.item() == pytest.approx(quotient.item(), rel=1e-3)

@@ -18,6 +18,7 @@ from recipe import tensor
 from guided_diffusion import methods
 from guided_diffusion.denoiser import NetworkDenoiser, bound
 from guided_diffusion.generate import IndexedNoise
+from guided_diffusion.methods import Method
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.sampling import sample
 from guided_diffusion.solvers import DDIM, SOLVERS
@@ -41,7 +42,7 @@ TRAINING = {
 
 def enrolled(name, *flags, ranks=1):
     launcher = [MPIRUN, "-n", ranks] if ranks > 1 else []
-    done = run(*launcher, sys.executable, WORKERS / "enrolled.py", name, *flags)
+    done = run(*launcher, sys.executable, WORKERS / "enrolled.py", name, *flags, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return done
 
@@ -50,7 +51,7 @@ def enrolled(name, *flags, ranks=1):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     data = script_runs.draw_images(folder / "data")
-    return script_runs.train_class_conditional(data, folder / "run", "--class_dropout", 0.5)
+    return script_runs.train_class_conditional(data, folder / "run", "--class_dropout", 0.5, "--lr", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,9 @@ def guide(guided):
 
 
 def images(model, folder, *flags, ranks=1, count=4):
-    enrolled("image_sample", "--model_path", model, "--out_dir", folder, "--num_samples", count, "--batch_size", 2,
-             "--timestep_respacing", 5, *(flags if "--solver" in flags else ["--solver", "lazy", *flags]), ranks=ranks)  # fmt: skip
+    run_flags = ["--model_path", model, "--out_dir", folder, "--num_samples", count, "--batch_size", 2]
+    run_flags += ["--timestep_respacing", 5, *([] if "--solver" in flags else ["--solver", "lazy"])]
+    enrolled("image_sample", *run_flags, *flags, ranks=ranks)
     with np.load(next(folder.glob("samples_*.npz"))) as npz:
         return npz["arr_0"]
 
@@ -121,7 +123,7 @@ def table(monkeypatch):
 
 
 def test_couplings_corrections_and_corruptions_chain(table):
-    """Two of each: the time shift and the paper's, in the table's order, are what they are by hand one after the other."""
+    """Two of each: those of the package and of papers.py are, in the table's order, what they are by hand."""
     flags = {"diffusion": {"noise_schedule": "cosine", "timestep_respacing": "10"}}
     shift = {"do_time_shift": True, "time_shift_variant": "paper", "time_shift_constant": 3, "cutoff": 100}
     noise = {"input_perturbation": 0.1}
@@ -140,7 +142,7 @@ def test_couplings_corrections_and_corruptions_chain(table):
 
 
 def test_two_corrections_follow_each_other(table, monkeypatch):
-    class Lifted(papers.Pulled):
+    class Lifted(Method):
         def correct(self, process):
             return lambda x, prediction, t, s: x + 1
 

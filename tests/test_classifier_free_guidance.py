@@ -1,0 +1,166 @@
+"""Classifier-free guidance against its combination by hand, and with everything it composes with."""
+
+import numpy as np
+import pytest
+import sampled
+import script_runs
+import torch
+from recipe import tensor
+
+from guided_diffusion import checkpoints, conditioning
+from guided_diffusion.conditioning import Classes
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import parse
+from guided_diffusion.generate import IndexedNoise
+from guided_diffusion.methods.classifier_free_guidance import ClassifierFreeGuidance, FreeGuidedDenoiser
+from guided_diffusion.solvers import SOLVERS
+
+SHAPE = (3, 8, 8)
+Y = torch.tensor([3, 0, 7])
+PROCESS = {"noise_schedule": "cosine", "timestep_respacing": "8", "sigma_small": True}
+
+
+def network(x, t, y):
+    """A smooth eps, to which a class adds; -1 adds nothing."""
+    shift = torch.where(y < 0, 0.0, y + 1.0).reshape(-1, 1, 1, 1) / 20
+    return 0.8 * x + 0.1 * torch.sin(3 * x + t.float().reshape(-1, 1, 1, 1)) + shift
+
+
+def by_hand(x, t, scale, lam=1.0):
+    with_class, without = (network(x, t, y).double() / lam for y in (Y, torch.full_like(Y, -1)))
+    return without + scale * (with_class - without)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.0, 7.5])
+@pytest.mark.parametrize("lam", [1.0, 1.02])
+def test_eps_is_the_combination_by_hand(scale, lam):
+    process = sampled.process(
+        "ddim", clip=False, diffusion=PROCESS, methods={"guidance_scale": scale, "eps_scaler": lam}
+    )
+    x, t = tensor("x", 3, *SHAPE), torch.tensor([100, 400, 700])
+    found = process.denoiser(network, {"y": Y})(x, t)
+    torch.testing.assert_close(found.eps.double(), by_hand(x, t, scale, lam), rtol=1e-5, atol=1e-5)
+    level = process.schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
+    again = level.sqrt() * found.x0.double() + (1 - level).sqrt() * found.eps.double()
+    torch.testing.assert_close(again, x.double(), rtol=1e-4, atol=1e-4)
+    # scaled after the combination it is the same: the weights add up to 1
+    torch.testing.assert_close(found.eps.double(), by_hand(x, t, scale) / lam, rtol=1e-5, atol=1e-5)
+
+
+def test_the_interval_is_in_sigma_and_by_sample():
+    flags = {"guidance_scale": 3.0, "guidance_interval": "0.3,5"}
+    process = sampled.process("ddim", clip=False, diffusion=PROCESS, methods=flags)
+    x, t = tensor("x", 3, *SHAPE), torch.tensor([20, 500, 990])
+    sigma = (1 / process.schedule.alpha_bar(t) - 1).sqrt()
+    assert sigma[0] < 0.3 < sigma[1] < 5 < sigma[2]
+    found = process.denoiser(network, {"y": Y})(x, t).eps
+    plain = sampled.process("ddim", clip=False, diffusion=PROCESS).denoiser(network, {"y": Y})(x, t).eps
+    assert torch.equal(found[[0, 2]], plain[[0, 2]])
+    torch.testing.assert_close(found[1].double(), by_hand(x, t, 3.0)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_one_call_has_both_halves_and_counts_twice():
+    calls = []
+
+    def watched(x, t, y):
+        calls.append((len(x), y.tolist()))
+        return network(x, t, y)
+
+    process = sampled.process("ddim", diffusion=PROCESS, methods={"guidance_scale": 2.0})
+    process.denoiser(watched, {"y": Y})(tensor("x", 3, *SHAPE), torch.full((3,), 500))
+    assert calls == [(6, [3, 0, 7, -1, -1, -1])] and process.network_calls == 6
+
+
+def images(solver, methods, **options):
+    process = sampled.process(solver, diffusion=PROCESS, methods=methods, **options)
+    return sampled.batch(process, network, IndexedNoise(0, range(3)), SHAPE, {"y": Y})
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_it_works_with_every_solver_and_method(solver):
+    plain = images(solver, {})
+    assert torch.equal(images(solver, {"guidance_scale": 1.0}), plain)
+    variants = ("net",) if solver == "bdia" else ("net", "adm", "target")
+    for methods in (
+        {},
+        {"eps_scaler": 1.01},
+        *({"do_time_shift": True, "window": 40, "cutoff": 99, "time_shift_variant": v} for v in variants),
+    ):
+        guided = images(solver, {"guidance_scale": 2.0, **methods})
+        assert guided.isfinite().all() and guided.abs().max() < 20
+        assert not torch.equal(guided, images(solver, methods))
+    assert images(solver, {"guidance_scale": 4.0}, thresholding="dynamic").isfinite().all()
+
+
+def test_guidance_needs_classes():
+    denoise = FreeGuidedDenoiser(lambda *_: None, 2.0)
+    with pytest.raises(UserError, match="--guidance_scale 2.0 needs a network that is told classes"):
+        denoise(torch.zeros(1, *SHAPE), torch.tensor([5]), {})
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"guidance_interval": "1"}, "--guidance_interval is '1'; expected LO,HI"),
+        ({"guidance_interval": "2,1"}, "--guidance_interval is '2,1'; expected LO,HI"),
+        ({"guidance_interval": "a,b"}, "--guidance_interval is 'a,b'"),
+        ({"guidance_interval": "nan,1"}, "--guidance_interval is 'nan,1'"),
+        ({"guidance_scale": -1.0}, "--guidance_scale is -1.0"),
+    ],
+)
+def test_bad_values_are_refused(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ClassifierFreeGuidance(**flags)
+
+
+def test_an_interval_without_a_scale_is_refused():
+    with pytest.raises(UserError, match="--guidance_interval does nothing without --guidance_scale"):
+        parse(["--guidance_interval", "1,2"], [ClassifierFreeGuidance], "")
+
+
+# -- training with dropped classes -----------------------------------------------------------------
+
+
+def test_dropout_drops_its_share_and_0_draws_nothing():
+    labels = torch.arange(10).repeat(400)
+    state = torch.get_rng_state()
+    assert Classes(10).of_data(None, labels)["y"] is labels
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    told = Classes(10, dropout=0.2).of_data(None, labels)["y"]
+    kept = told >= 0
+    assert torch.equal(told[kept], labels[kept]) and (told[~kept] == -1).all()
+    assert abs((~kept).float().mean() - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
+
+
+def test_what_cannot_be_dropped_stays():
+    low, y = torch.zeros(2, 3), torch.tensor([1, 2])
+    left = conditioning.dropped({"low_res": low, "y": y})
+    assert left["low_res"] is low and left["y"].tolist() == [-1, -1]
+
+
+def test_a_network_of_the_scripts_is_guided_and_warned_of(tmp_path):
+    """A dropped class adds no embedding; a checkpoint that was trained without dropout is warned of."""
+    data = script_runs.draw_images(tmp_path / "data")
+    for share in (0.5, 0):
+        path = script_runs.train_class_conditional(
+            data, tmp_path / f"run{share}", "--class_dropout", share, "--lr", 0.05
+        )
+        common = ["--model_path", path, "--num_samples", 2, "--timestep_respacing", 4, "--out_dir"]
+        said = script_runs.run("image_sample", *common, tmp_path / f"guided{share}", "--guidance_scale", 3)
+        assert ("trained without --class_dropout" in said) == (share == 0)
+        network, _, flags = checkpoints.open_network(str(path))
+        with torch.no_grad():
+            x, t = torch.zeros(1, 3, 16, 16), torch.tensor([50])
+            classes = [network(x, t, torch.tensor([y])) for y in (-1, 0, 1)]
+        assert not torch.equal(classes[0], classes[1]) and flags["num_classes"] == 3
+        script_runs.run("image_sample", *common, tmp_path / f"plain{share}")
+        made = [next((tmp_path / f"{kind}{share}").glob("*.npz")) for kind in ("guided", "plain")]
+        assert not np.array_equal(*(np.load(p)["arr_0"] for p in made))
+
+
+def test_an_unconditional_network_is_refused_in_one_sentence(tmp_path):
+    path = script_runs.train_diffusion(script_runs.draw_images(tmp_path / "data"), tmp_path / "run")
+    with pytest.raises(SystemExit):
+        script_runs.run("image_sample", "--model_path", path, "--num_samples", 1, "--guidance_scale", 2,
+                        "--timestep_respacing", 2, "--out_dir", tmp_path / "out")  # fmt: skip

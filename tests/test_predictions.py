@@ -1,0 +1,143 @@
+"""Networks that predict eps, x0 or v are one denoiser, and schedules may end in pure noise."""
+
+import gaussians
+import numpy as np
+import pytest
+import sampled
+import torch
+
+from guided_diffusion.denoiser import velocity
+from guided_diffusion.errors import UserError
+from guided_diffusion.generate import IndexedNoise
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.schedule import (
+    NoiseSchedule,
+    get_named_beta_schedule,
+    per_sample,
+    rescale_zero_terminal_snr,
+)
+from guided_diffusion.script_util import create_gaussian_diffusion, diffusion_of
+from guided_diffusion.solvers import SOLVERS
+
+SHAPE = (4, 6, 6)
+ZERO = {"rescale_zero_terminal_snr": True}
+
+
+def network(prediction, schedule):
+    """The exact network of Gaussian data [N, 4, H, W], whatever it predicts."""
+
+    def exact(x, t, **_):
+        ab = schedule.alpha_bar(t)
+        level, x = per_sample(ab, x.double()), x.double()
+        mean, variance = gaussians.column(gaussians.MEAN, x), gaussians.column(gaussians.VARIANCE, x)
+        x0 = mean + level.sqrt() * variance * (x - level.sqrt() * mean) / (level * variance + 1 - level)
+        eps = gaussians.exact_eps(x, ab)
+        return {"x0": x0, "eps": eps, "v": velocity(x0, eps, ab)}[prediction].float()
+
+    return exact
+
+
+def images(prediction, solver, methods=None, **flags):
+    flags = {"noise_schedule": "cosine", "timestep_respacing": "10", "sigma_small": True, **flags}
+    process = sampled.process(solver, clip=False, diffusion={"prediction": prediction, **flags}, methods=methods)
+    return sampled.batch(process, network(prediction, process.schedule), IndexedNoise(0, range(3)), SHAPE)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("methods", [{}, {"eps_scaler": 1.01}], ids=["plain", "scaled"])
+def test_what_the_network_predicts_changes_no_image(solver, methods):
+    expected = images("x0", solver, methods, noise_schedule="linear")
+    for prediction in ("eps", "v"):
+        found = images(prediction, solver, methods, noise_schedule="linear")
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {},
+        {"eps_scaler": "0.001,1.01"},
+        {"do_time_shift": True, "time_shift_variant": "net", "window": 20, "cutoff": 99},
+    ],
+    ids=["plain", "scaled", "shifted"],
+)
+def test_zero_terminal_snr_works_with_every_solver(solver, methods):
+    """From pure noise at t = T - 1: v and x0 give the same, and no image is far from the data."""
+    by_v, by_x0 = (images(prediction, solver, methods, **ZERO) for prediction in ("v", "x0"))
+    assert by_v.isfinite().all() and by_v.abs().max() < 10  # the data's standard deviation is at most 1.4
+    torch.testing.assert_close(by_v, by_x0, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_many_steps_from_pure_noise_reach_the_data(prediction):
+    """DDIM in all steps is the ODE, whose map from pure noise to Gaussian data is known."""
+    flags = {"noise_schedule": "linear", "diffusion_steps": 1000, "prediction": prediction, **ZERO}
+    process = sampled.process("ddim", clip=False, diffusion=flags)
+    assert process.schedule.alpha_bar(torch.tensor([999])).item() == 0
+    start = gaussians.zeros_then_ones(torch.float32)
+    denoise = process.denoiser(network(prediction, process.schedule))
+    *_, last = process.sample_records(process.solver, denoise, start)
+    gain, offset = gaussians.affine(last.x)
+    np.testing.assert_allclose(gain, np.sqrt(gaussians.VARIANCE), rtol=0.02, atol=0.01)
+    np.testing.assert_allclose(offset, gaussians.MEAN, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_schedule_is_shifted_and_scaled(name):
+    """Lin et al. 2024, algorithm 1, by its two conditions: the square roots are an affine map of the old ones."""
+    before, after = (np.sqrt(np.cumprod(1 - betas)) for betas in _both(name))
+    assert after[-1] == 0 and after[0] == pytest.approx(before[0], rel=1e-12)
+    slopes = np.diff(after) / np.diff(before)
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-6)
+    assert NoiseSchedule(_both(name)[1]).ends_in_noise and not NoiseSchedule(_both(name)[0]).ends_in_noise
+
+
+def _both(name):
+    betas = get_named_beta_schedule(name, 1000)
+    return betas, rescale_zero_terminal_snr(betas)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_network_without_error_has_no_loss_and_the_exact_bound(prediction, zero):
+    """Training's target is what the network predicts; the bound of the exact network does not depend on which."""
+    if zero and prediction == "eps":
+        return
+    flags = DiffusionFlags(noise_schedule="linear", prediction=prediction, rescale_zero_terminal_snr=zero)
+    diffusion = diffusion_of(flags)
+    x0 = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([0, 10, 500, 900, 999])
+    ab = diffusion.schedule.alpha_bar(t)
+    target = {"eps": noise, "x0": x0, "v": velocity(x0, noise, ab)}[prediction]
+    losses = diffusion.training_losses(lambda x, t: target, x0, t, noise=noise)
+    assert losses["mse"].abs().max() < 1e-8
+    respaced = create_gaussian_diffusion(
+        noise_schedule="linear", prediction=prediction, rescale_zero_terminal_snr=zero, timestep_respacing="20"
+    )
+    exact = network(prediction, respaced.schedule)
+    terms = respaced.calc_bpd_loop(exact, x0.clamp(-1, 1), clip_denoised=False)
+    assert all(value.isfinite().all() for value in (terms["vb"], terms["xstart_mse"], terms["total_bpd"]))
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"rescale_zero_terminal_snr": True}, "--rescale_zero_terminal_snr True .* --prediction eps"),
+        ({"prediction": "v", "predict_xstart": True}, "--predict_xstart True contradicts --prediction v"),
+    ],
+)
+def test_contradictions_are_refused(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        DiffusionFlags(**flags)
+
+
+def test_classifier_guidance_is_refused_from_pure_noise():
+    with pytest.raises(UserError, match="--classifier_scale .* --rescale_zero_terminal_snr"):
+        sampled.process("ddim", guide=lambda x, t: -x, diffusion={"prediction": "v", **ZERO})
+
+
+def test_the_published_spelling_is_x0():
+    for flags in (DiffusionFlags(predict_xstart=True), DiffusionFlags(prediction="x0")):
+        assert flags.predict_xstart and flags.prediction == "x0"

@@ -159,8 +159,10 @@ def test_a_network_of_the_scripts_is_guided_and_warned_of(tmp_path):
         assert not np.array_equal(*(np.load(p)["arr_0"] for p in made))
 
 
-def test_an_unconditional_network_is_refused_in_one_sentence(tmp_path):
+def test_an_unconditional_network_is_refused_in_one_sentence(tmp_path, capsys):
     path = script_runs.train_diffusion(script_runs.draw_images(tmp_path / "data"), tmp_path / "run")
+    flags = ["--model_path", path, "--num_samples", 1, "--timestep_respacing", 2, "--out_dir", tmp_path / "out"]
     with pytest.raises(SystemExit):
-        script_runs.run("image_sample", "--model_path", path, "--num_samples", 1, "--guidance_scale", 2,
-                        "--timestep_respacing", 2, "--out_dir", tmp_path / "out")  # fmt: skip
+        script_runs.run("image_sample", *flags, "--guidance_scale", 2)
+    said = capsys.readouterr().err
+    assert "--guidance_scale 2.0 needs a network that is told classes" in said and "Traceback" not in said

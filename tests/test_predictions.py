@@ -69,6 +69,15 @@ def test_zero_terminal_snr_works_with_every_solver(solver, methods):
     torch.testing.assert_close(by_v, by_x0, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_zero_terminal_snr_works_with_a_shift(prediction, solver):
+    """Of the network's time, so that what it predicts makes a difference."""
+    shift = {"do_time_shift": True, "time_shift_variant": "net", "window": 20, "cutoff": 99}
+    made = images(prediction, solver, shift, **ZERO)
+    assert made.isfinite().all() and made.abs().max() < 10
+
+
 @pytest.mark.parametrize("prediction", ["v", "x0"])
 def test_many_steps_from_pure_noise_reach_the_data(prediction):
     """DDIM in all steps is the ODE, whose map from pure noise to Gaussian data is known."""

@@ -42,7 +42,7 @@ class ClassifierGuidance(Method):
         return (MeanGuidedDenoiser if by_mean else ScoreGuidedDenoiser)(denoise, gradient)
 
     def check(self, process, solver):
-        if self.classifier is not None and process.schedule.ends_in_noise and self.classifier_scale:
+        if process.schedule.ends_in_noise and self.classifier_scale and self.gradient(process) is not None:
             raise UserError(
                 f"--classifier_scale {self.classifier_scale} moves a prediction by what its state says of the image, "
                 "and with --rescale_zero_terminal_snr True the first state says nothing; expected --classifier_scale 0"

@@ -93,7 +93,8 @@ class DPMSolverPP2S(Solver):
         here, h = _step_of_lambda(prediction, target, s)
         middle = self.schedule.time(here + h / 2).clamp(min=0)
         second = denoise(transfer(prediction, self.schedule.alpha_bar(middle)), middle)
-        weight = (-target.sqrt() * torch.expm1(-h)).where(s >= 0, 0.0)
+        weight = -target.sqrt() * torch.expm1(-h)
+        weight = weight.where((s >= 0) & (prediction.alpha_bar > 0), 0.0)  # pure noise has no middle
         return Step(moved + per_sample(weight, x) * (second.x0 - prediction.x0), prediction, state)
 
 

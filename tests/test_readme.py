@@ -6,13 +6,14 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import launched
 import pytest
 import script_runs
 
-from guided_diffusion import flags
+from guided_diffusion import conditioning, flags, methods
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -121,7 +122,12 @@ def test_python_runs(page, above, code, monkeypatch):
     compiled = compile(code, page, "exec")
     if above == "<!-- run -->":
         monkeypatch.chdir(ROOT)
-        made = {}
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(methods, "STACK", [*methods.STACK])
+        monkeypatch.setattr(conditioning, "CONDITIONINGS", [*conditioning.CONDITIONINGS])
+        module = ModuleType("block")  # dataclasses ask for their module
+        monkeypatch.setitem(sys.modules, "block", module)
+        made = vars(module)
         exec(compiled, made)
         if page == "README.md":
             assert made["images"].shape == (10, 3, 16, 16) and made["images"].abs().max() <= 1

@@ -9,6 +9,7 @@ matplotlib.
 """
 
 import argparse
+import itertools
 import math
 import re
 import sys
@@ -80,7 +81,7 @@ def error_and_calls(solver, steps):
 
     times = SCHEDULE.time(torch.linspace(*ENDS, steps + 1, dtype=torch.float64))[:, None]
     x, state = STARTS, None
-    for t, s in zip(times, times[1:]):
+    for t, s in itertools.pairwise(times):
         x, _, state = solver(counted, x, t, s, state, torch.zeros_like)
     return np.sqrt(((x.numpy() - exact_end()) ** 2).mean()), calls
 

@@ -64,7 +64,7 @@ def open_images(path, flag):
     """
     if not path:
         raise UserError(f"--{flag} is not given; expected an npz or a folder of images")
-    if path.endswith(ZIP) or files.is_folder(path) and not files.exists(files.join(path, "flags.json")):
+    if path.endswith(ZIP) or (files.is_folder(path) and not files.exists(files.join(path, "flags.json"))):
         return _open_folder(path, flag)
     if files.is_folder(path):
         path = _samples_of(path, flag)
@@ -99,7 +99,7 @@ def _reason(error, path):
     text = str(error).strip("'\"").split("\n")[0]
     with files.open_read(path) as file:
         begun = file.read(2) == b"PK"
-    if not text or begun and text == "File is not a zip file":  # its directory, at the end, is not there
+    if not text or (begun and text == "File is not a zip file"):  # its directory, at the end, is not there
         return "it ends too soon"
     # numpy's advice about foreign bytes is to unpickle them
     return "it is no archive" if "pickle" in text else text

@@ -44,7 +44,7 @@ def measure(images, features, batch_size, keep):
     :param keep: keep the features, as more is asked for than their moments.
     """
     stored = images.statistics if features.inception else {}
-    if not images.count or not keep and {"features", "spatial"} <= stored.keys():
+    if not images.count or (not keep and {"features", "spatial"} <= stored.keys()):
         found = Activations(0, None, None, None)
     else:
         found = activations_of(images, features, batch_size, keep)

@@ -4,6 +4,8 @@ A walk towards noise asks the denoiser at the times where the walk back asks it.
 denoiser that is a function of (x, t): clipped, epsilon-scaled, or told a shifted time.
 """
 
+import itertools
+
 import torch
 
 from .denoiser import Prediction
@@ -30,7 +32,7 @@ def encode(denoise, solver, schedule, grid, images):
     images = on_lattice(images)
     seen = Prediction.from_eps(images, schedule.alpha_bar(data), denoise(images, times[0]).eps)
     x, before = on_lattice(transfer(seen, schedule.alpha_bar(times[0]))), Before(images, data)
-    for t, s in zip(times, times[1:]):
+    for t, s in itertools.pairwise(times):
         step = solver(denoise, x, t, s, before, torch.zeros_like)
         x, before = step.x, Before(x, t)
     return x, before

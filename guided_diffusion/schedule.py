@@ -92,7 +92,7 @@ class NoiseSchedule:
     def __init__(self, betas):
         betas = np.asarray(betas, dtype=np.float64)
         if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-            raise ValueError("betas must be one-dimensional and lie strictly between 0 and 1")
+            raise ValueError("betas must be one-dimensional and lie strictly between 0 and 1; the last alone may be 1")
         self.num_timesteps = len(betas)
         self.ends_in_noise = bool(betas[-1] == 1)
         self._levels = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas), [0.0]]))

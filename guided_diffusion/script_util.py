@@ -14,7 +14,7 @@ from .schedule import NoiseSchedule
 
 def diffusion_defaults():
     """Defaults of the diffusion flags, for training with images."""
-    return asdict(DiffusionFlags())
+    return _without(asdict(DiffusionFlags()), "prediction", "rescale_zero_terminal_snr")
 
 
 def model_and_diffusion_defaults():

@@ -1,5 +1,7 @@
 """Gaussian data, whose exact noise prediction, moments and ODE solution are known in closed form."""
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -50,7 +52,7 @@ def affine(images):
 def ddim_gain(alpha_bars):
     """The exact gain [4] of DDIM along the levels: each step multiplies x_t - sqrt(alpha_bar) mean."""
     gain = np.ones(4)
-    for a, b in zip(alpha_bars, alpha_bars[1:]):
+    for a, b in itertools.pairwise(alpha_bars):
         gain *= (np.sqrt(a * b) * VARIANCE + np.sqrt((1 - a) * (1 - b))) / (a * VARIANCE + 1 - a)
     return gain
 
@@ -63,7 +65,7 @@ def ode_gain(a, b):
 def ddpm_moments(alpha_bars):
     """Exact mean [4] and variance [4] after ancestral steps with the posterior's variance, from N(0, 1)."""
     mean, variance = np.zeros(4), np.ones(4)
-    for a, b in zip(alpha_bars, alpha_bars[1:]):
+    for a, b in itertools.pairwise(alpha_bars):
         # x0 given x_t, then x_s given both: Gaussians conditioned one on the other
         to_x0 = np.sqrt(a) * VARIANCE / (a * VARIANCE + 1 - a)
         noise_x0, noise_xt = 1 / (1 - b) if b < 1 else np.inf, (a / b) / (1 - a / b)

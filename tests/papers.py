@@ -1,6 +1,7 @@
 """A paper for each seam of sampling, and for corruption and conditioning: what a paper's file would hold."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -15,7 +16,7 @@ from guided_diffusion.solvers.step import Solver, Step, transfer
 class Lazy(Solver):
     """DDIM that takes a share of each step's change, and the whole of the last."""
 
-    options = {"share": flag(1.0, "Share of a step that the lazy solver takes.", legal=FRACTION)}
+    options: ClassVar = {"share": flag(1.0, "Share of a step that the lazy solver takes.", legal=FRACTION)}
 
     def __init__(self, schedule, share=1.0):
         self.schedule, self.share = schedule, share

@@ -1,5 +1,6 @@
 """BDIA: its identity setting, and images that it encodes and decodes without loss."""
 
+import itertools
 import json
 import re
 import sys
@@ -68,7 +69,7 @@ def test_each_sample_may_have_times_of_its_own():
 
     def walk(x, times):
         state = None
-        for t, s in zip(times, times[1:]):
+        for t, s in itertools.pairwise(times):
             x, _, state = solver(denoise, x, t, s, state, None)
         return x
 

@@ -249,7 +249,7 @@ def test_what_shapes_cannot_tell_is_told_by_the_flags_beside(folder, name):
 
 @pytest.mark.parametrize("name", HIDDEN_FLIPS)
 def test_override_insists(folder, name):
-    p, model, diffusion = load(folder / "saved.pt", override=True, **{name: HIDDEN_FLIPS[name]})
+    p, _model, diffusion = load(folder / "saved.pt", override=True, **{name: HIDDEN_FLIPS[name]})
     expected = {**TRUTH, name: HIDDEN_FLIPS[name]}
     assert expected.items() <= p.values().items()
     assert diffusion.schedule.num_timesteps == expected["diffusion_steps"]

@@ -1,5 +1,7 @@
 """Whole sampling loops on Gaussian data, against the closed form."""
 
+import itertools
+
 import gaussians
 import numpy as np
 import pytest
@@ -110,7 +112,7 @@ def test_ddim_has_its_declared_order(name):
     sizes, errors = [10, 20, 40, 80], []
     for steps in sizes:
         times, x, state = lambda_grid(schedule, steps), gaussians.zeros_then_ones(), None
-        for t, s in zip(times, times[1:]):
+        for t, s in itertools.pairwise(times):
             x, _, state = solver(denoise, x, torch.tensor([t, t]), torch.tensor([s, s]), state, torch.zeros_like)
         ends = schedule.alpha_bar(torch.tensor([times[0], times[-1]])).numpy()
         errors.append(np.abs(gaussians.affine(x)[0] - gaussians.ode_gain(*ends)).max())
@@ -128,7 +130,7 @@ def test_ddpm_has_its_declared_weak_order(name):
         times = lambda_grid(schedule, steps)
         start, end = (schedule.alpha_bar(torch.tensor(times[i])).item() for i in (0, -1))
         variance = start * gaussians.VARIANCE + 1 - start
-        for t, s in zip(times, times[1:]):
+        for t, s in itertools.pairwise(times):
             t, s = torch.tensor([t, t]), torch.tensor([s, s])
             gain, _ = gaussians.affine(solver(denoise, gaussians.zeros_then_ones(), t, s, None, torch.zeros_like).x)
             still = solver(denoise, 0 * gaussians.zeros_then_ones(), t, s, None, torch.zeros_like).x

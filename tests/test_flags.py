@@ -147,7 +147,7 @@ def test_every_flag_is_explained_in_help(name):
     description, text = text.split("options:")
     assert " ".join(script.description.split()) in description
     for group in script.groups:
-        for field in dataclasses.fields(group):
+        for field in flags.flags_of(group):
             if script.overrides.get(field.name, "") is None:
                 assert f"--{field.name} {type(field.default).__name__.upper()} " not in text
                 continue

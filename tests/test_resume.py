@@ -395,7 +395,7 @@ def test_a_signal_saves_and_ends(tmp_path, monkeypatch, capsys, number, status, 
             write(path, data)
 
         monkeypatch.setattr(files, "write_bytes", sending)
-    loop, seen = tiny(tmp_path, plain_sum, save_interval=2)
+    loop, _seen = tiny(tmp_path, plain_sum, save_interval=2)
     if moment == "training":
         loop.after_step = lambda loop: send() if loop.step == 3 else None
     with pytest.raises(SystemExit) as ended:

@@ -191,8 +191,16 @@ def test_settings_that_made_no_image_are_replaced_unless_another_job_may_be_at_w
 
 @pytest.mark.parametrize(
     "damage",
-    [{"decisive": None}, {"files": []}, {"files": {"model_path": {}}}, {"threads": "1"}, {"threads": 0}]
-    + [{"rounding": {}}, {"rounding": {"device": "cpu"}}, None],
+    [
+        {"decisive": None},
+        {"files": []},
+        {"files": {"model_path": {}}},
+        {"threads": "1"},
+        {"threads": 0},
+        {"rounding": {}},
+        {"rounding": {"device": "cpu"}},
+        None,
+    ],
 )
 def test_damaged_settings_are_named(tmp_path, damage):
     store, _ = stored(tmp_path, images(9))

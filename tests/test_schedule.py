@@ -73,7 +73,7 @@ def test_levels_are_running_products_between_data_and_noise(name, steps):
     np.testing.assert_allclose(np.log(levels[1:-1]), np.cumsum(np.log1p(-betas)), rtol=1e-9)
 
 
-@pytest.mark.parametrize("betas", [[0.1, 1.0], [0.0, 0.1], [[0.1]], [0.1, float("nan")]])
+@pytest.mark.parametrize("betas", [[1.0, 0.1], [0.1, 1.1], [0.0, 0.1], [[0.1]], [0.1, float("nan")]])
 def test_betas_outside_the_unit_interval_are_refused(betas):
     with pytest.raises(ValueError, match="between 0 and 1"):
         NoiseSchedule(betas)

@@ -86,8 +86,18 @@ def on_two_ranks(place, data, conditional, classifier):
         ["image_nll", "--out_dir", folder / "nll", *nll],
         ["image_train", "--data_dir", one_image, "--out_dir", folder / "train", *small(conditional), "--iterations", 2],
         ["image_train", "--data_dir", data, "--out_dir", folder / "resumed", *small(conditional), *resume],
-        ["classifier_train", "--data_dir", data, "--val_data_dir", data, "--out_dir", folder / "classifier"]
-        + [*small(classifier), "--iterations", 2],
+        [
+            "classifier_train",
+            "--data_dir",
+            data,
+            "--val_data_dir",
+            data,
+            "--out_dir",
+            folder / "classifier",
+            *small(classifier),
+            "--iterations",
+            2,
+        ],
     ]
     (folder / "commands.json").write_text(json.dumps([list(map(str, command)) for command in commands]))
     done = mpirun(2, "script_list.py", folder / "commands.json")

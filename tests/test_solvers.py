@@ -87,7 +87,7 @@ def variance_error(terms, steps):
     x = torch.zeros(steps + 2, 4, 1, 1, dtype=torch.float64)
     x[steps] = 1
     denoise, solver, state = gaussians.denoiser(schedule), DPMSolverPPSDE(schedule, terms), None
-    for i, (t, s) in enumerate(zip(times, times[1:])):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         z = torch.zeros_like(x)
         z[i] = 1
         x, _, state = solver(denoise, x, t.expand(len(x)), s.expand(len(x)), state, lambda _, z=z: z)
@@ -168,7 +168,7 @@ def test_bh1_and_bh2_take_the_same_step_where_their_system_is_solved(order, same
     schedule = solver_orders.SCHEDULE
     denoise, x, state = solver_orders.denoiser(schedule), solver_orders.STARTS, None
     times = schedule.time(torch.linspace(-3, 2, 6, dtype=torch.float64))[:, None]
-    for t, s in zip(times, times[1:5]):
+    for t, s in itertools.pairwise(times):
         x, _, state = UniPC(schedule, order, "bh2")(denoise, x, t, s, state, None)
     one, two = (UniPC(schedule, order, v)(denoise, x, times[4], times[5], state, None).x for v in ("bh1", "bh2"))
     assert torch.allclose(one, two, rtol=1e-10, atol=1e-10) == same
@@ -272,7 +272,7 @@ def test_state_does_not_grow(name):
     solver, denoise = run.solver, run.denoiser(network())
     x, state, sizes = tensor("start", *SHAPE), None, []
     times = [*reversed(run.grid)]
-    for t, s in zip(times, times[1:]):
+    for t, s in itertools.pairwise(times):
         x, _, state = solver(denoise, x, torch.full((3,), t), torch.full((3,), s), state, IndexedNoise(0, range(3)))
         sizes.append(size(state))
     assert len(set(sizes[3:])) == 1

@@ -1,5 +1,7 @@
 """Sampling grids against their formulas."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ SCHEDULES = {name: NoiseSchedule(get_named_beta_schedule(name, 1000)) for name i
 @pytest.mark.parametrize("name", SPACINGS)
 def test_grids_are_distinct_timesteps_in_order(name, schedule, steps):
     grid = SPACINGS[name](SCHEDULES[schedule], steps)
-    assert len(grid) == steps and all(a < b for a, b in zip(grid, grid[1:]))
+    assert len(grid) == steps and all(a < b for a, b in itertools.pairwise(grid))
     assert grid[0] >= 0 and grid[-1] <= 999 and all(type(t) is int for t in grid)
 
 

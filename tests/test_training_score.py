@@ -29,7 +29,7 @@ def test_a_run_logs_the_distance_of_its_average_from_the_data(tmp_path):
     model = UNetFlags(**shape, attention_resolutions="8", class_cond=True, num_classes=3).create(learn_sigma=True)
     model.load_state_dict(torch.load(checkpoint.with_name("ema_0.5_000002.pt"), weights_only=True))
     labels = {"y": torch.arange(SAMPLES) % 3}
-    sample = preview_sampler(DiffusionFlags(learn_sigma=True, diffusion_steps=100), (SAMPLES, 3, 16, 16), labels)
+    sample = preview_sampler(DiffusionFlags(learn_sigma=True, diffusion_steps=100), SAMPLES, labels)
     real = np.stack([np.asarray(Image.open(path)) for path in sorted(data.iterdir())])
     sets = [network(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255) for x in (real, sample(model.eval()))]
     expected = frechet_distance(*map(moments_of, sets))

@@ -92,8 +92,9 @@ def load_into(model, path, flag="model_path", free_head=False):
         for what, keys in (("it lacks", missing), ("it has beyond that", surplus)):
             if keys:
                 lines.append(f"  {what} {len(keys)} tensors, such as {keys[0]}")
-        for key in other[:3]:
-            lines.append(f"  {key} is {tuple(state[key].shape)}, the flags make it {tuple(expected[key].shape)}")
+        lines += [
+            f"  {key} is {tuple(state[key].shape)}, the flags make it {tuple(expected[key].shape)}" for key in other[:3]
+        ]
         raise UserError("\n".join(lines))
     model.load_state_dict(state)
     return left

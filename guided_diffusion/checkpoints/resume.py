@@ -157,6 +157,6 @@ def read_state(path):
     if not files.exists(state):
         return None
     content = load_checkpoint(state)
-    if not isinstance(content, dict) or not STATE <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= STATE:
         raise UserError(f"{state} is not the state of a training run")
     return content

@@ -18,12 +18,12 @@ class Conditioning:
     @classmethod
     def of_training(cls, parsed):
         """The conditioning that resolved Parsed flags of a training ask for; None where they do not."""
-        return None
+        return
 
     @classmethod
     def of_sampling(cls, parsed):
         """The conditioning that resolved Parsed flags of a sampling ask for; None where they do not."""
-        return None
+        return
 
     def of_data(self, x, labels):
         """{name: tensor [N, ...]} of training images.

@@ -11,6 +11,7 @@ A chunk is complete or not there. Once all chunks have become the npz they are d
 folder needs them; the other two files stay.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -172,10 +173,8 @@ class SampleStore:
         if all(_last(n) < count for n in chunks):
             doomed += [(self.folder, n) for n in chunks]
         for folder, name in doomed:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # another shard is cleaning as well
                 files.remove(files.join(folder, name))
-            except FileNotFoundError:  # another shard is cleaning as well
-                pass
 
     def _names(self, starts):
         return {name for name, _ in files.entries(self.folder) if name.startswith(starts)}

@@ -29,7 +29,7 @@ class Method(FlagGroup):
 
     def clock(self, process):
         """`(x, t) -> t`, the time that the network is told in place of t; None tells it t."""
-        return None
+        return
 
     def correct(self, process) -> Correction:
         """The correction `(x, prediction, t, s) -> x` after each step."""

@@ -22,7 +22,7 @@ every bit (Levesque & Verlet 1993 made the leapfrog of molecular dynamics revers
 differ from sample to sample; the last target is the data itself (alpha_bar = 1).
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -57,7 +57,7 @@ class BDIA(Solver):
     :ivar order: 2 at gamma 1, else 1.
     """
 
-    options = {
+    options: ClassVar = {
         "gamma": flag(0.5, "How far BDIA leans on its step before: 0 is DDIM, 1 is exactly invertible.", legal=FRACTION)
     }
     fixed_ends = True

@@ -11,6 +11,8 @@ Departures from the paper: the last step goes to the data itself (alpha_bar = 1)
 a step to a noisier level, which encodes, draws no noise at any eta.
 """
 
+from typing import ClassVar
+
 from ..flags import FRACTION, flag
 from ..schedule import per_sample
 from .step import Solver, Step
@@ -24,7 +26,9 @@ class DDIM(Solver):
         Encoding is deterministic at any eta.
     """
 
-    options = {"eta": flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.", legal=FRACTION)}
+    options: ClassVar = {
+        "eta": flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.", legal=FRACTION)
+    }
 
     def __init__(self, schedule, eta=0.0):
         self.schedule = schedule

@@ -18,6 +18,8 @@ Legendre in lambda for the integrals, instead of 10,000 rectangles, and log(sign
 instead of alpha_bar. (diffusers has a third kind: polynomials in lambda.)
 """
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 
@@ -35,7 +37,9 @@ class DEIS(Solver):
     :param order: degree of the polynomial, 1 to 3, as the paper counts: tAB1 to tAB3.
     """
 
-    options = {"order": flag(0, "Degree, tAB1 to tAB3; 0 is 3.", legal=Legal("0 to 3", lambda value: 0 <= value <= 3))}
+    options: ClassVar = {
+        "order": flag(0, "Degree, tAB1 to tAB3, where 0 is 3.", legal=Legal("0 to 3", lambda value: 0 <= value <= 3))
+    }
     interpolates = True
 
     def __init__(self, schedule, order=3):

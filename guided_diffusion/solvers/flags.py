@@ -55,7 +55,8 @@ def _option(name):
     if len(declared) == 1:
         help = first["help"]
     else:
-        help = " ".join(f"{solver}: {field.metadata['help']}" for solver, field in declared.items())
+        helps = (f"{solver}: {field.metadata['help'].rstrip('.')}" for solver, field in declared.items())
+        help = "; ".join(helps) + "."
     default = next(iter(declared.values())).default
     return flag(default, help, choices=first["choices"], aliases=first["aliases"], legal=first["legal"])
 

@@ -19,7 +19,7 @@ but one is not lowered.
 """
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -47,8 +47,8 @@ class UniPC(Solver):
     :param variant: "bh1" or "bh2".
     """
 
-    options = {
-        "order": flag(0, "Order, 1 to 3; 0 is 2.", legal=Legal("0 to 3", lambda value: 0 <= value <= 3)),
+    options: ClassVar = {
+        "order": flag(0, "Order, 1 to 3, where 0 is 2.", legal=Legal("0 to 3", lambda value: 0 <= value <= 3)),
         "variant": flag("bh2", "The function B(h) of unipc.", choices=VARIANTS),
     }
     interpolates = True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import script_runs  # noqa: E402
+import script_runs
 
 for command in json.loads(Path(sys.argv[1]).read_text()):
     script_runs.run(*command)

@@ -12,7 +12,7 @@ import time
 import torch
 
 from guided_diffusion import checkpoints
-from guided_diffusion.methods.time_shift import TimeShift
+from guided_diffusion.methods import TimeShift
 
 
 def seconds(call, device):
@@ -31,13 +31,13 @@ def main():
     parser.add_argument("--window", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    model, diffusion, flags = checkpoints.open_network(args.model_path)
+    model, process, flags = checkpoints.open_network(args.model_path)
     device, size = next(model.parameters()).device, flags["image_size"]
     x = torch.randn(args.batch_size, *model.shape, device=device)
-    t = torch.full((args.batch_size,), diffusion.timestep_map[len(diffusion.timestep_map) // 2], device=device)
+    t = torch.full((args.batch_size,), process.grid[len(process.grid) // 2], device=device)
     kwargs = {"y": torch.zeros_like(t)} if flags["class_cond"] else {}
-    shift = TimeShift(diffusion.schedule, diffusion.timestep_map, args.window, 0)
-    calls = {"network": lambda: model(x, t, **kwargs), "search": lambda: shift.find(x, t)}
+    search = TimeShift(do_time_shift=True, window=args.window, cutoff=0).variant(process).search
+    calls = {"network": lambda: model(x, t, **kwargs), "search": lambda: search(x, t)}
     with torch.no_grad():
         for call in calls.values():
             call()

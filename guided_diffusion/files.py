@@ -61,7 +61,8 @@ def entries(folder):
     if is_remote(folder):
         yield from ((entry.name, entry.is_dir) for entry in _remote("scandir", folder))
     else:
-        yield from ((entry.name, entry.is_dir()) for entry in os.scandir(folder))
+        with os.scandir(folder) as found:
+            yield from ((entry.name, entry.is_dir()) for entry in found)
 
 
 def remove(path):

@@ -84,7 +84,7 @@ def _open(path):
 
 @lru_cache(maxsize=4)
 def _zip(path):
-    return zipfile.ZipFile(files.open_read(path))
+    return zipfile.ZipFile(files.open_read(path) if files.is_remote(path) else path)  # it closes what it opened itself
 
 
 def read_npz(path, source="data_dir", channels=None):

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from guided_diffusion.flags import flags_of
+from guided_diffusion.methods import STACK
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "guided_diffusion"
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 # A module imports from lower lines only.
 LAYERS = [
@@ -175,3 +180,33 @@ def test_the_reader_of_imports_reads():
     assert "guided_diffusion.jobs.launch" in imports(SOURCES["scripts.image_sample"])
     assert {"goldens", "recipe"} <= imports(ROOT / "tests" / "test_golden_methods.py")
     assert len(all_python()) > 30
+
+
+# scripts of published names and file names; previews and likelihoods, whose images are clipped
+NAMES_A_METHOD = {
+    "guided_diffusion/generate.py": {"Clipping"},
+    "scripts/image_nll.py": {"Clipping"},
+    "scripts/classifier_sample.py": {"ClassifierGuidance"},
+    "scripts/image_sample_1gpu.py": {"TimeShift"},
+}
+
+
+# arguments of published functions, and of any script that reads a classifier
+PUBLISHED_NAMES = {"clip_denoised", "classifier_path"}
+
+
+@pytest.mark.parametrize("path", all_python(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_names_a_method_that_is_not_its_own(path):
+    """Nor a flag of one; a method is its file and its line of the table."""
+    place = path.relative_to(ROOT).as_posix()
+    if place.startswith(("guided_diffusion/methods/", "guided_diffusion/presets.py", "benchmarks/")):
+        return
+    tree, own = ast.parse(path.read_text()), NAMES_A_METHOD.get(place, set())
+    docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for method in STACK:
+        flags = {field.name for field in flags_of(method)} if method.__name__ not in own else set()
+        assert method.__name__ not in names - own, f"{place} names {method.__name__}"
+        assert not flags & (names | texts - docstrings) - PUBLISHED_NAMES, f"{place} names a flag"

@@ -23,7 +23,8 @@ def fresh_logger(monkeypatch):
 
 
 def rows_of(path):
-    return list(csv.DictReader(path.open()))
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def objects_of(path):

@@ -13,7 +13,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.jobs import launch
 from guided_diffusion.presets import PRESETS, expand, table
 
-GOLDEN = json.loads(gzip.open(Path(__file__).parent / "golden" / "state_dicts.json.gz").read())
+GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
 NAMES = {
     "imagenet64_cond": "imagenet64",
     "imagenet128_cond": "imagenet128",

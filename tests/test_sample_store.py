@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_a_remote_folder(monkeypatch):
         return SimpleNamespace(size=len(read_bytes(path)))
 
     def copy(source, target, overwrite):
-        store[target] = open(source, "rb").read()
+        store[target] = Path(source).read_bytes()
 
     fake = dict(scandir=scandir, read_bytes=read_bytes, stat=stat, copy=copy, exists=store.__contains__)
     fake |= dict(join=lambda *parts: "/".join(parts), makedirs=lambda path: None, remove=store.pop)

@@ -53,7 +53,7 @@ class Watch:
 
     def _serve(self, server, token):
         """Rank 0: hear from all the others."""
-        with server, selectors.DefaultSelector() as ready:
+        with selectors.DefaultSelector() as ready:
             ready.register(server, selectors.EVENT_READ)
             while not self._left.is_set():
                 for key, _ in ready.select(timeout=1):
@@ -62,12 +62,16 @@ class Watch:
                         continue
                     ready.unregister(key.fileobj)
                     if key.data is not None:
-                        self._heard(key.data, _receive(self._connections.pop(key.data)))
+                        with self._connections.pop(key.data) as connection:
+                            self._heard(key.data, _receive(connection))
                         continue
                     other = _welcome(key.fileobj, token)
                     if other is not None:
                         self._connections[other] = key.fileobj
                         ready.register(key.fileobj, selectors.EVENT_READ, other)
+            for key in ready.get_map().values():
+                if key.data is None:  # the ranks may still have to hear that this one leaves
+                    key.fileobj.close()
 
     def _attend(self, host, port, token):
         """Any other rank: hear from rank 0 alone."""

@@ -210,3 +210,12 @@ def test_no_module_names_a_method_that_is_not_its_own(path):
         flags = {field.name for field in flags_of(method)} if method.__name__ not in own else set()
         assert method.__name__ not in names - own, f"{place} names {method.__name__}"
         assert not flags & (names | texts - docstrings) - PUBLISHED_NAMES, f"{place} names a flag"
+
+
+def test_every_folder_of_the_packages_is_packaged():
+    """setup.py finds packages by their __init__.py, so a folder without one would be left out of a wheel."""
+    for package in ("guided_diffusion", "evaluations"):
+        folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+        assert all((folder / "__init__.py").exists() for folder in folders)
+    setup = (ROOT / "setup.py").read_text()
+    assert "find_packages(" in setup and "py.typed" in setup and (PACKAGE / "py.typed").exists()

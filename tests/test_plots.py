@@ -17,6 +17,11 @@ from scipy.optimize import minimize
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def width(path):
+    with Image.open(path) as image:
+        return image.width
+
+
 def test_labels_are_spread_by_least_squares():
     places = np.array([0.5, 0.1, 0.52, 0.51, 0.9, 0.12])
     found = plotting.spread(places, 0.1)
@@ -62,7 +67,7 @@ def test_a_point_holds_the_repeats(tmp_path):
 def test_tables_are_drawn_under_titles(tmp_path):
     out, table = tmp_path / "plot.png", BENCHMARKS / "solvers_digits.csv"
     printed = script_runs.run("plot_samplers", table, "--titles", "digits", "--out", out, folder=BENCHMARKS)
-    assert printed.startswith("| digits | 5 calls |") and Image.open(out).width == 1400
+    assert printed.startswith("| digits | 5 calls |") and width(out) == 1400
 
 
 def test_titles_are_one_for_each_file(tmp_path, capsys):
@@ -76,4 +81,4 @@ def test_losses_are_drawn(tmp_path):
     models = BENCHMARKS.parent / "models"
     assert set(plot_training.curves(models / "digits16_classifier_progress.csv")) == {"training", "validation"}
     script_runs.run("plot_training", models / "digits16_progress.csv", "--out", tmp_path / "x.png", folder=BENCHMARKS)
-    assert Image.open(tmp_path / "x.png").width > 400
+    assert width(tmp_path / "x.png") > 400

@@ -168,7 +168,7 @@ def test_bh1_and_bh2_take_the_same_step_where_their_system_is_solved(order, same
     schedule = solver_orders.SCHEDULE
     denoise, x, state = solver_orders.denoiser(schedule), solver_orders.STARTS, None
     times = schedule.time(torch.linspace(-3, 2, 6, dtype=torch.float64))[:, None]
-    for t, s in itertools.pairwise(times):
+    for t, s in itertools.pairwise(times[:5]):
         x, _, state = UniPC(schedule, order, "bh2")(denoise, x, t, s, state, None)
     one, two = (UniPC(schedule, order, v)(denoise, x, times[4], times[5], state, None).x for v in ("bh1", "bh2"))
     assert torch.allclose(one, two, rtol=1e-10, atol=1e-10) == same

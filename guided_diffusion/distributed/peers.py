@@ -105,7 +105,8 @@ def _welcome(connection, token):
     """The rank of who has begun to say who it is; None, and the connection closed, if it is no rank of this job."""
     connection.settimeout(WELCOME_SECONDS)
     with contextlib.suppress(OSError, ValueError):
-        said, number = connection.makefile("rb").readline(64).split()
+        with connection.makefile("rb") as lines:
+            said, number = lines.readline(64).split()
         if said == token:
             _keep_alive(connection)
             return int(number)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import urllib.error
 import urllib.request
 from http.client import HTTPException
 from typing import NamedTuple
@@ -156,6 +157,9 @@ def fetch(file, path):
         if digest.hexdigest() != file.sha256:
             raise OSError(f"came with the sha256 {digest.hexdigest()}, expected {file.sha256}")
         os.replace(unfinished, path)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
     finally:
         if os.path.exists(unfinished):
             os.remove(unfinished)

@@ -13,7 +13,7 @@ setup(
         "numpy>=1.26",
         "blobfile>=2",
         "Pillow",
-        "opencv-python-headless",
+        "opencv-python-headless",  # not imported here, but by forks of guided-diffusion, which run on this package
         "tqdm",
         "scipy",
         "mpi4py>=4",

@@ -211,6 +211,16 @@ class Process:
         """The method of a class, at its defaults where the process has none."""
         return next((method for method in self.methods if type(method) is kind), None) or kind()
 
+    def bare(self):
+        """The same process without its methods and without a solver."""
+        return Process(
+            self.schedule,
+            self.grid,
+            mean_type=self.mean_type,
+            var_type=self.var_type,
+            rescale_timesteps=self.rescale_timesteps,
+        )
+
     def tally(self, name, rows, columns):
         """The Tally of a name, made where it is not there yet."""
         return self.tallies.setdefault(name, Tally(rows, columns))

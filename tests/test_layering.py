@@ -42,7 +42,6 @@ LAYERS = [
     ["solvers", "methods"],
     ["solvers.flags", "inversion"],
     ["process"],
-    ["likelihood"],
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
@@ -59,7 +58,7 @@ LAYERS = [
 ]
 WORDS = (
     *("schedule", "spacing", "denoiser", "sampling", "inversion", "losses", "solvers", "methods", "conditioning"),
-    *("process", "likelihood", "seams"),
+    *("process", "seams"),
 )
 # a conditioning may be an image in a file
 READERS = {"flags", "image_files", "images"}

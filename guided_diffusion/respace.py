@@ -1,5 +1,8 @@
 """Sampling with fewer steps: a process over some of its training timesteps."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from .gaussian_diffusion import GaussianDiffusion
@@ -22,28 +25,34 @@ class SpacedDiffusion(GaussianDiffusion):
         self.original_num_steps = len(kwargs["betas"])
         super().__init__(grid=sorted(self.use_timesteps), **kwargs)
 
-    def p_mean_variance(self, model, *args, **kwargs):
-        return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
-
-    def training_losses(self, model, *args, **kwargs):
-        return super().training_losses(self._wrap_model(model), *args, **kwargs)
-
-    def condition_mean(self, cond_fn, *args, **kwargs):
-        return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)
-
-    def condition_score(self, cond_fn, *args, **kwargs):
-        return super().condition_score(self._wrap_model(cond_fn), *args, **kwargs)
-
     def _wrap_model(self, model):
+        """`model` as it is asked here; what is wrapped already passes unchanged."""
         if isinstance(model, _WrappedModel):
             return model
         return _WrappedModel(model, self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+
+    def p_mean_variance(self, model, *args, **kwargs):
+        """As GaussianDiffusion, of the wrapped network."""
+        return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
+
+    def condition_mean(self, cond_fn, *args, **kwargs):
+        """As GaussianDiffusion, by the wrapped `cond_fn`."""
+        return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)
+
+    def condition_score(self, cond_fn, *args, **kwargs):
+        """As GaussianDiffusion, by the wrapped `cond_fn`."""
+        return super().condition_score(self._wrap_model(cond_fn), *args, **kwargs)
+
+    def training_losses(self, model, *args, **kwargs):
+        """As GaussianDiffusion, of the wrapped network."""
+        return super().training_losses(self._wrap_model(model), *args, **kwargs)
 
     def _scale_timesteps(self, t):
         """The step indices themselves: what is asked is wrapped."""
         return t
 
 
+@dataclass
 class _WrappedModel:
     """A network, or a `cond_fn`, that takes step indices in place of training timesteps.
 
@@ -52,11 +61,10 @@ class _WrappedModel:
     :param original_num_steps: how many training timesteps there are.
     """
 
-    def __init__(self, model, timestep_map, rescale_timesteps, original_num_steps):
-        self.model = model
-        self.timestep_map = timestep_map
-        self.rescale_timesteps = rescale_timesteps
-        self.original_num_steps = original_num_steps
+    model: Callable
+    timestep_map: list
+    rescale_timesteps: bool
+    original_num_steps: int
 
     def __call__(self, x, ts, **kwargs):
         told = torch.as_tensor(self.timestep_map, device=ts.device)[ts]

@@ -165,7 +165,7 @@ class Process:
     :param var_type: where the variance comes from (ModelVarType).
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param methods: Method objects, at most one of a class; they act in the order of methods.STACK, a subclass where its
-        base does.
+        base does, and those that are not in it after all others.
     :param solver: SolverFlags; None in training.
     :ivar solver: the Solver, or None.
     :ivar solver_name: its name in SOLVERS, or "".

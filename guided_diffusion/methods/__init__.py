@@ -37,8 +37,8 @@ def of_training():
 
 
 def place(method):
-    """Where a Method object stands in the table, by its class or the base that is there."""
-    return next(i for i, kind in enumerate(STACK) if isinstance(method, kind))
+    """Where a Method object stands in the table, by its class or the base that is there; behind it, if neither is."""
+    return next((i for i, kind in enumerate(STACK) if isinstance(method, kind)), len(STACK))
 
 
 def chosen(parsed):

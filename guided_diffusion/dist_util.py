@@ -24,7 +24,7 @@ from .tensor_files import load_checkpoint
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
-# Published names. A rank has the GPU of its number on its host, where this is set to another number modulo that; nothing
+# Published names. A rank has the GPU of its number on its host; modulo this, where it is set to another number. Nothing
 # ever read the second.
 GPUS_PER_NODE = PUBLISHED_GPUS_PER_NODE = 8
 SETUP_RETRY_COUNT = 3

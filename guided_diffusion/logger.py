@@ -329,7 +329,7 @@ def mpi_weighted_mean(comm, local_name2valcount):
 
     What is no number is left out with a warning.
 
-    :param comm: has `rank` and `gather(object)`, as mpi4py's have.
+    :param comm: has `rank` and `gather(object)`, as those of MPI do.
     :param local_name2valcount: {key: (value, its weight)} of this rank.
     :return: {key: mean over the ranks that have the key} on rank 0, {} elsewhere.
     """

@@ -81,7 +81,7 @@ def setup_dist(device=None, timeout=120):
         names = [None] * launch.size
         dist.all_gather_object(names, place())
         _watch = peers.Watch(launch.rank, names, launch.host, broadcast_object, _end_with)
-        atexit.register(_watch.leave)
+        atexit.register(_leave_at_exit)
         if is_main():
             say(", ".join(names))
     if launch.size == 1 and gpus > 1 and device in (None, "cuda"):
@@ -221,13 +221,21 @@ def cleanup():
     global _launch, _device, _watch
     if _watch is not None:
         _watch.leave()
-        atexit.unregister(_watch.leave)
+        atexit.unregister(_leave_at_exit)
         _watch = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         # DDP is a reference cycle that keeps gloo's threads alive; ended after Python is, they abort the process
         gc.collect()
     _launch, _device = launchers.Launch("python"), None
+
+
+def _leave_at_exit():
+    """Leave the job at the end of a program that does not do so itself; one that failed does not wait for others."""
+    if getattr(sys, "last_type", None) is None:
+        cleanup()
+    else:
+        _watch.leave()
 
 
 def abort(status):

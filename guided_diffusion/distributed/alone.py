@@ -5,6 +5,8 @@ DistributedDataParallel, as one process too. gloo would listen on a port for tha
 every collective is a copy at most.
 """
 
+import sys
+
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import _create_work_from_future
@@ -83,4 +85,6 @@ def join():
     """Make this process the default group of torch.distributed, of one."""
     if NAME not in dist.Backend.backend_list:
         dist.Backend.register_backend(NAME, Alone, devices=["cpu", "cuda", "mps"])
+    hook = sys.excepthook
     dist.init_process_group(NAME, store=dist.HashStore(), rank=0, world_size=1)
+    sys.excepthook = hook  # torch's own puts a rank before each line

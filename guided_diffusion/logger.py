@@ -296,16 +296,20 @@ class Logger:
             if isinstance(writer, SeqWriter):
                 writer.writeseq([*mark, *map(str, args)])
 
-    def set_level(self, level):
-        self.level = level
-
-    def set_comm(self, comm):
-        self.comm = comm
-
     def get_dir(self):
+        """The folder of its files, or None."""
         return self.dir
 
+    def set_comm(self, comm):
+        """Average every number over the ranks of a communicator from now on."""
+        self.comm = comm
+
+    def set_level(self, level):
+        """Hide messages below `level`, and with DISABLED rows too."""
+        self.level = level
+
     def close(self):
+        """Close what its formats have open."""
         for writer in self.output_formats:
             writer.close()
 

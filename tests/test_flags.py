@@ -19,7 +19,7 @@ from guided_diffusion.flags import FlagGroup, at_least, flag, int_list, marked, 
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.networks import ClassifierFlags, SuperResFlags, UNetFlags
 from guided_diffusion.script_util import DiffusionFlags
-from guided_diffusion.train_util import TrainFlags
+from guided_diffusion.training.flags import TrainFlags
 
 CHECKPOINTS = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
 SCRIPT_OF = {"model": "image_sample", "sr": "super_res_sample", "classifier": "classifier_train"}

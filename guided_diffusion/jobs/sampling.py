@@ -103,7 +103,7 @@ def _make(store, parsed, process, make_batch, name, then):
     log_grid(process)
     mine = chunks[part - 1 :: parts]
     missing = store.missing(mine)
-    if parsed[RngFlags].published and len(missing) < len(mine):
+    if parsed[RngFlags].published and 0 < len(missing) < len(mine):
         raise UserError(
             f"{store.folder} holds some images of this run, and --rng published cannot go on in the middle of its "
             "stream: delete it to begin anew"

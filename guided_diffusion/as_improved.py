@@ -104,7 +104,8 @@ def register():
         *(model_and_diffusion_defaults, sr_model_and_diffusion_defaults),
         *(create_model_and_diffusion, sr_create_model_and_diffusion),
     )
-    vars(modules["script_util"]).update(vars(script_util) | {function.__name__: function for function in own})
+    published = {name: value for name, value in vars(script_util).items() if not name.startswith("__")}
+    vars(modules["script_util"]).update(published | {function.__name__: function for function in own})
     sys.modules[NAME] = package
     for name, module in modules.items():
         sys.modules[f"{NAME}.{name}"] = module

@@ -334,7 +334,8 @@ def add_dict_to_argparser(parser, default_dict):
         kind = str if default is None else str2bool if isinstance(default, bool) else type(default)
         parser.add_argument(f"--{key}", default=default, type=kind)
     if _OF_DIFFUSION in default_dict:
-        parser.conflict_handler = "resolve"
+        for container in (parser, *parser._action_groups):
+            container.conflict_handler = "resolve"
         section = parser.add_argument_group("methods") if isinstance(parser, argparse.ArgumentParser) else parser
         for field in (field for method in of_class_api() for field in flags_of(method)):
             _add_method_flag(section, field, parser._option_string_actions)

@@ -66,7 +66,7 @@ def setup_dist(device=None, timeout=120):
         names = [None] * launch.size
         dist.all_gather_object(names, place())
         _watch = peers.Watch(launch.rank, names, launch.host, broadcast_object, _end_with)
-        atexit.register(_watch.leave)
+        atexit.register(cleanup)
         if is_main():
             say(", ".join(names))
     elif gpus > 1 and device in (None, "cuda"):
@@ -199,7 +199,7 @@ def cleanup():
     global _launch, _device, _watch
     if _watch is not None:
         _watch.leave()
-        atexit.unregister(_watch.leave)
+        atexit.unregister(cleanup)
         _watch = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -15,6 +15,7 @@ import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.errors import UserError
 from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_in_order, noise_of, on_device
 from guided_diffusion.image_datasets import DataFlags, load_data
 from guided_diffusion.jobs import launch
@@ -58,18 +59,20 @@ def data_in_order(parsed):
 
 
 def published_data(parsed):
-    """The same by torch's global stream, SampleFlags with whole batches."""
-    data, unet, flags = parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags]
+    """The same by torch's global stream, SampleFlags with whole batches.
+
+    :raises UserError: for a flag that published scripts do not have and that would change what is read.
+    """
+    values, flags = parsed.values(), parsed[SampleFlags]
+    for name, usual in {"class_source": "auto", "skip_bad": False, "image_channels": 3}.items():
+        if values[name] != usual:
+            raise UserError(f"--{name} {values[name]} has no counterpart in --rng published; expected {usual}")
     batches = load_data(
-        data_dir=data.data_dir,
+        data_dir=values["data_dir"],
         batch_size=flags.batch_size,
-        image_size=unet.image_size,
-        class_cond=unet.class_cond,
+        image_size=values["image_size"],
+        class_cond=values["class_cond"],
         deterministic=True,
-        num_classes=unet.num_classes,
-        class_source=data.class_source,
-        skip_bad=data.skip_bad,
-        image_channels=unet.image_channels,
     )
     whole = flags.batch_size * math.ceil(flags.num_samples / flags.batch_size)
     return lambda indices: next(batches), dataclasses.replace(flags, num_samples=whole)

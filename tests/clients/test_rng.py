@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from refusals import one_sentence
 from script_runs import draw_images, train_super_res
 
 from guided_diffusion import dist_util, flags, generate, script_util
+from guided_diffusion.image_datasets import load_data
 from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.solvers import SOLVERS
@@ -159,6 +161,31 @@ def test_images_have_their_own_generators_unless_told_otherwise(tmp_path):
     assert of["published2"] != of["published4"] and of["published2"] != of["images2"]
 
 
+@pytest.mark.parametrize(
+    "count, batch_size, whole", [(4, 2, 4), (5, 3, 6), (14, 6, 18)], ids=["whole", "part", "again"]
+)
+def test_image_nll_draws_as_published(tmp_path, count, batch_size, whole):
+    """Whole batches are averaged, and the twelve images come again where there are not enough."""
+    data = draw_images(tmp_path / "data")
+    arguments = ["--num_samples", count, "--batch_size", batch_size, "--rng", "published", *STEPS]
+    line = script_runs.run("image_nll", "--model_path", DIGITS, "--data_dir", data, "--out_dir", tmp_path, *arguments)
+
+    torch.manual_seed(0)
+    create, defaults = script_util.create_model_and_diffusion, script_util.model_and_diffusion_defaults
+    model, diffusion = created(create, defaults, DIGITS, timestep_respacing="4")
+    batches = load_data(data_dir=data, batch_size=batch_size, image_size=16, class_cond=True, deterministic=True)
+    found = [
+        diffusion.calc_bpd_loop(model, x, model_kwargs=told)
+        for x, told in itertools.islice(batches, whole // batch_size)
+    ]
+    total = torch.cat([terms["total_bpd"] for terms in found])
+    (printed,) = re.findall(rf"\n{whole} images: (\S+) ", line)
+    assert float(printed) == pytest.approx(total.mean().item(), rel=1e-6)
+    for name in ("vb", "mse", "xstart_mse"):
+        with np.load(tmp_path / f"{name}_terms.npz") as npz:
+            np.testing.assert_allclose(npz["arr_0"], torch.cat([t[name] for t in found]).mean(dim=0), rtol=1e-5)
+
+
 # -- what cannot be --------------------------------------------------------------------------------
 
 
@@ -185,6 +212,14 @@ def test_a_job_of_two_ranks_ends_with_one_sentence(tmp_path):
     done = start(MPIRUN, "-n", 2, sys.executable, script_runs.FOLDER / "image_sample.py", *words, OMP_NUM_THREADS="1")
     assert done.returncode == 2 and done.stderr.count("--rng published is one stream") == 1
     assert "Traceback" not in done.stderr and not list(tmp_path.glob("*.npz"))
+
+
+@pytest.mark.parametrize("words", [["--skip_bad", True], ["--class_source", "prefix"]])
+def test_image_nll_refuses_what_published_data_cannot_be(tmp_path, words, capsys):
+    arguments = ["--model_path", DIGITS, "--data_dir", draw_images(tmp_path / "data"), "--rng", "published", *words]
+    with pytest.raises(SystemExit):
+        script_runs.run("image_nll", *arguments, "--out_dir", tmp_path)
+    assert f"{words[0]} {words[1]} has no counterpart in --rng published" in capsys.readouterr().err
 
 
 def test_shards_are_refused(tmp_path, capsys):

@@ -52,7 +52,7 @@ LAYERS = [
     ["training.flags", "training.data", "training.run_files"],
     ["training.loop", "training.validation"],
     ["generate", "train_util", "jobs.launch"],
-    ["training.job"],
+    ["training.job", "as_improved"],
     ["jobs.sampling"],
     ["scripts"],
 ]

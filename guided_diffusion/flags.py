@@ -56,6 +56,7 @@ def flag(
     content=False,
     released=False,
     needs="",
+    spells="",
 ):
     """A dataclass field that is a flag of the field's name.
 
@@ -75,6 +76,7 @@ def flag(
     :param content: it names a file of which the content decides, not the name.
     :param released: scripts of its paper's own release have it, so a client's command line means it by that name.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
+    :param spells: the flag of which it is another spelling; "" for none.
     """
     marks = {
         "free": free,
@@ -86,6 +88,7 @@ def flag(
         "content": content,
         "released": released,
         "needs": needs,
+        "spells": spells,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
@@ -97,7 +100,7 @@ def flags_of(group):
 
 
 def marked(groups, mark):
-    """{flag: its mark} of the flags of some groups that have the mark: True, or a name for `needs`.
+    """{flag: its mark} of the flags of some groups that have the mark: True, or a name for `needs` and `spells`.
 
     :raises KeyError: if `flag` knows no such mark.
     """
@@ -116,13 +119,15 @@ class FlagGroup:
             legal, choices, value = field.metadata["legal"], field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
                 raise UserError(f"--{field.name} is {value!r}; expected one of {', '.join(map(_shown, choices))}")
-            if legal is not None and not (math.isfinite(value) and legal.holds(value)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{field.name} is {value}; expected a finite number")
+            if legal is not None and not legal.holds(value):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
 
     def refuse_unread(self, given):
-        """Validate what a command line alone can mean wrongly: flags that nothing would read.
+        """Validate what a command line alone can mean wrongly: flags that nothing would read, or that contradict.
 
-        :param given: names of the flags that somebody set, if only to their default.
+        :param given: {flag: value} of those that somebody set, if only to their default.
         :raises UserError: naming the first.
         """
 
@@ -274,7 +279,7 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
     for group in made.values():
         if isinstance(group, FlagGroup):
-            group.refuse_unread(given.keys())
+            group.refuse_unread(given)
     return Parsed(made, frozenset(given), absent)
 
 

@@ -13,7 +13,7 @@ from ..image_datasets import DataFlags
 from ..jobs import launch
 from ..networks import ClassifierFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
-from ..process import DiffusionFlags
+from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
 from .data import training_data
 from .flags import TrainFlags
@@ -87,7 +87,7 @@ def train_classifier(parsed):
     classifier, settings = parsed[ClassifierFlags], parsed[TrainFlags]
     if parsed[ValidationFlags].anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
-    model, diffusion = classifier.create(), diffusion_of(parsed[DiffusionFlags])
+    model, diffusion = classifier.create(), diffusion_of(parsed[NoisingFlags])
     images = {"image_size": classifier.image_size, "image_channels": classifier.image_channels}
     images |= {"class_cond": True, "num_classes": classifier.num_classes}
     data = training_data(parsed[DataFlags], settings, **images)

@@ -27,7 +27,7 @@ class Legal:
     """
 
     text: str
-    holds: Callable
+    holds: Callable = dataclasses.field(compare=False)
 
 
 POSITIVE = Legal("above 0", lambda value: value > 0)
@@ -55,6 +55,7 @@ def flag(
     idle=False,
     content=False,
     released=False,
+    shared=False,
     needs="",
     spells="",
 ):
@@ -75,6 +76,7 @@ def flag(
     :param idle: it changes no image of a sampling run.
     :param content: it names a file of which the content decides, not the name.
     :param released: scripts of its paper's own release have it, so a client's command line means it by that name.
+    :param shared: groups that stand side by side have it in common, though each says it in its own words.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     :param spells: the flag of which it is another spelling; "" for none.
     """
@@ -87,6 +89,7 @@ def flag(
         "idle": idle,
         "content": content,
         "released": released,
+        "shared": shared,
         "needs": needs,
         "spells": spells,
     }
@@ -205,19 +208,38 @@ def parser_for(groups, description, overrides=None):
     """An argparse parser for the flags of dataclasses.
 
     :param overrides: {flag: default} of this script; None as a value takes the flag away.
+    :raises UserError: if two groups have different flags of one name.
     """
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     overrides = overrides or {}
-    seen = set()
+    seen = {}
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         for field in flags_of(group):
             # groups may share a flag, such as the image size of a network and its classifier
-            if field.name in seen or overrides.get(field.name, "") is None:
+            if overrides.get(field.name, "") is None or _is_shared(field, group, seen):
                 continue
-            seen.add(field.name)
             _add(section, field, overrides.get(field.name, field.default))
     return parser
+
+
+def _is_shared(field, group, seen):
+    """Whether a flag is there already, by its group.
+
+    :param seen: {spelling: (group, field)} of those that are there, to which it is added.
+    :raises UserError: if that is another flag.
+    """
+    names = (field.name, *field.metadata["aliases"])
+    for name in names:
+        if name in seen:
+            other, known = seen[name]
+            same = (field.name, field.default) == (known.name, known.default)
+            shared = all(one.metadata["marks"]["shared"] for one in (field, known))
+            if not same or not shared and field.metadata != known.metadata:
+                raise UserError(f"--{name} is a flag of {other.__name__} and another of {group.__name__}; rename one")
+            return True
+    seen |= dict.fromkeys(names, (group, field))
+    return False
 
 
 def _one_of(choices):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from . import methods as table
-from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound
+from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound, refuse_untaken
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 from .methods.method import no_corruption
@@ -283,10 +283,16 @@ class Process:
     def denoiser(self, model, cond=None):
         """The finished stack `(x_t, t) -> Prediction` of a network.
 
-        :param cond: {name: tensor [N, ...]} of what it is told; a network that says what it `takes` is told no more.
+        :param cond: {name: tensor [N, ...]} of what it is told; a class that a network does not say it `takes` is
+            for guidance by a classifier alone.
+        :raises UserError: for anything else that it does not take, and what a method misses.
         """
-        adapter = self.adapter(model, getattr(model, "takes", None))
-        return bound(self.wrapped(self.counted(adapter)), cond or {})
+        cond, takes = cond or {}, getattr(model, "takes", None)
+        refuse_untaken(cond, takes)
+        told = cond if takes is None else {name: cond[name] for name in takes if name in cond}
+        for method in self.methods:
+            method.check_told(told)
+        return bound(self.wrapped(self.counted(self.adapter(model, takes))), cond)
 
     def sample_records(self, solver, denoise, x, noise=torch.randn_like):
         """The records of `sampling.sample` over the grid, coupled and corrected by the methods, without gradients.

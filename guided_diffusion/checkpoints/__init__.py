@@ -71,6 +71,12 @@ def load_process(parsed, *methods):
             logger.log(f"{path}: {remark}")
     if dist_util.is_main():
         _advise(path, trained)
+    start, last = made.grid[-1], made.schedule.num_timesteps - 1
+    if made.schedule.ends_in_noise and start != last:
+        logger.warn(
+            f"sampling begins at timestep {start}, and with --rescale_zero_terminal_snr True pure noise is at {last} "
+            "alone (Lin et al. 2024, section 3.3); expected --spacing uniform and a number of steps"
+        )
     for method in made.methods:
         for advice in method.advice(made, trained):
             logger.warn(advice)

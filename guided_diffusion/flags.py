@@ -235,7 +235,7 @@ def _is_shared(field, group, seen):
             other, known = seen[name]
             same = (field.name, field.default) == (known.name, known.default)
             shared = all(one.metadata["marks"]["shared"] for one in (field, known))
-            if not same or not shared and field.metadata != known.metadata:
+            if not same or (not shared and field.metadata != known.metadata):
                 raise UserError(f"--{name} is a flag of {other.__name__} and another of {group.__name__}; rename one")
             return True
     seen |= dict.fromkeys(names, (group, field))

@@ -51,7 +51,10 @@ def enrolled(name, *flags, ranks=1):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     data = script_runs.draw_images(folder / "data")
-    return script_runs.train_class_conditional(data, folder / "run", "--class_dropout", 0.5, "--lr", 0.05)
+    flags = [*script_runs.TRAINING, *script_runs.PROCESS, *script_runs.NETWORK, "--learn_sigma", True, "--lr", 0.05]
+    flags += ["--class_cond", True, "--num_classes", 3, "--class_dropout", 0.5, "--by_brightness", True]
+    enrolled("image_train", "--data_dir", data, "--out_dir", folder / "run", *flags)
+    return folder / "run" / "model000002.pt"
 
 
 @pytest.fixture(scope="module")

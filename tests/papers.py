@@ -1,4 +1,4 @@
-"""A paper for each seam of sampling, for corruption, and for conditioning with its network: what its file would hold."""
+"""A paper for each seam of sampling, for corruption, and for conditioning with its network: as its file would be."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import gzip
 import inspect
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import launched
@@ -15,7 +15,18 @@ import torch
 
 from guided_diffusion import flags, script_util
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag, int_list, marked, parse, parser_for, str2bool
+from guided_diffusion.flags import (
+    FRACTION,
+    FlagGroup,
+    at_least,
+    flag,
+    flags_of,
+    int_list,
+    marked,
+    parse,
+    parser_for,
+    str2bool,
+)
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.networks import ClassifierFlags, SuperResFlags, UNetFlags
 from guided_diffusion.script_util import DiffusionFlags
@@ -461,3 +472,58 @@ def test_positions_stand_for_flags(words):
 def test_a_word_too_many_is_refused(words, wrong):
     with pytest.raises(UserError, match=wrong):
         parse(words.split(), [Pair], "", positional=("first", "second"))
+
+
+def _group(name, field, default, **options):
+    return make_dataclass(name, [(field, type(default), flag(default, f"Of {name}.", **options))], bases=(FlagGroup,))
+
+
+@pytest.mark.parametrize(
+    "default, other, shared",
+    [
+        (1.0, {}, False),
+        (1.0, {"default": 2.0}, False),
+        (1.0, {"legal": FRACTION}, False),
+        (1.0, {"name": "delta", "aliases": ("gamma",)}, False),
+        (1.0, {"shared": True}, True),
+        (1.0, {"default": 2.0, "shared": True}, False),
+    ],
+)
+def test_groups_share_a_name_on_purpose_alone(default, other, shared):
+    name, value = other.pop("name", "gamma"), other.pop("default", default)
+    one = _group("One", "gamma", default, shared=other.get("shared", False))
+    two = _group("Two", name, value, **other)
+    assert parse(["--gamma", "0.5"], [one, one], "").values() == {"gamma": 0.5}
+    if shared:
+        assert parse(["--gamma", "0.5"], [one, two], "")[two].gamma == 0.5
+    else:
+        with pytest.raises(UserError, match="--gamma is a flag of One and another of Two"):
+            parse([], [one, two], "")
+
+
+OF_SCRIPTS = sorted(
+    {group for name in launched.NAMES for group in launched.read(name).groups}, key=lambda g: g.__name__
+)
+
+
+@pytest.mark.parametrize(
+    "group, field", [(g, f) for g in OF_SCRIPTS for f in flags_of(g)], ids=lambda x: getattr(x, "name", None)
+)
+def test_a_value_that_is_not_legal_is_refused_whoever_gives_it(group, field):
+    """By a sidecar or from Python no parser is in the way."""
+    bad = [1e400, -1e400, float("nan")] if isinstance(field.default, float) else []
+    bad += ["no such choice"] if field.metadata["choices"] else []
+    if isinstance(field.default, int) and field.metadata["legal"]:
+        bad += [value for value in (-7, 10**9) if not field.metadata["legal"].holds(value)]
+    for value in bad:
+        with pytest.raises(UserError, match=f"--{field.name} is"):
+            group(**{field.name: value})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"prediction": "V"}, {"time_shift_variant": "foo"}, {"thresholding": "foo"}, {"guidance_interval": "1,2"}],
+)
+def test_the_class_api_refuses_them_too(given):
+    with pytest.raises(UserError, match=f"--{next(iter(given))}"):
+        script_util.create_gaussian_diffusion(**given)

@@ -224,3 +224,15 @@ def test_an_unconditional_network_is_refused_in_one_sentence(tmp_path, capsys):
         script_runs.run("image_sample", *flags, "--guidance_scale", 2)
     said = capsys.readouterr().err
     assert "--guidance_scale 2.0 needs a network that is told classes" in said and "Traceback" not in said
+
+
+def test_classifier_guidance_does_not_hide_that_the_network_has_no_classes(tmp_path, capsys):
+    data = script_runs.draw_images(tmp_path / "data")
+    path = script_runs.train_diffusion(data, tmp_path / "run")
+    classifier = script_runs.train_classifier(data, tmp_path / "classifier")
+    flags = ["--model_path", path, "--classifier_path", classifier, "--num_samples", 1, "--timestep_respacing", 2]
+    script_runs.run("classifier_sample", *flags, "--out_dir", tmp_path / "plain")
+    with pytest.raises(SystemExit):
+        script_runs.run("classifier_sample", *flags, "--out_dir", tmp_path / "out", "--guidance_scale", 3)
+    said = capsys.readouterr().err
+    assert "--guidance_scale 3.0 needs a network that is told classes" in said and "Traceback" not in said

@@ -348,3 +348,15 @@ def test_another_image_size_is_refused(models, tmp_path, capsys):
     with pytest.raises(SystemExit):
         script_runs.run("compare_samplers", *command(models, tmp_path), "--reference", tmp_path / "real.npz")
     assert "takes images of 16x16; these are 8x8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", [("--steps", "2"), ("--calls", "4")])
+def test_guidance_of_a_network_without_classes_is_refused_before_any_sampling(models, tmp_path, capsys, budget):
+    model = script_runs.train_diffusion(models / "data", tmp_path / "run")
+    (tmp_path / "settings.txt").write_text("plain: --use_ddim True\nguided: --use_ddim True --guidance_scale 3\n")
+    given = ["--model_path", model, "--settings", tmp_path / "settings.txt"]
+    with pytest.raises(SystemExit):
+        script_runs.run("compare_samplers", *command(models, tmp_path / "out", budget), *given)
+    said = capsys.readouterr().err
+    assert "guided" in said and "--guidance_scale 3.0 needs a network that is told classes" in said
+    assert not list((tmp_path / "out").rglob("*.npz"))

@@ -252,7 +252,8 @@ def test_a_step_that_is_skipped_is_skipped_for_all(tmp_path):
 def test_a_state_that_does_not_fit_is_named(tmp_path):
     own_loop(tmp_path, Owner(), iterations=1).run_loop()
     start = tmp_path / "model000001.pt"
-    loop, _ = tiny(tmp_path, lambda *_: None, iterations=2, resume_checkpoint=str(start))
+    loop, _ = tiny(tmp_path, lambda *_: None, iterations=2)
+    loop.files.source = str(start)
     with pytest.raises(UserError, match="state000001.pt: the own of the checkpoint does not fit --objective"):
         loop.files.load_state(0, loop.precision, Owner(weight=(1.0, 2.0)), loop.device)
 

@@ -46,12 +46,14 @@ def resolve(
         raise UserError(f"--{flag} {path} is {found.what}, by {sidecar_path(path)}; expected {network.what}")
     known = {k: v for k, v in beside.items() if k in names}
     _check_types(known, values, path)
-    assumed, source = [], sidecar_path(path) if known else "its tensors"
-    if known:
+    source = sidecar_path(path) if known else "its tensors"
+    if found:
         known = {**_unsaid(known, network, path), **known}
-    else:
+    elif not known:
         known = _revealed(path, network, given, flag)
-        assumed = [k for k in marked(_groups(network), "hidden") if k in values and k not in given]
+    assumed = [
+        k for k in marked(_groups(network), "hidden") if k in values and k not in {*given, *(known if beside else ())}
+    ]
     conflicts = _conflicts(given, known, network, parsed.marked("free") | free | lasting)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) and "override" in values else ""

@@ -1,6 +1,7 @@
 """script_util as clients use it: by signature, by key, by argparse; and the methods' flags through its helpers."""
 
 import argparse
+import ast
 import inspect
 from types import SimpleNamespace
 
@@ -73,7 +74,7 @@ TINY = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "attention_re
 
 def read(text):
     """{name: default} of "a=1 b='x'"."""
-    return eval(f"dict({', '.join(text.split())})")
+    return {name: ast.literal_eval(value) for name, value in (word.split("=") for word in text.split())}
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

@@ -202,7 +202,7 @@ def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):
 
 
 def images_of_dataset(dataset, flag, indices):
-    """The ImageSet of some images of an ImageDataset, cropped and resized as training has them.
+    """The ImageSet of some images of Images, cropped and resized as training has them.
 
     :param flag: that names the data.
     :param indices: of the images, in the order they come.

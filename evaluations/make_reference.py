@@ -17,7 +17,7 @@ from evaluations.features import FeatureFlags
 from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
-from guided_diffusion.image_datasets import ImageDataset, describe
+from guided_diffusion.image_datasets import Images, describe
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks.levels import image_channels_flag
 
@@ -48,7 +48,7 @@ OVERRIDES = {"features": None}
 
 def main(parsed):
     flags = parsed[ReferenceFlags]
-    data = ImageDataset(
+    data = Images(
         flags.data_dir,
         flags.image_size,
         random_flip=False,

@@ -33,7 +33,7 @@ class EvalFlags(FlagGroup):
 
 
 def scorer(parsed):
-    """An `after_step` of a TrainLoop: it logs `frechet_distance` every --eval_interval steps, in a row of its step.
+    """An `after_step` of a Loop: it logs `frechet_distance` every --eval_interval steps, in a row of its step.
 
     Samples are those of `preview_sampler`, by the first moving average, with classes in turn; they are compared with
     the centre crops of at most REFERENCE images of the data.

@@ -133,16 +133,7 @@ class NetworkDenoiser:
         if self.takes is not None:
             cond = {name: cond[name] for name in self.takes if name in cond}
         output = self.model(x, network_time(told, self.schedule, self.rescale_timesteps), **cond).float()
-        channels = x.shape[1]
-        expected = 2 * channels if self.var_type.is_learned else channels
-        if output.shape[:2] != (x.shape[0], expected):
-            raise UserError(
-                f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
-                f"--learn_sigma {self.var_type.is_learned} does not fit this network"
-            )
-        if self.var_type.is_learned:
-            return tuple(output.split(channels, dim=1))
-        return output, None
+        return split_output(output, x, self.var_type)
 
     def interpret(self, x, t, output, variance=None):
         """The Prediction that an output of `network` stands for."""
@@ -156,6 +147,21 @@ class NetworkDenoiser:
         q = posterior(alpha_bar, self.schedule.alpha_bar(self.previous.to(t.device)[t.ceil().long()]))
         x0 = (output - per_sample(q.xt_coef, x) * x) / per_sample(q.x0_coef, x)
         return Prediction.from_x0(x, alpha_bar, x0, variance)
+
+
+def split_output(output, x, var_type):
+    """A network's output for x [N, C, ...] as (what it predicts, its variance part or None), each of x's shape.
+
+    :raises UserError: if it has another number of channels than `var_type` needs.
+    """
+    channels = x.shape[1]
+    expected = 2 * channels if var_type.is_learned else channels
+    if output.shape[:2] != (x.shape[0], expected):
+        raise UserError(
+            f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
+            f"--learn_sigma {var_type.is_learned} does not fit this network"
+        )
+    return tuple(output.split(channels, dim=1)) if var_type.is_learned else (output, None)
 
 
 def network_time(t, schedule, rescale_timesteps):

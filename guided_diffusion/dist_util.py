@@ -2,8 +2,8 @@
 
 With distributed/ this is the only place that knows MPI and torch.distributed. `setup_dist` asks
 distributed/launchers.py who started the process, picks its device and joins it to the others. A single process
-goes the same way but needs no MPI, opens no socket and never communicates; so does a program that never
-calls `setup_dist`.
+goes the same way but needs no MPI, opens no socket and never communicates: torch.distributed is a group of one there
+(distributed/alone.py). A program that never calls `setup_dist` does without one.
 """
 
 import atexit
@@ -19,10 +19,15 @@ import torch.distributed as dist
 
 from .distributed import launchers, peers
 from .errors import UserError
-from .tensor_files import load_state_dict  # noqa: F401 (published here)
+from .tensor_files import load_checkpoint
 
 # Long enough for a slow first step, a compilation or a checkpoint written by one rank.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+# Published names. A rank has the GPU of its number on its host; modulo this, where it is set to another number. Nothing
+# ever read the second.
+GPUS_PER_NODE = PUBLISHED_GPUS_PER_NODE = 8
+SETUP_RETRY_COUNT = 3
 
 _launch = launchers.Launch("python")
 _device = None
@@ -36,7 +41,8 @@ _watch = None
 def setup_dist(device=None, timeout=120):
     """Join the processes of this job and choose the device; a second call does nothing.
 
-    One line on stderr of rank 0 tells what was found.
+    One line on stderr of rank 0 tells what was found. Afterwards torch.distributed has a default group, of one where
+    the process is alone. A group that the program has made before stays, and says who is in the job.
 
     :param device: None, "cpu", "cuda", "cuda:N" or "mps" (see `launchers.choose_device`).
     :param timeout: how many seconds the ranks may take to meet.
@@ -45,11 +51,13 @@ def setup_dist(device=None, timeout=120):
     global _launch, _device, _watch
     if _device is not None:
         return
-    launch = _find_launch(os.environ)
+    gpus = torch.cuda.device_count()
+    joined = dist.is_available() and dist.is_initialized()
+    launch = _launch_of_group(os.environ, gpus) if joined else _find_launch(os.environ)
     if not 0 <= launch.rank < launch.size:
         raise UserError(f"{launch.launcher} gave rank {launch.rank} of {launch.size}, expected 0 to {launch.size - 1}")
-    gpus = torch.cuda.device_count()
-    chosen = launchers.choose_device(device, launch.local_rank, gpus)
+    slot = launch.local_rank if GPUS_PER_NODE == PUBLISHED_GPUS_PER_NODE else launch.local_rank % GPUS_PER_NODE
+    chosen = launchers.choose_device(device, slot, gpus)
     if chosen.type == "mps" and launch.size > 1:
         raise UserError(f"--device mps runs one process, but {launch.launcher} started {launch.size}: use --device cpu")
     if chosen.type == "cuda":
@@ -58,18 +66,25 @@ def setup_dist(device=None, timeout=120):
     if threads:
         torch.set_num_threads(threads)
 
+    if joined:
+        _launch, _device = launch, chosen
+        return
     hosts = _meet(launch, chosen, timeout) if launch.size > 1 else 1
     _launch, _device = launch, chosen
     if is_main():
         say(_summary(launch, chosen, hosts))
-    if launch.size > 1:
+    if launch.size == 1 and dist.is_available():
+        from .distributed import alone
+
+        alone.join()
+    elif launch.size > 1:
         names = [None] * launch.size
         dist.all_gather_object(names, place())
         _watch = peers.Watch(launch.rank, names, launch.host, broadcast_object, _end_with)
-        atexit.register(_watch.leave)
+        atexit.register(_leave_at_exit)
         if is_main():
             say(", ".join(names))
-    elif gpus > 1 and device in (None, "cuda"):
+    if launch.size == 1 and gpus > 1 and device in (None, "cuda"):
         command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
         say(f"using one of {gpus} visible GPUs; for all of them: {command}")
 
@@ -83,6 +98,13 @@ def _find_launch(env):
     if launcher == "mpirun" and launchers.mpi_size(env) != 1:
         return launchers.mpi_launch(env, *_join_mpi())
     return launchers.Launch(launcher)
+
+
+def _launch_of_group(env, gpus):
+    """The Launch of a program that has made the default group of torch.distributed itself."""
+    rank = dist.get_rank()
+    local_rank = int(env.get("LOCAL_RANK", rank % max(gpus, 1)))
+    return launchers.Launch("python", rank, dist.get_world_size(), local_rank)
 
 
 def _join_mpi():
@@ -199,13 +221,21 @@ def cleanup():
     global _launch, _device, _watch
     if _watch is not None:
         _watch.leave()
-        atexit.unregister(_watch.leave)
+        atexit.unregister(_leave_at_exit)
         _watch = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         # DDP is a reference cycle that keeps gloo's threads alive; ended after Python is, they abort the process
         gc.collect()
     _launch, _device = launchers.Launch("python"), None
+
+
+def _leave_at_exit():
+    """Leave the job at the end of a program that does not do so itself; one that failed does not wait for others."""
+    if getattr(sys, "last_type", None) is None:
+        cleanup()
+    else:
+        _watch.leave()
 
 
 def abort(status):
@@ -268,6 +298,22 @@ def say(line):
     """
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def load_state_dict(path, map_location="cpu", **options):
+    """Read a checkpoint: weights, or an optimiser's state. Every rank reads for itself, so one alone may call it.
+
+    :param path: a local file or any address that blobfile reads.
+    :param map_location: that of `torch.load`.
+    :param options: others of `torch.load`, which are taken and change nothing: whatever `weights_only` says, nothing in
+        a file is run.
+    :return: a dict of tensors and plain values.
+    :raises UserError: naming the path, if it is missing, damaged, no dict or asks for more than data.
+    """
+    content = load_checkpoint(path, map_location)
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
+    return content
 
 
 # ------------------------------------------------- talking: every rank calls these, in one order

@@ -54,6 +54,7 @@ def flag(
     classes=False,
     idle=False,
     content=False,
+    released=False,
     needs="",
 ):
     """A dataclass field that is a flag of the field's name.
@@ -72,6 +73,7 @@ def flag(
     :param classes: it says which classes a network knows, which --init_from may change.
     :param idle: it changes no image of a sampling run.
     :param content: it names a file of which the content decides, not the name.
+    :param released: scripts of its paper's own release have it, so a client's command line means it by that name.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     """
     marks = {
@@ -82,6 +84,7 @@ def flag(
         "classes": classes,
         "idle": idle,
         "content": content,
+        "released": released,
         "needs": needs,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
@@ -103,14 +106,16 @@ def marked(groups, mark):
 
 
 class FlagGroup:
-    """Base of the dataclasses of flags: a number that is not legal is a UserError.
+    """Base of the dataclasses of flags: a value that is not legal is a UserError.
 
     A field that `flag` did not make is none: no command line sets it, and no list of flags shows it.
     """
 
     def __post_init__(self):
         for field in flags_of(self):
-            legal, value = field.metadata["legal"], getattr(self, field.name)
+            legal, choices, value = field.metadata["legal"], field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                raise UserError(f"--{field.name} is {value!r}; expected one of {', '.join(map(_shown, choices))}")
             if legal is not None and not (math.isfinite(value) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
 

@@ -1,4 +1,7 @@
-"""Sampling by index: which images a run makes depends on its flags and seed, never on its ranks."""
+"""Sampling by index: which images a run makes depends on its flags and seed, never on its ranks.
+
+With --rng published they come from one global stream instead, as those of published scripts do.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,12 +10,14 @@ import numpy as np
 import torch
 
 from . import dist_util, logger
+from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
 from .methods import Clipping
 from .seams import Conditioning
+from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
 
 
@@ -23,6 +28,69 @@ class SampleFlags(FlagGroup):
     num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
     batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
+
+
+@dataclass
+class RngFlags(FlagGroup):
+    """The random numbers."""
+
+    rng: str = flag(
+        "images",
+        "Where they come from: each image's own generator, or one global stream drawn in the published order.",
+        choices=("images", "published"),
+    )
+
+    @property
+    def published(self):
+        """Whether they come from torch's global stream."""
+        return self.rng == "published"
+
+
+def noise_of(parsed):
+    """`indices -> noise` of a run, by its SampleFlags and RngFlags.
+
+    With --rng published this seeds torch's global generator. It is the first thing that a script does, since published
+    scripts draw weights from there too before they load others.
+
+    :param parsed: the Parsed flags of a script.
+    :raises UserError: for what has no published order of draws: several ranks, and solvers of later papers.
+    """
+    flags = parsed[SampleFlags]
+    if not parsed[RngFlags].published:
+        return lambda indices: IndexedNoise(flags.seed, indices)
+    if dist_util.world_size() > 1:
+        raise UserError(f"--rng published is one stream, which {dist_util.world_size()} ranks cannot share; expected 1")
+    solver = parsed[SolverFlags].name if SolverFlags in parsed.groups else ""
+    if solver and not facts(solver).published:
+        known = " or ".join(name for name in SOLVERS if facts(name).published)
+        raise UserError(f"--rng published has no order of draws for --solver {solver}; expected {known}")
+    torch.manual_seed(flags.seed)
+    return lambda indices: GlobalNoise(flags.batch_size, len(indices))
+
+
+class GlobalNoise:
+    """Random numbers of the next `count` images of torch's global stream, on this rank's device.
+
+    Published scripts draw for whole batches and leave what the last has too many; so does this.
+
+    :param batch_size: drawn at once.
+    :param count: returned of these.
+    """
+
+    def __init__(self, batch_size, count):
+        self.batch_size = batch_size
+        self.count = count
+
+    def label(self, num_classes):
+        """A class [count] for each image, uniform over num_classes."""
+        return torch.randint(num_classes, (self.batch_size,), device=dist_util.dev())[: self.count]
+
+    def normal(self, *shape):
+        """Standard normal float32 [count, *shape]."""
+        return torch.randn(self.batch_size, *shape, device=dist_util.dev())[: self.count]
+
+    def __call__(self, x):
+        return self.normal(*x.shape[1:]).to(x)
 
 
 class IndexedNoise:
@@ -62,7 +130,7 @@ def images(process, network, noise, cond):
 
     :param process: a Process with a solver.
     :param network: on this rank's device; its `shape` is (C, H, W).
-    :param noise: IndexedNoise, which draws the start and each step's noise.
+    :param noise: IndexedNoise or GlobalNoise, which draws the start and each step's noise.
     :param cond: {name: tensor [N, ...]} of what the network is told.
     """
     x = noise.normal(*network.shape).to(dist_util.dev())
@@ -71,14 +139,15 @@ def images(process, network, noise, cond):
     return x
 
 
-def batch_maker(process, network, conditioning: Conditioning, seed):
+def batch_maker(process, network, conditioning: Conditioning, noise_at):
     """`indices -> {"arr_0": images uint8 [n, H, W, C], "arr_1": labels}`, the labels where there are any.
 
     :param conditioning: a Conditioning of sampling.
+    :param noise_at: `indices -> noise`, as of `noise_of`.
     """
 
     def make_batch(indices):
-        noise = IndexedNoise(seed, indices)
+        noise = noise_at(indices)
         cond = on_device(conditioning.of_indices(noise, indices))
         return as_arrays(images(process, network, noise, cond), cond.get("y"))
 

@@ -1,14 +1,17 @@
 """Images from a folder, a .zip or an .npz file, as an endless stream of training batches.
 
-The stream is one long list of draws: a permutation of all images for epoch 0, another for epoch 1,
-and so on. Rank r of `size` takes the draws r, r + size, r + 2 * size, ... Over all ranks every image
+The scripts' stream, `batches` of `Images`, is one long list of draws: a permutation of all images for epoch 0, another
+for epoch 1, and so on. Rank r of `size` takes the draws r, r + size, r + 2 * size, ... Over all ranks every image
 is drawn exactly once per epoch, however few images there are; and a batch depends on nothing but the
 seed, the shard and its own number, so a run that resumes asks for `start`.
+
+The published stream, `load_data` of `ImageDataset`, draws from the global generators of torch and Python.
 """
 
 import itertools
 import math
 import os
+import random
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +21,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, SequentialSampler, default_collate
 
+from . import dist_util, files
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
-from .image_files import list_image_files, open_picture, read_npz
+from .image_files import ZIP, list_image_files, open_picture, read_npz
 from .images import as_picture
+
+# beside "bmp" of EXTENSIONS, which the published package passes by
+PUBLISHED_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 
 CLASS_SOURCES = ("auto", "prefix", "folder")
 
@@ -46,8 +53,8 @@ class DataFlags(FlagGroup):
     num_workers: int = flag(1, "Threads that read ahead; 0 reads when asked.", legal=at_least(0))
 
     def dataset(self, image_size, class_cond, num_classes, seed=0, image_channels=3):
-        """The ImageDataset of these flags."""
-        return ImageDataset(
+        """The Images of these flags."""
+        return Images(
             self.data_dir,
             image_size,
             class_cond=class_cond,
@@ -70,52 +77,75 @@ def load_data(
     deterministic=False,
     random_crop=False,
     random_flip=True,
-    rank=0,
-    size=1,
-    num_classes=None,
-    class_source="auto",
-    skip_bad=False,
-    num_workers=1,
-    seed=0,
-    start=0,
-    image_channels=3,
 ):
-    """An endless stream of batches; the arguments are those of `ImageDataset` and `batches`.
+    """The published stream of this rank's batches, without end.
 
-    The data are validated here and now, before the first batch is asked for.
+    Each epoch is a permutation of the rank's images, whose last batch is left out where it is not full. It takes a
+    number from torch's global generator that seeds crops and flips, and one for the permutation: the draws of the
+    published function, which reads in a torch DataLoader with one worker. The data are validated here and now.
 
-    :return: a generator of (images, extra): float32 [batch_size, image_channels, image_size, image_size] in [-1, 1],
-        and {} or, with class_cond, {"y": int64 [batch_size]}.
+    :param data_dir: a folder of images, searched with its sub-folders, or a .zip or .npz file; see `Images`.
+    :param class_cond: whether there are classes: the part of a file's name before its first "_" or, where a name has
+        none, the first sub-folder; arr_1 of an npz. Their sorted names become 0, 1, ...
+    :param deterministic: keep the order of the files.
+    :param random_crop: ADM's random crop instead of its centre crop.
+    :param random_flip: mirror an image with probability 1/2.
+    :return: a generator of (images, extra): float32 [batch_size, 3, image_size, image_size] in [-1, 1], and {} or, with
+        class_cond, {"y": int64 [batch_size]}.
     :raises UserError: for data that cannot be used.
     """
+    _at_least("--batch_size", batch_size, 1)
+    images, classes = _published_order(str(data_dir or ""), image_size, class_cond)
     dataset = ImageDataset(
-        data_dir,
         image_size,
-        class_cond=class_cond,
-        class_source=class_source,
-        num_classes=num_classes,
+        images,
+        classes,
+        shard=dist_util.rank(),
+        num_shards=dist_util.world_size(),
         random_crop=random_crop,
         random_flip=random_flip,
-        skip_bad=skip_bad,
-        seed=seed,
-        image_channels=image_channels,
     )
-    return batches(
-        dataset,
-        batch_size,
-        deterministic=deterministic,
-        rank=rank,
-        size=size,
-        num_workers=num_workers,
-        start=start,
-    )
+    if not len(dataset):
+        raise UserError(f"--data_dir {data_dir} has {len(images)} images, expected one for each of the ranks at least")
+    return _published_batches(dataset, batch_size, deterministic)
+
+
+def _published_order(data_dir, image_size, class_cond):
+    """(the images in the order of `_list_image_files_recursively`, their classes or None)."""
+    found = Images(data_dir, image_size, class_cond=class_cond)
+    classes = found.labels
+    if isinstance(found.images, np.ndarray):
+        return found.images, classes
+    listed = found.images if data_dir.endswith(ZIP) else _list_image_files_recursively(data_dir)
+    if class_cond:
+        names = [files.split(path)[1] for path in listed]
+        if all("_" in name for name in names):
+            _, classes = np.unique([name.split("_")[0] for name in names], return_inverse=True)
+        else:
+            class_of = dict(zip(found.images, found.labels))
+            classes = [class_of[path] for path in listed]
+    return listed, classes
+
+
+def _published_batches(dataset, batch_size, deterministic):
+    # a set smaller than a batch, which the published function asks for one forever, counts several times
+    places = range(len(dataset)) if len(dataset) >= batch_size else np.resize(range(len(dataset)), batch_size)
+    order = SequentialSampler(places) if deterministic else RandomSampler(places)
+    while True:
+        rng = random.Random(int(torch.empty((), dtype=torch.int64).random_()))
+
+        def read(numbers, rng=rng):
+            return default_collate([dataset.draw(places[n], rng) for n in numbers])
+
+        # one thread, since the order of reading decides the draws
+        yield from _read_ahead(read, iter(list(BatchSampler(order, batch_size, drop_last=True))), 1)
 
 
 def load_superres_data(*, large_size, small_size, **kwargs):
     """Like `load_data` at `large_size`, with extra["low_res"]: the same images shrunk by area.
 
     :param kwargs: those of `load_data`.
-    :return: as of `load_data`; `low_res` is float32 [batch_size, image_channels, small_size, small_size] in [-1, 1].
+    :return: as of `load_data`; `low_res` is float32 [batch_size, 3, small_size, small_size] in [-1, 1].
     :raises UserError: as `load_data`, and for a small size that is none or above the large one.
     """
     _at_least("--small_size", small_size, 1)
@@ -131,7 +161,7 @@ def with_low_res(data, small_size):
 
 
 def batches(dataset, batch_size, *, deterministic=False, rank=0, size=1, num_workers=1, start=0):
-    """The endless stream of one rank's batches from an ImageDataset; see `load_data` for the shapes.
+    """The endless stream of one rank's batches from Images: (images, extra) as of `load_data`, of its channels.
 
     :param batch_size: images of a batch.
     :param deterministic: keep the order of the files instead of a fresh permutation each epoch.
@@ -178,9 +208,84 @@ def _read_ahead(read, numbers, num_workers):
         for number in numbers:
             yield ahead.popleft().result()
             ahead.append(pool.submit(read, number))
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _list_image_files_recursively(data_dir):
+    """Paths of the images in a folder and its sub-folders, in the published order, by the published extensions.
+
+    Entries are sorted by name in each folder, and a sub-folder's images stand in its place. For a folder in any place
+    blobfile reads. `list_image_files` sorts whole paths, and knows .bmp too.
+    """
+    found = []
+    for name, is_folder in sorted(files.entries(data_dir)):
+        path = files.join(data_dir, name)
+        if is_folder:
+            found += _list_image_files_recursively(path)
+        elif name.lower().endswith(PUBLISHED_ENDINGS):
+            found.append(path)
+    return found
 
 
 class ImageDataset(Dataset):
+    """The published dataset: image files of one shard, as arrays.
+
+    dataset[index] is (float32 array [3, resolution, resolution] in [-1, 1], {} or {"y": int64 array []}). Crops and
+    flips are drawn from Python's global generator.
+
+    :param resolution: height and width in pixels of what comes out.
+    :param image_paths: files, of any kind that `open_picture` reads; or uint8 arrays [H, W, 3].
+    :param classes: the class of each, or None.
+    :param shard: takes every `num_shards`-th image from this one on.
+    :param random_crop: ADM's random crop instead of its centre crop.
+    :param random_flip: mirror an image with probability 1/2.
+    :ivar local_images: the images of the shard.
+    :ivar local_classes: their classes, or None.
+    """
+
+    def __init__(
+        self,
+        resolution,
+        image_paths,
+        classes=None,
+        shard=0,
+        num_shards=1,
+        random_crop=False,
+        random_flip=True,
+    ):
+        super().__init__()
+        self.resolution = resolution
+        self.local_images = image_paths[shard::num_shards]
+        self.local_classes = None if classes is None else classes[shard::num_shards]
+        self.random_crop = random_crop
+        self.random_flip = random_flip
+
+    def __len__(self):
+        return len(self.local_images)
+
+    def __getitem__(self, idx):
+        return self.draw(idx, random)
+
+    def draw(self, index, rng):
+        """dataset[index], with crop and flip from a `random.Random`.
+
+        :raises UserError: for an image that cannot be read.
+        """
+        source = self.local_images[index]
+        picture = as_picture(source) if isinstance(source, np.ndarray) else open_picture(source, 3)[0]
+        pixels = _augmented(picture, self.resolution, self.random_crop, self.random_flip, rng)
+        extra = {} if self.local_classes is None else {"y": np.array(self.local_classes[index], dtype=np.int64)}
+        return pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1, extra
+
+
+def _augmented(picture, size, random_crop, random_flip, rng):
+    """Pixels of a crop, mirrored or not; `rng` as of `random_crop_arr`."""
+    pixels = random_crop_arr(picture, size, rng=rng) if random_crop else center_crop_arr(picture, size)
+    return pixels[:, ::-1] if random_flip and rng.random() < 0.5 else pixels
+
+
+class Images(Dataset):
     """Images of one size, with their classes where `class_cond` asks for them.
 
     dataset[index] or dataset[index, epoch] is (float32 tensor [image_channels, image_size, image_size] in [-1, 1],
@@ -252,12 +357,7 @@ class ImageDataset(Dataset):
         # The 1 keeps the first image apart from the permutation, whose key is (seed, epoch).
         rng = np.random.default_rng([self.seed, epoch, 1 + index])
         index, picture = self._readable(index)
-        if self.random_crop:
-            pixels = random_crop_arr(picture, self.image_size, rng=rng)
-        else:
-            pixels = center_crop_arr(picture, self.image_size)
-        if self.random_flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
+        pixels = _augmented(picture, self.image_size, self.random_crop, self.random_flip, rng)
         pixels = pixels.reshape(self.image_size, self.image_size, self.image_channels)
         image = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1)
         return image, {} if self.labels is None else {"y": int(self.labels[index])}
@@ -303,7 +403,7 @@ class ImageDataset(Dataset):
 
 
 def describe(dataset):
-    """One line for the start of a run: count, place, classes and crop rule of an ImageDataset, and what is no RGB."""
+    """One line for the start of a run: count, place, classes and crop rule of Images, and what is no RGB."""
     size = dataset.image_size
     parts = [
         f"{len(dataset):,} images from {dataset.data_dir}",
@@ -369,16 +469,16 @@ def center_crop_arr(pil_image, image_size):
     return pixels[top : top + image_size, left : left + image_size]
 
 
-def random_crop_arr(pil_image, image_size, min_crop_frac=0.8, max_crop_frac=1.0, rng=None):
+def random_crop_arr(pil_image, image_size, min_crop_frac=0.8, max_crop_frac=1.0, rng=random):
     """ADM's random crop: a square that spans between the two fractions of the smaller side.
 
-    :param rng: a numpy Generator; default a fresh one.
+    :param rng: a `random.Random`, by default Python's global one, or a numpy Generator.
     :return: as of `center_crop_arr`.
     """
-    rng = np.random.default_rng() if rng is None else rng
+    below = rng.integers if isinstance(rng, np.random.Generator) else rng.randrange
     smallest, largest = (math.ceil(image_size / frac) for frac in (max_crop_frac, min_crop_frac))
-    pixels = _scale_smaller_side(pil_image, int(rng.integers(smallest, largest, endpoint=True)))
-    top, left = (int(rng.integers(side - image_size, endpoint=True)) for side in pixels.shape[:2])
+    pixels = _scale_smaller_side(pil_image, smallest + int(below(largest - smallest + 1)))
+    top, left = (int(below(side - image_size + 1)) for side in pixels.shape[:2])
     return pixels[top : top + image_size, left : left + image_size]
 
 

@@ -11,11 +11,16 @@ import json
 import math
 import os
 import sys
+import time
+import warnings
+from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from numbers import Number
 from pathlib import Path
 
 from . import dist_util, files
+from .distributed import launchers
 from .errors import UserError
 
 DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
@@ -49,35 +54,76 @@ def _not_beyond(step, last):
         return True
 
 
-# ------------------------------------------- one writer per format: write(row, step) or say(line)
+# ----------------------------------------------------- what is written: rows, or words, or both
 
 
-class TableWriter:
-    """Aligned rows and messages for a reader, given to `put` as text."""
+class KVWriter:
+    """Writes rows; a format of one's own is a subclass, put into `get_current().output_formats`."""
 
-    def __init__(self, put):
-        self.say = put
+    def writekvs(self, kvs):
+        """Write a row, {key: number or text}."""
+        raise NotImplementedError
 
-    def write(self, row, step):
+    def close(self):
+        """Let go of what is open; nothing is written afterwards."""
+
+
+class SeqWriter:
+    """Writes messages."""
+
+    def writeseq(self, seq):
+        """Write a line of words."""
+        raise NotImplementedError
+
+    def close(self):
+        """Let go of what is open; nothing is written afterwards."""
+
+
+class HumanOutputFormat(KVWriter, SeqWriter):
+    """Aligned rows and messages for a reader.
+
+    :param filename_or_file: a path, at whose end is written, or an open text file.
+    """
+
+    def __init__(self, filename_or_file):
+        if isinstance(filename_or_file, (str, os.PathLike)):
+            self._put = partial(files.append_text, filename_or_file)
+            self._put("")
+        else:
+            # None is whatever sys.stdout is when something is said
+            file = None if filename_or_file is sys.stdout else filename_or_file
+            self._put = partial(print, end="", file=file, flush=True)
+
+    def writekvs(self, kvs):
+        if not kvs:
+            return
+        row = _plain_row(kvs)
         shown = {key: f"{value:.5g}" if isinstance(value, float) else str(value) for key, value in row.items()}
         left = max(map(len, shown))
         right = max(map(len, shown.values()))
-        self.say("".join(f"  {key:<{left}}  {shown[key]:>{right}}\n" for key in sorted(shown)))
+        self._put("".join(f"  {key:<{left}}  {shown[key]:>{right}}\n" for key in sorted(shown)))
+
+    def writeseq(self, seq):
+        self._put(" ".join(seq) + "\n")
 
 
-class JsonWriter:
-    """One JSON object a line."""
+class JSONOutputFormat(KVWriter):
+    """One JSON object a line.
 
-    def __init__(self, path):
-        self.path = path
+    :param filename: a path; an existing file is continued.
+    """
 
-    def write(self, row, step):
-        files.append_text(self.path, json.dumps(row, default=str) + "\n")
+    def __init__(self, filename):
+        self.path = filename
+        files.append_text(filename, "")
+
+    def writekvs(self, kvs):
+        files.append_text(self.path, json.dumps(_plain_row(kvs), default=str) + "\n")
 
     def rewind(self, last):
-        if files.exists(self.path):
-            lines = _whole_lines(self.path).splitlines(keepends=True)
-            files.write_text(self.path, "".join(line for line in lines if _not_beyond(_step_in(line), last)))
+        """Keep no row of a step after `last`, and no line that was cut off."""
+        lines = _whole_lines(self.path).splitlines(keepends=True)
+        files.write_text(self.path, "".join(line for line in lines if _not_beyond(_step_in(line), last)))
 
 
 def _step_in(line):
@@ -88,14 +134,19 @@ def _step_in(line):
         return None
 
 
-class CsvWriter:
-    """One row a line under a header that grows when new keys come; an existing file is continued."""
+class CSVOutputFormat(KVWriter):
+    """One row a line under a header that grows when new keys come.
 
-    def __init__(self, path):
-        self.path = path
-        self.keys = next(csv.reader(io.StringIO(_whole_lines(path))), [])
+    :param filename: a path; an existing file is continued.
+    """
 
-    def write(self, row, step):
+    def __init__(self, filename):
+        self.path = filename
+        self.keys = next(csv.reader(io.StringIO(_whole_lines(filename))), [])
+        files.append_text(filename, "")
+
+    def writekvs(self, kvs):
+        row = _plain_row(kvs)
         new = sorted(row.keys() - set(self.keys))
         if new:
             old = self._rows()
@@ -105,10 +156,10 @@ class CsvWriter:
             files.append_text(self.path, self._text([row]))
 
     def rewind(self, last):
-        if files.exists(self.path):
-            kept = [row for row in self._rows() if _not_beyond(row.get("step"), last)]
-            header = [dict(zip(self.keys, self.keys))] if self.keys else []
-            files.write_text(self.path, self._text([*header, *kept]))
+        """Keep no row of a step after `last`, and no line that was cut off."""
+        kept = [row for row in self._rows() if _not_beyond(row.get("step"), last)]
+        header = [dict(zip(self.keys, self.keys))] if self.keys else []
+        files.write_text(self.path, self._text([*header, *kept]))
 
     def _rows(self):
         return list(csv.DictReader(io.StringIO(_whole_lines(self.path))))
@@ -119,36 +170,48 @@ class CsvWriter:
         return text.getvalue()
 
 
-class TensorBoardWriter:
-    """Scalars for TensorBoard, at the step logged as "step" or else at the number of the row."""
+class TensorBoardOutputFormat(KVWriter):
+    """Scalars for TensorBoard, at the step logged as "step" or else at the number of the row.
 
-    def __init__(self, folder):
+    :param dir: the folder of its files.
+    """
+
+    def __init__(self, dir):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.events = SummaryWriter(folder)
+        self.events = SummaryWriter(dir)
+        self.rows = 0
 
-    def write(self, row, step):
+    def writekvs(self, kvs):
+        row = _plain_row(kvs)
         for key, value in row.items():
             if isinstance(value, Number):
-                self.events.add_scalar(key, value, step)
+                self.events.add_scalar(key, value, int(row.get("step", self.rows)))
         self.events.flush()
+        self.rows += 1
+
+    def close(self):
+        self.events.close()
 
 
-def _to_terminal(text):
-    print(text, end="", flush=True)
+def make_output_format(format, ev_dir, log_suffix=""):
+    """The writer called `format`: stdout, log, json, csv or tensorboard.
 
-
-def _make_writer(kind, folder, suffix):
-    if kind == "stdout":
-        return TableWriter(_to_terminal)
-    if kind == "log":
-        path = files.join(folder, f"log{suffix}.txt")
-        return TableWriter(lambda text: files.append_text(path, text))
-    if kind == "json":
-        return JsonWriter(files.join(folder, f"progress{suffix}.json"))
-    if kind == "csv":
-        return CsvWriter(files.join(folder, f"progress{suffix}.csv"))
-    return TensorBoardWriter(files.join(folder, f"tb{suffix}"))
+    :param ev_dir: folder of its file, made where it is missing.
+    :param log_suffix: stands in the file's name.
+    :raises UserError: for another format.
+    """
+    _check_formats([format])
+    files.make_folder(ev_dir)
+    if format == "stdout":
+        return HumanOutputFormat(sys.stdout)
+    if format == "log":
+        return HumanOutputFormat(files.join(ev_dir, f"log{log_suffix}.txt"))
+    if format == "json":
+        return JSONOutputFormat(files.join(ev_dir, f"progress{log_suffix}.json"))
+    if format == "csv":
+        return CSVOutputFormat(files.join(ev_dir, f"progress{log_suffix}.csv"))
+    return TensorBoardOutputFormat(files.join(ev_dir, f"tb{log_suffix}"))
 
 
 def _check_formats(formats):
@@ -165,63 +228,90 @@ def _check_formats(formats):
 
 
 class Logger:
-    """What was logged since the last row, and where rows and messages go."""
+    """What was logged since the last row, and where rows and messages go.
 
-    def __init__(self, folder, writers):
-        self.folder = folder
-        self.writers = writers
+    :param dir: the folder of its files, None without one.
+    :param output_formats: a list of KVWriter and SeqWriter.
+    :param comm: a communicator, to average every number over its ranks; see `mpi_weighted_mean`. By default means are
+        averaged over the ranks of this job, and other values are those of rank 0.
+    :cvar DEFAULT: the Logger that writes to the terminal alone, once it was needed.
+    :cvar CURRENT: the one that the functions of this module use; None before the first is needed.
+    :ivar name2val: {key: value} of the next row.
+    :ivar name2cnt: {key: how many values its mean is of}, of keys that have a mean.
+    """
+
+    DEFAULT = None
+    CURRENT = None
+
+    def __init__(self, dir, output_formats, comm=None):
+        self.dir = dir
+        self.output_formats = output_formats
+        self.comm = comm
         self.level = INFO
-        self.rows = 0
-        self.values = {}
-        self.sums = {}
+        self._begin_row()
 
-    def logkv(self, key, value):
-        self.sums.pop(key, None)
-        self.values[key] = _detached(value)
+    def _begin_row(self):
+        self.name2val = defaultdict(float)
+        self.name2cnt = defaultdict(int)
 
-    def logkv_mean(self, key, value):
-        self.values.pop(key, None)
-        total, count = self.sums.get(key, (0.0, 0))
-        self.sums[key] = total + _detached(value), count + 1
+    def logkv(self, key, val):
+        self.name2cnt.pop(key, None)
+        self.name2val[key] = _detached(val)
 
-    def getkvs(self):
-        return self.values | {key: total / count for key, (total, count) in self.sums.items()}
+    def logkv_mean(self, key, val):
+        count = self.name2cnt[key] + 1
+        before = self.name2val[key] * (count - 1) / count if count > 1 else 0.0
+        self.name2val[key] = before + _detached(val) / count
+        self.name2cnt[key] = count
 
     def rewind(self, last):
-        for writer in self.writers:
-            if isinstance(writer, (JsonWriter, CsvWriter)):
+        for writer in self.output_formats:
+            if isinstance(writer, (JSONOutputFormat, CSVOutputFormat)):
                 writer.rewind(last)
 
     def dumpkvs(self):
-        if dist_util.world_size() > 1:
-            self._average_over_ranks()
-        row = {key: _plain(value) for key, value in self.getkvs().items()}
+        row = _plain_row(self._over_ranks())
         if row and self.level < DISABLED:
-            step = row.get("step", self.rows)
-            for writer in self.writers:
-                writer.write(row, int(step))
-        self.rows += 1
-        self.values, self.sums = {}, {}
+            for writer in self.output_formats:
+                if isinstance(writer, KVWriter):
+                    writer.writekvs(dict(row))
+        self._begin_row()
         return row
 
-    def _average_over_ranks(self):
-        mine = {key: (float(total), count) for key, (total, count) in self.sums.items()}
-        everyone = dist_util.gather_object(mine)
-        if everyone is None:
-            return
-        self.sums = {}
-        for key, (total, count) in (item for sums in everyone for item in sums.items()):
-            sofar = self.sums.get(key, (0.0, 0))
-            self.sums[key] = sofar[0] + total, sofar[1] + count
-        self.values = {key: value for key, value in self.values.items() if key not in self.sums}
+    def _over_ranks(self):
+        """The row of all ranks on rank 0; elsewhere what this rank adds to it, or nothing where there is a `comm`."""
+        if self.comm is not None:
+            counted = {key: (value, self.name2cnt.get(key, 1)) for key, value in self.name2val.items()}
+            return mpi_weighted_mean(self.comm, counted)
+        if dist_util.world_size() == 1:
+            return self.name2val
+        everyone = dist_util.gather_object({key: (float(self.name2val[key]), n) for key, n in self.name2cnt.items()})
+        return self.name2val if everyone is None else self.name2val | _weighted_mean(everyone)
 
     def log(self, *args, level=INFO):
         if level < self.level:
             return
-        mark = {WARN: "warning: ", ERROR: "error: "}.get(level, "")
-        for writer in self.writers:
-            if isinstance(writer, TableWriter):
-                writer.say(mark + " ".join(map(str, args)) + "\n")
+        mark = {WARN: ["warning:"], ERROR: ["error:"]}.get(level, [])
+        for writer in self.output_formats:
+            if isinstance(writer, SeqWriter):
+                writer.writeseq([*mark, *map(str, args)])
+
+    def get_dir(self):
+        """The folder of its files, or None."""
+        return self.dir
+
+    def set_comm(self, comm):
+        """Average every number over the ranks of a communicator from now on."""
+        self.comm = comm
+
+    def set_level(self, level):
+        """Hide messages below `level`, and with DISABLED rows too."""
+        self.level = level
+
+    def close(self):
+        """Close what its formats have open."""
+        for writer in self.output_formats:
+            writer.close()
 
 
 def _detached(value):
@@ -229,50 +319,88 @@ def _detached(value):
     return value.detach().clone() if hasattr(value, "detach") else value
 
 
+def _plain_row(row):
+    """The row with Python's numbers in place of those of torch and numpy."""
+    return {key: _plain(value) for key, value in row.items()}
+
+
 def _plain(value):
-    """Turn a number of torch or numpy into Python's; leave the rest."""
     return value.item() if getattr(value, "size", None) == 1 or hasattr(value, "detach") else value
 
 
-def _unconfigured():
-    return Logger(None, [TableWriter(_to_terminal)] if dist_util.is_main() else [])
+def mpi_weighted_mean(comm, local_name2valcount):
+    """Average numbers over the ranks of a communicator; every rank must call it.
 
+    What is no number is left out with a warning.
 
-_current = None
-
-
-def _logger():
-    global _current
-    if _current is None:
-        _current = _unconfigured()
-    return _current
-
-
-def configure(dir=None, format_strs=None, log_suffix="", rank=None):
-    """Write from now on to the folder `dir`, and print its absolute path.
-
-    `dir` is a local path or an address that blobfile writes; by default OPENAI_LOGDIR, else ./runs/NAME of
-    the script. `format_strs` are some of stdout, log, csv, json, tensorboard; by default OPENAI_LOG_FORMAT,
-    else "stdout,log,csv,json". Ranks other than 0 write only "log", to a file of their own. `log_suffix`
-    goes into the file names; `rank` is this process's own unless given. Existing files are continued.
-    UserError if the folder cannot be written or a format is unknown.
+    :param comm: has `rank` and `gather(object)`, as those of MPI do.
+    :param local_name2valcount: {key: (value, its weight)} of this rank.
+    :return: {key: mean over the ranks that have the key} on rank 0, {} elsewhere.
     """
-    global _current
-    rank = dist_util.rank() if rank is None else rank
+    everyone = comm.gather(local_name2valcount)
+    return _weighted_mean(everyone) if comm.rank == 0 else {}
+
+
+def _weighted_mean(everyone):
+    """{key: mean} of a list of {key: (value, weight)}."""
+    sums = {}
+    for key, (value, count) in (item for part in everyone for item in part.items()):
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            warnings.warn(f"no mean of {key}, which is {value!r}", stacklevel=2)
+            continue
+        total, weight = sums.get(key, (0.0, 0))
+        sums[key] = total + value * count, weight + count
+    return {key: total / weight for key, (total, weight) in sums.items()}
+
+
+def get_current():
+    """The Logger in use: that of `configure`, or else one that writes to the terminal of rank 0."""
+    if Logger.CURRENT is None:
+        Logger.DEFAULT = Logger.CURRENT = Logger(None, [HumanOutputFormat(sys.stdout)] if dist_util.is_main() else [])
+    return Logger.CURRENT
+
+
+def configure(dir=None, format_strs=None, comm=None, log_suffix="", rank=None):
+    """Write from now on to a folder, and print its absolute path. Existing files are continued.
+
+    Ranks other than 0 write only "log", or the formats of OPENAI_LOG_FORMAT_MPI, to files of their own.
+
+    :param dir: a local path or an address that blobfile writes; by default OPENAI_LOGDIR, else ./runs/NAME of the
+        script.
+    :param format_strs: some of stdout, log, csv, json, tensorboard, as a list or with commas; by default
+        OPENAI_LOG_FORMAT, else "stdout,log,csv,json".
+    :param comm: see `Logger`.
+    :param log_suffix: stands in the files' names.
+    :param rank: this process's own unless given.
+    :raises UserError: if the folder cannot be written or a format is unknown.
+    """
+    rank = (dist_util.rank() or launchers.told_rank(os.environ)) if rank is None else rank
     folder = str(dir or os.environ.get("OPENAI_LOGDIR") or _default_folder())
     if not files.is_remote(folder):
         folder = os.path.abspath(os.path.expanduser(folder))
-    formats = format_strs or os.environ.get("OPENAI_LOG_FORMAT") or DEFAULT_FORMATS
-    formats = [f.strip() for f in (formats.split(",") if isinstance(formats, str) else formats)]
-    formats, warning = _check_formats(formats)
+    formats, warning = _check_formats(_formats(format_strs, rank))
     if rank > 0:
-        formats = [f for f in formats if f == "log"]
         log_suffix += f"-rank{rank:03d}"
     _prepare_folder(folder)
-    _current = Logger(folder, [_make_writer(f, folder, log_suffix) for f in formats])
+    Logger.CURRENT = Logger(folder, [make_output_format(f, folder, log_suffix) for f in formats], comm)
     log(f"logging to {folder}")
     if warning and rank == 0:
         warn(warning)
+
+
+def _formats(format_strs, rank):
+    """The names of the formats that a rank writes."""
+    if rank > 0 and format_strs is None and "OPENAI_LOG_FORMAT_MPI" in os.environ:
+        return _names(os.environ["OPENAI_LOG_FORMAT_MPI"])
+    if format_strs is None:
+        format_strs = os.environ.get("OPENAI_LOG_FORMAT") or DEFAULT_FORMATS
+    return [f for f in _names(format_strs) if rank == 0 or f == "log"]
+
+
+def _names(formats):
+    return [f.strip() for f in (formats.split(",") if isinstance(formats, str) else formats) if f and f.strip()]
 
 
 def _default_folder():
@@ -282,30 +410,31 @@ def _default_folder():
 
 def reset():
     """Go back to the terminal only, as before `configure`."""
-    global _current
-    _current = None
+    if Logger.CURRENT is not None:
+        Logger.CURRENT.close()
+    Logger.CURRENT = Logger.DEFAULT = None
 
 
 @contextmanager
-def scoped_configure(dir=None, format_strs=None, log_suffix="", rank=None):
+def scoped_configure(dir=None, format_strs=None, comm=None, log_suffix="", rank=None):
     """`configure` for the length of a with-block; the logger of before comes back after it."""
-    global _current
-    before = _current
-    configure(dir, format_strs, log_suffix, rank)
+    before = Logger.CURRENT
+    configure(dir, format_strs, comm, log_suffix, rank)
     try:
         yield
     finally:
-        _current = before
+        Logger.CURRENT.close()
+        Logger.CURRENT = before
 
 
 def logkv(key, value):
     """Set `key` in the next row, replacing what it had; on several ranks the value of rank 0 counts."""
-    _logger().logkv(key, value)
+    get_current().logkv(key, value)
 
 
 def logkv_mean(key, value):
     """Add `value` to the mean that the next row shows at `key`, over calls and over ranks."""
-    _logger().logkv_mean(key, value)
+    get_current().logkv_mean(key, value)
 
 
 def logkvs(values):
@@ -315,8 +444,8 @@ def logkvs(values):
 
 
 def getkvs():
-    """Return the next row as it stands on this rank, as a dict."""
-    return _logger().getkvs()
+    """Return the next row as it stands on this rank, as a dict, in which values may be set."""
+    return get_current().name2val
 
 
 def dumpkvs():
@@ -324,7 +453,7 @@ def dumpkvs():
 
     With several ranks every rank has to call this: means are weighted by the number of calls on each.
     """
-    return _logger().dumpkvs()
+    return get_current().dumpkvs()
 
 
 def rewind(last=math.inf):
@@ -332,12 +461,12 @@ def rewind(last=math.inf):
 
     A last line that was cut off, as when the process was killed, goes as well.
     """
-    _logger().rewind(last)
+    get_current().rewind(last)
 
 
 def log(*args, level=INFO):
     """Write a line of words joined by spaces to the terminal and the text file, if `level` is high enough."""
-    _logger().log(*args, level=level)
+    get_current().log(*args, level=level)
 
 
 def debug(*args):
@@ -362,9 +491,32 @@ def error(*args):
 
 def set_level(level):
     """Hide messages below `level`; DISABLED also hides rows."""
-    _logger().level = level
+    get_current().set_level(level)
+
+
+def set_comm(comm):
+    """Average every number of the rows from now on over the ranks of a communicator; see `Logger`."""
+    get_current().set_comm(comm)
 
 
 def get_dir():
     """Return the folder of `configure` as an absolute path or address, None before it."""
-    return _logger().folder
+    return get_current().get_dir()
+
+
+record_tabular, dump_tabular = logkv, dumpkvs
+
+
+@contextmanager
+def profile_kv(scopename):
+    """Add the seconds that the with-block takes to "wait_" and its name in the next row."""
+    start = time.time()
+    try:
+        yield
+    finally:
+        get_current().name2val[f"wait_{scopename}"] += time.time() - start
+
+
+def profile(n):
+    """A decorator that does for every call of a function what `profile_kv` does under the name `n`."""
+    return profile_kv(n)

@@ -165,7 +165,7 @@ class Process:
     :param var_type: where the variance comes from (ModelVarType).
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param methods: Method objects, at most one of a class; they act in the order of methods.STACK, a subclass where its
-        base does.
+        base does, and those that are not in it after all others.
     :param solver: SolverFlags; None in training.
     :ivar solver: the Solver, or None.
     :ivar solver_name: its name in SOLVERS, or "".
@@ -210,6 +210,16 @@ class Process:
     def method(self, kind):
         """The method of a class, at its defaults where the process has none."""
         return next((method for method in self.methods if type(method) is kind), None) or kind()
+
+    def bare(self):
+        """The same process without its methods and without a solver."""
+        return Process(
+            self.schedule,
+            self.grid,
+            mean_type=self.mean_type,
+            var_type=self.var_type,
+            rescale_timesteps=self.rescale_timesteps,
+        )
 
     def tally(self, name, rows, columns):
         """The Tally of a name, made where it is not there yet."""

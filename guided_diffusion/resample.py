@@ -70,6 +70,7 @@ class UniformSampler(ScheduleSampler):
     """Each step equally often, weight 1."""
 
     def __init__(self, diffusion):
+        self.diffusion = diffusion
         self._weights = np.ones(diffusion.num_timesteps)
 
     def weights(self):
@@ -103,25 +104,26 @@ class LossSecondMomentResampler(LossAwareSampler):
     """
 
     def __init__(self, diffusion, history_per_term=10, uniform_prob=0.001):
+        self.diffusion = diffusion
         self.history_per_term = history_per_term
         self.uniform_prob = uniform_prob
         steps = diffusion.num_timesteps
-        self._losses = np.zeros((steps, history_per_term))
-        self._seen = np.zeros(steps, dtype=np.int64)
+        self._loss_history = np.zeros((steps, history_per_term))
+        self._loss_counts = np.zeros(steps, dtype=np.int64)
 
     def weights(self):
-        steps = len(self._seen)
-        if (self._seen < self.history_per_term).any():
+        steps = len(self._loss_counts)
+        if (self._loss_counts < self.history_per_term).any():
             return np.ones(steps)
-        rms = np.sqrt(np.mean(self._losses**2, axis=-1))
+        rms = np.sqrt(np.mean(self._loss_history**2, axis=-1))
         return (1 - self.uniform_prob) * rms / np.sum(rms) + self.uniform_prob / steps
 
     def update_with_all_losses(self, ts, losses):
         for t, loss in zip(ts, losses):
             if math.isfinite(loss):
-                self._losses[t, self._seen[t] % self.history_per_term] = loss
-                self._seen[t] += 1
+                self._loss_history[t, self._loss_counts[t] % self.history_per_term] = loss
+                self._loss_counts[t] += 1
 
     def state_dict(self):
         # these share memory with the arrays, so that copying into them loads
-        return {"losses": torch.from_numpy(self._losses), "seen": torch.from_numpy(self._seen)}
+        return {"losses": torch.from_numpy(self._loss_history), "seen": torch.from_numpy(self._loss_counts)}

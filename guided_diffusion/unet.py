@@ -58,7 +58,14 @@ def _strides(dims):
     return (1, 2, 2) if dims == 3 else (2,) * dims
 
 
-class Upsample(nn.Module):
+class _Resampling(nn.Module):
+    def __init__(self, channels, use_conv, dims, out_channels):
+        super().__init__()
+        self.use_conv, self.dims = use_conv, dims
+        self.channels, self.out_channels = channels, out_channels or channels
+
+
+class Upsample(_Resampling):
     """Doubles height and width by nearest neighbour: [N, channels, H, W] -> [N, out_channels, 2H, 2W].
 
     :param use_conv: convolve the result 3x3; without that the channels stay.
@@ -67,11 +74,7 @@ class Upsample(nn.Module):
     """
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
-        super().__init__()
-        self.channels = channels
-        self.out_channels = out_channels or channels
-        self.use_conv = use_conv
-        self.dims = dims
+        super().__init__(channels, use_conv, dims, out_channels)
         if use_conv:
             self.conv = conv_nd(dims, channels, self.out_channels, 3, padding=1)
 
@@ -80,7 +83,7 @@ class Upsample(nn.Module):
         return self.conv(x) if self.use_conv else x
 
 
-class Downsample(nn.Module):
+class Downsample(_Resampling):
     """Halves height and width: [N, channels, H, W] -> [N, out_channels, H/2, W/2].
 
     :param use_conv: by a 3x3 convolution; else by averaging, where the channels stay.
@@ -90,11 +93,7 @@ class Downsample(nn.Module):
     """
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
-        super().__init__()
-        self.channels = channels
-        self.out_channels = out_channels or channels
-        self.use_conv = use_conv
-        self.dims = dims
+        super().__init__(channels, use_conv, dims, out_channels)
         stride = _strides(dims)
         if use_conv:
             self.op = conv_nd(dims, channels, self.out_channels, 3, stride=stride, padding=1)

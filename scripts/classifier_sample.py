@@ -10,7 +10,7 @@ import image_sample
 
 from guided_diffusion import checkpoints, conditioning
 from guided_diffusion.conditioning.classes import with_classes_counted
-from guided_diffusion.generate import SampleFlags, batch_maker
+from guided_diffusion.generate import batch_maker, noise_of
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.methods import ClassifierGuidance
 from guided_diffusion.networks import ClassifierFlags
@@ -19,12 +19,13 @@ GROUPS = [*image_sample.GROUPS, ClassifierGuidance, ClassifierFlags]
 
 
 def main(parsed):
+    noise = noise_of(parsed)
     parsed, network = checkpoints.load_network(parsed)
     guidance = parsed[ClassifierGuidance]
     parsed, classifier = checkpoints.load_classifier(parsed, guidance.classifier_path)
     process = checkpoints.load_process(parsed, replace(guidance, classifier=classifier))
     parsed = with_classes_counted(parsed)
-    make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), parsed[SampleFlags].seed)
+    make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), noise)
     sampling.run(parsed, process, make_batch)
 
 

@@ -17,11 +17,12 @@ import image_sample
 
 from evaluations.comparison import CompareFlags, compare
 from evaluations.features import FeatureFlags
+from guided_diffusion.generate import RngFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import ShardFlags
 
 # what a line of the settings file may set
-SAMPLER = [group for group in image_sample.GROUPS if group is not ShardFlags]
+SAMPLER = [group for group in image_sample.GROUPS if group not in (RngFlags, ShardFlags)]
 GROUPS = [*SAMPLER, CompareFlags, FeatureFlags]
 OVERRIDES = {"num_samples": 500, "batch_size": 50, "per_class": None}
 

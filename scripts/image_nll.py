@@ -1,47 +1,81 @@
 """Bits per dimension of images under a diffusion network, by the variational bound.
 
+With --rng published the images come as published scripts take them: mirrored at random, in whole batches, and the data
+begins anew where --num_samples is more than there are.
+
 mpirun -n 2 python scripts/image_nll.py --model_path models/digits16.pt --data_dir data/digits_heldout \\
     --num_samples 360 --batch_size 60 --timestep_respacing 100
 """
+
+import dataclasses
+import math
 
 import numpy as np
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.generate import IndexedNoise, SampleFlags, by_index, dataset_in_order, on_device
-from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.errors import UserError
+from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_in_order, noise_of, on_device
+from guided_diffusion.image_datasets import DataFlags, load_data
 from guided_diffusion.jobs import launch
 from guided_diffusion.methods import Clipping
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.script_util import diffusion_of
 
-GROUPS = [CheckpointFlags, DataFlags, SampleFlags, Clipping, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, DiffusionFlags]
 OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
 
 
 def main(parsed):
+    noise_at = noise_of(parsed)
     parsed, model, _ = checkpoints.load_diffusion(parsed)
     diffusion = diffusion_of(parsed[DiffusionFlags])
-    dataset, flags = dataset_in_order(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags])
+    batch_at, flags = (published_data if parsed[RngFlags].published else data_in_order)(parsed)
     if not launch.announce(parsed):
         return
 
     def make_batch(indices):
-        images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
+        images, extra = batch_at(indices)
         terms = diffusion.calc_bpd_loop(
             model,
             images.to(dist_util.dev()),
             clip_denoised=parsed[Clipping].clip_denoised,
             model_kwargs=on_device(extra),
-            draw=IndexedNoise(flags.seed, indices),
+            draw=noise_at(indices),
         )
         return {name: values.cpu().numpy() for name, values in terms.items()}
 
     terms = by_index(flags, make_batch)
     if terms is not None:
         report(terms)
+
+
+def data_in_order(parsed):
+    """(`indices -> (images, extra)`, SampleFlags with no more images than there are)."""
+    dataset, flags = dataset_in_order(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags])
+    return lambda indices: torch.utils.data.default_collate([dataset[i] for i in indices]), flags
+
+
+def published_data(parsed):
+    """The same by torch's global stream, SampleFlags with whole batches.
+
+    :raises UserError: for a flag that published scripts do not have and that would change what is read.
+    """
+    values, flags = parsed.values(), parsed[SampleFlags]
+    for name, usual in {"class_source": "auto", "skip_bad": False, "image_channels": 3}.items():
+        if values[name] != usual:
+            raise UserError(f"--{name} {values[name]} has no counterpart in --rng published; expected {usual}")
+    batches = load_data(
+        data_dir=values["data_dir"],
+        batch_size=flags.batch_size,
+        image_size=values["image_size"],
+        class_cond=values["class_cond"],
+        deterministic=True,
+    )
+    whole = flags.batch_size * math.ceil(flags.num_samples / flags.batch_size)
+    return lambda indices: next(batches), dataclasses.replace(flags, num_samples=whole)
 
 
 def report(terms):

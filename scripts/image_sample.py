@@ -7,7 +7,7 @@ python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --p
 from guided_diffusion import checkpoints, conditioning, methods
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.conditioning.classes import with_classes_counted
-from guided_diffusion.generate import SampleFlags, batch_maker
+from guided_diffusion.generate import RngFlags, SampleFlags, batch_maker, noise_of
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.jobs.sampling import ShardFlags
 from guided_diffusion.networks import UNetFlags
@@ -17,6 +17,7 @@ from guided_diffusion.solvers.flags import SolverFlags
 GROUPS = [
     CheckpointFlags,
     SampleFlags,
+    RngFlags,
     ShardFlags,
     SolverFlags,
     *conditioning.sampling_groups(UNetFlags),
@@ -29,9 +30,10 @@ GROUPS = [
 
 def main(parsed, name=None):
     """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWxC.npz."""
+    noise = noise_of(parsed)
     parsed, network, process = checkpoints.load_diffusion(parsed)
     parsed = with_classes_counted(parsed)
-    make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), parsed[SampleFlags].seed)
+    make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), noise)
     sampling.run(parsed, process, make_batch, name and name(parsed))
 
 

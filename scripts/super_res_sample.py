@@ -8,7 +8,7 @@ import image_sample
 
 from guided_diffusion import checkpoints, conditioning, logger
 from guided_diffusion.conditioning.low_resolution import LowResolution
-from guided_diffusion.generate import SampleFlags, batch_maker
+from guided_diffusion.generate import SampleFlags, batch_maker, noise_of
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.networks import SuperResFlags, UNetFlags
 
@@ -18,12 +18,13 @@ OVERRIDES = {"image_size": None}
 
 
 def main(parsed):
+    noise = noise_of(parsed)
     parsed, network, process = checkpoints.load_diffusion(parsed)
     told, flags = conditioning.of_sampling(parsed), parsed[SampleFlags]
     (count,) = (len(part.base) for part in told.parts if isinstance(part, LowResolution))
     if flags.num_samples > count:
         logger.log(f"--base_samples holds {count} images: they are taken in turn")
-    sampling.run(parsed, process, batch_maker(process, network, told, flags.seed))
+    sampling.run(parsed, process, batch_maker(process, network, told, noise))
 
 
 if __name__ == "__main__":

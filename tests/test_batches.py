@@ -8,7 +8,7 @@ from PIL import Image
 from refusals import one_sentence
 
 from evaluations.batches import images_of_dataset, open_images, some_of
-from guided_diffusion.image_datasets import ImageDataset
+from guided_diffusion.image_datasets import Images
 from guided_diffusion.jobs.sample_store import SampleStore
 
 IMAGES = np.random.default_rng(0).integers(256, size=(11, 6, 5, 3), dtype=np.uint8)
@@ -125,7 +125,7 @@ def test_stored_statistics_with_and_without_images(tmp_path):
 
 def test_training_images_come_as_training_has_them(tmp_path):
     folder = png_folder(tmp_path / "data", IMAGES)
-    data = ImageDataset(str(folder), 5, random_flip=False)
+    data = Images(str(folder), 5, random_flip=False)
     images = images_of_dataset(data, "data_dir", [4, 7])
     assert np.array_equal(everything(images), IMAGES[[4, 7], :5])  # the middle square of 6x5, rounded up
 

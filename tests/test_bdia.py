@@ -1,5 +1,6 @@
 """BDIA: its identity setting, and images that it encodes and decodes without loss."""
 
+import inspect
 import itertools
 import json
 import re
@@ -15,10 +16,21 @@ from processes import run as start
 from script_runs import FOLDER, run
 
 from guided_diffusion.inversion import decode, encode
+from guided_diffusion.methods import Clipping, of_values
+from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.sampling import sample
-from guided_diffusion.script_util import create_gaussian_diffusion, create_model
+from guided_diffusion.script_util import create_model
 from guided_diffusion.solvers import BDIA, DDIM
 from guided_diffusion.solvers.bdia import Before
+
+
+def process(methods=None, clip=True, **diffusion):
+    flags = DiffusionFlags(**{"noise_schedule": "cosine", "timestep_respacing": "20", **diffusion})
+    return flags.create([Clipping(clip), *of_values(methods or {})])
+
+
+def of_digits(methods=None, clip=True, **diffusion):
+    return process(methods, clip, learn_sigma=True, **diffusion)
 
 
 def wavy(x, t):
@@ -33,14 +45,14 @@ def wavy(x, t):
 @pytest.mark.parametrize("clip", [True, False])
 def test_a_walk_is_the_recursion_of_the_paper(gamma, clip):
     """With the DDIM steps P and Q written out in float64 for the levels of the grid and the data."""
-    diffusion = create_gaussian_diffusion(timestep_respacing="7")
-    levels = [1.0, *diffusion.alphas_cumprod]
-    denoise, x = diffusion.denoiser(wavy, clip), torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    walk = list(sample(denoise, BDIA(diffusion.schedule, gamma), diffusion.timestep_map, x))
+    made = process(clip=clip, noise_schedule="linear", timestep_respacing="7")
+    levels = made.schedule.alpha_bar(torch.tensor([-1, *made.grid])).tolist()
+    x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    walk = list(sample(made.denoiser(wavy), BDIA(made.schedule, gamma), made.grid, x))
 
     states = {7: x.double()}
     for i in range(7, 0, -1):
-        t = torch.full((3,), diffusion.timestep_map[i - 1])
+        t = torch.full((3,), made.grid[i - 1])
         a, now = levels[i], states[i]
         x0 = (now - (1 - a) ** 0.5 * wavy(now.float(), t)) / a**0.5
         x0 = x0.clamp(-1, 1) if clip else x0
@@ -55,16 +67,16 @@ def test_a_walk_is_the_recursion_of_the_paper(gamma, clip):
 
 @pytest.mark.parametrize("shift", [{}, {"do_time_shift": True, "time_shift_variant": "paper", "window": 60}])
 def test_gamma_0_is_ddim_to_the_bit(shift):
-    diffusion = create_gaussian_diffusion(noise_schedule="cosine", timestep_respacing="12", eps_scaler=1.01, **shift)
-    x, denoise = torch.randn(4, 3, 4, 4), diffusion.denoiser(wavy)
-    walks = (diffusion.sample_records(s, denoise, x) for s in (BDIA(diffusion.schedule, 0.0), diffusion.ddim()))
+    made = process({"eps_scaler": "1.01", **shift}, timestep_respacing="12")
+    x, denoise = torch.randn(4, 3, 4, 4), made.denoiser(wavy)
+    walks = (made.sample_records(s, denoise, x) for s in (BDIA(made.schedule, 0.0), DDIM(made.schedule)))
     for ours, theirs in zip(*walks, strict=True):
         assert torch.equal(ours.x, theirs.x) and torch.equal(ours.t, theirs.t)
 
 
 def test_each_sample_may_have_times_of_its_own():
-    diffusion = create_gaussian_diffusion()
-    solver, denoise = BDIA(diffusion.schedule, 0.6), diffusion.denoiser(wavy)
+    made = process(noise_schedule="linear", timestep_respacing="")
+    solver, denoise = BDIA(made.schedule, 0.6), made.denoiser(wavy)
     x, times = torch.randn(3, 3, 4, 4), torch.tensor([[900, 500, 700], [600, 300, 650], [200, 450, 20], [-1, -1, 0]])
 
     def walk(x, times):
@@ -79,10 +91,8 @@ def test_each_sample_may_have_times_of_its_own():
 
 @pytest.mark.parametrize("steps", ["1", "2", "3"])
 def test_few_steps_end_in_finite_images(steps):
-    diffusion = create_gaussian_diffusion(noise_schedule="cosine", timestep_respacing=steps)
-    records = list(
-        diffusion.sample_records(BDIA(diffusion.schedule, 1.0), diffusion.denoiser(wavy), torch.randn(2, 3, 4, 4))
-    )
+    made = process(timestep_respacing=steps)
+    records = list(made.sample_records(BDIA(made.schedule, 1.0), made.denoiser(wavy), torch.randn(2, 3, 4, 4)))
     assert len(records) == int(steps) and records[-1].x.isfinite().all()
 
 
@@ -95,47 +105,39 @@ NET_SHIFT = {"do_time_shift": True, "time_shift_variant": "net", "window": 40, "
 def digits():
     """(network, float32 images [4, 3, 16, 16], labels [4]) of the embedded model and real digits."""
     saved = json.loads((MODELS / "digits16.json").read_text())
-    names = create_model.__code__.co_varnames[: create_model.__code__.co_argcount]
-    model = create_model(**{name: saved[name] for name in names})
+    model = create_model(**{name: saved[name] for name in inspect.signature(create_model).parameters if name in saved})
     model.load_state_dict(torch.load(MODELS / "digits16.pt", weights_only=True))
     images, labels = held_out_digits()
     return model.eval(), torch.from_numpy(images[:4]).permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(labels[:4])
 
 
-def process(**methods):
-    return create_gaussian_diffusion(
-        noise_schedule="cosine", learn_sigma=True, rescale_learned_sigmas=True, timestep_respacing="20", **methods
-    )
-
-
 @pytest.mark.parametrize("methods", [{}, {"eps_scaler": "0.001,1.005"}, NET_SHIFT], ids=["plain", "scaled", "shifted"])
 @pytest.mark.parametrize("clip", [True, False])
 def test_digits_return_without_loss(digits, methods, clip):
-    (model, images, labels), diffusion = digits, process(**methods)
-    denoise, grid = diffusion.denoiser(model, clip, model_kwargs={"y": labels}), diffusion.timestep_map
-    solver = BDIA(diffusion.schedule, gamma=1.0)
-    x, before = encode(denoise, solver, diffusion.schedule, grid, images)
+    (model, images, labels), made = digits, of_digits(methods, clip)
+    denoise, grid, solver = made.denoiser(model, {"y": labels}), made.grid, BDIA(made.schedule, gamma=1.0)
+    x, before = encode(denoise, solver, made.schedule, grid, images)
     assert x.dtype == torch.float32 and x.std() > 0.7 and (x - images).abs().max() > 1
     assert before.t.tolist() == [grid[-2]] * 4
     assert (decode(denoise, solver, grid, x, before) - images).abs().max() < 1e-6
-    assert methods != NET_SHIFT or diffusion.process.tallies["time_shift"].values[1].any()
+    assert methods != NET_SHIFT or made.tallies["time_shift"].values[1].any()
 
 
 def test_another_batch_decodes_to_the_same_pictures(digits):
     """There the network rounds otherwise, and no longer every bit returns."""
-    (model, images, labels), diffusion = digits, process()
-    grid, solver = diffusion.timestep_map, BDIA(diffusion.schedule, 1.0)
-    x, before = encode(diffusion.denoiser(model, model_kwargs={"y": labels}), solver, diffusion.schedule, grid, images)
-    alone = diffusion.denoiser(model, model_kwargs={"y": labels[:1]})
+    (model, images, labels), made = digits, of_digits()
+    grid, solver = made.grid, BDIA(made.schedule, 1.0)
+    x, before = encode(made.denoiser(model, {"y": labels}), solver, made.schedule, grid, images)
+    alone = made.denoiser(model, {"y": labels[:1]})
     decoded = decode(alone, solver, grid, x[:1], before._replace(x=before.x[:1], t=before.t[:1]))
     assert (decoded - images[:1]).abs().max() < 0.5 / 127.5
 
 
 def test_naive_inversion_is_far_off(digits):
-    (model, images, labels), diffusion = digits, process()
-    denoise, solver = diffusion.denoiser(model, model_kwargs={"y": labels}), DDIM(diffusion.schedule)
-    x, _ = encode(denoise, solver, diffusion.schedule, diffusion.timestep_map, images)
-    *_, last = diffusion.sample_records(solver, denoise, x)
+    (model, images, labels), made = digits, of_digits()
+    denoise, solver = made.denoiser(model, {"y": labels}), DDIM(made.schedule)
+    x, _ = encode(denoise, solver, made.schedule, made.grid, images)
+    *_, last = made.sample_records(solver, denoise, x)
     assert (last.x - images).abs().max() > 0.05
 
 
@@ -185,12 +187,12 @@ def test_the_script_returns_the_images_it_was_given(inverted, data):
 def test_its_states_are_enough_to_decode_from(inverted, data, digits):
     saved = arrays(inverted[0] / "states.npz")
     assert saved["noisiest"].dtype == saved["before"].dtype == np.float32
-    diffusion = create_gaussian_diffusion(noise_schedule="cosine", learn_sigma=True, timestep_respacing="6")
-    grid = diffusion.timestep_map
+    made = of_digits(timestep_respacing="6")
+    grid = made.grid
     assert saved["timesteps"].tolist() == [grid[-1], grid[-2]]
-    denoise = diffusion.denoiser(digits[0], model_kwargs={"y": torch.from_numpy(saved["labels"])})
+    denoise = made.denoiser(digits[0], {"y": torch.from_numpy(saved["labels"])})
     state = (torch.from_numpy(saved["before"]), torch.full((5,), grid[-2]))
-    images = decode(denoise, BDIA(diffusion.schedule, 1.0), grid, torch.from_numpy(saved["noisiest"]), Before(*state))
+    images = decode(denoise, BDIA(made.schedule, 1.0), grid, torch.from_numpy(saved["noisiest"]), Before(*state))
     expected = arrays(data)["arr_0"].transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images, expected, atol=0.5 / 127.5)
 

@@ -21,6 +21,10 @@ def process(schedule, respacing=""):
     return create_gaussian_diffusion(noise_schedule=schedule, timestep_respacing=respacing, sigma_small=True)
 
 
+def ddpm(diffusion):
+    return DDPM(diffusion.schedule, ModelVarType.FIXED_SMALL, diffusion.process.variance_floor)
+
+
 def levels_down(diffusion):
     """Noisiest first, ending at the data: computed from the betas alone."""
     kept = np.cumprod(1 - get_named_beta_schedule(diffusion_name(diffusion), 1000))[diffusion.timestep_map]
@@ -40,7 +44,7 @@ def last(records):
 @pytest.mark.parametrize("respacing", STEPS)
 def test_ddim_is_its_exact_composition(schedule, respacing):
     d = process(schedule, respacing)
-    x = last(sample(gaussians.denoiser(d.schedule), d.ddim(), d.timestep_map, gaussians.zeros_then_ones()))
+    x = last(sample(gaussians.denoiser(d.schedule), DDIM(d.schedule), d.timestep_map, gaussians.zeros_then_ones()))
     gain, offset = gaussians.affine(x)
     levels = levels_down(d)
     expected = gaussians.ddim_gain(levels)
@@ -66,7 +70,7 @@ def test_ddpm_has_the_exact_moments(schedule, respacing):
         z[next(draws)] = 1
         return z
 
-    x = last(sample(gaussians.denoiser(d.schedule), d.ddpm(), d.timestep_map, x, noise))[:, :, 0, 0].numpy()
+    x = last(sample(gaussians.denoiser(d.schedule), ddpm(d), d.timestep_map, x, noise))[:, :, 0, 0].numpy()
     mean, variance = gaussians.ddpm_moments(levels_down(d))
     np.testing.assert_allclose(x[-1], mean, atol=1e-8)
     np.testing.assert_allclose(((x - x[-1]) ** 2).sum(axis=0), variance, rtol=1e-7, atol=1e-12)
@@ -147,7 +151,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(schedule, respacing):
     denoise = gaussians.denoiser(d.schedule)
     starts = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     runs = []
-    for solver in (d.ddim(eta=1.0), d.ddpm()):
+    for solver in (DDIM(d.schedule, eta=1.0), ddpm(d)):
         torch.manual_seed(3)
         runs.append([r.x for r in sample(denoise, solver, d.timestep_map, starts)])
     for a, b in zip(*runs, strict=True):
@@ -158,7 +162,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(schedule, respacing):
 @pytest.mark.parametrize("respacing", ["25", ""])
 def test_encoding_then_decoding_returns(schedule, respacing):
     d = process(schedule, respacing)
-    denoise, solver, start = gaussians.denoiser(d.schedule), d.ddim(), gaussians.zeros_then_ones()
+    denoise, solver, start = gaussians.denoiser(d.schedule), DDIM(d.schedule), gaussians.zeros_then_ones()
     levels = levels_down(d)[:-1]
     x = start
     for t, s in [*zip(d.timestep_map, d.timestep_map[1:]), *zip(d.timestep_map[:0:-1], d.timestep_map[-2::-1])]:

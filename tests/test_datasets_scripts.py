@@ -83,11 +83,11 @@ def test_digit_splits_make_up_the_whole(digits, tmp_path):
 
 
 def test_digits_are_read_with_their_classes(tmp_path):
-    from guided_diffusion.image_datasets import ImageDataset
+    from guided_diffusion.image_datasets import Images
 
     images, labels = written("digits", tmp_path / "d", "--split", "heldout")
     for source in (tmp_path / "d", tmp_path / "d.npz"):
-        dataset = ImageDataset(source, 16, class_cond=True, num_classes=10, random_flip=False)
+        dataset = Images(source, 16, class_cond=True, num_classes=10, random_flip=False)
         assert dataset.class_names == [str(digit) for digit in range(10)]
         order = range(len(labels)) if source.suffix else np.argsort(labels, kind="stable")
         for place, index in list(enumerate(order))[::40]:

@@ -15,7 +15,7 @@ from refusals import one_sentence
 from guided_diffusion import dist_util
 from guided_diffusion.distributed import launchers
 from guided_diffusion.distributed.launchers import Launch
-from guided_diffusion.tensor_files import load_checkpoint
+from guided_diffusion.tensor_files import load_checkpoint, load_state_dict
 
 # ----------------------------------------------------------------------------- fake environments
 
@@ -233,7 +233,8 @@ def test_one_rank_of_mpirun(tmp_path):
     done = mpirun(1, "collectives.py", tmp_path)
     assert done.returncode == 0, done.stderr
     seen = json.loads((tmp_path / "0.json").read_text())
-    assert seen["launch"]["launcher"] == "mpirun" and not seen["mpi"] and not seen["process_group"]
+    assert seen["launch"]["launcher"] == "mpirun" and not seen["mpi"]
+    assert seen["process_group"] and seen["new_sockets"] == 0
 
 
 def test_two_ranks_of_srun(tmp_path):
@@ -309,7 +310,8 @@ def test_optimizer_state_is_a_checkpoint_but_no_state_dict(tmp_path):
     path = tmp_path / "opt.pt"
     torch.save(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.25).state_dict(), path)
     assert load_checkpoint(path)["param_groups"][0]["lr"] == 0.25
-    one_sentence(lambda: dist_util.load_state_dict(path), path, "'state'", "dict of tensors")
+    assert dist_util.load_state_dict(path)["param_groups"][0]["lr"] == 0.25  # published scripts resume by it
+    one_sentence(lambda: load_state_dict(path), path, "'state'", "dict of tensors")
 
 
 def damaged(name, folder):
@@ -356,7 +358,8 @@ def damaged(name, folder):
 )
 def test_bad_checkpoint(tmp_path, name, words):
     path = damaged(name, tmp_path)
-    one_sentence(lambda: dist_util.load_state_dict(str(path)), path, words)
+    for read in (dist_util.load_state_dict, load_state_dict):
+        one_sentence(lambda read=read: read(str(path)), path, words)
     assert not (tmp_path / "ran").exists()
 
 

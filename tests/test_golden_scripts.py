@@ -9,10 +9,11 @@ import torch
 from goldens import PERTURBED_T, closed_form, published
 from recipe import tensor
 
-from guided_diffusion import checkpoints, generate, train_util
+from guided_diffusion import checkpoints, generate
 from guided_diffusion.images import to_uint8
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import DiffusionFlags, of_flags
+from guided_diffusion.training.loop import Loop
 
 PROCESS = ["--noise_schedule", "cosine", "--learn_sigma", True]
 
@@ -70,7 +71,7 @@ def test_image_train_perturbs_its_input(tmp_path):
     data = script_runs.draw_images(tmp_path / "data")
     process = [*PROCESS, "--rescale_learned_sigmas", True, "--input_perturbation", 0.15]
     built = []
-    with mock.patch.object(train_util.TrainLoop, "run_loop", lambda loop: built.append(loop.objective.diffusion)):
+    with mock.patch.object(Loop, "run_loop", lambda loop: built.append(loop.objective.diffusion)):
         arguments = ["--data_dir", data, "--out_dir", tmp_path / "run", "--batch_size", 4, *process]
         script_runs.run("image_train", *arguments, *script_runs.NETWORK, "--num_workers", 0)
     key = "cosine_rescaled_mse"

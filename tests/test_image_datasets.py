@@ -11,13 +11,14 @@ from PIL import Image
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_datasets import (
-    ImageDataset,
+    Images,
     batches,
     center_crop_arr,
     describe,
     load_data,
     load_superres_data,
     random_crop_arr,
+    with_low_res,
 )
 from guided_diffusion.image_files import list_image_files, open_picture, read_npz
 
@@ -48,8 +49,15 @@ def values(batch):
     return torch.round((batch[0][:, 0, 0, 0] + 1) * 127.5).int().tolist()
 
 
+def stream_of(*, data_dir, batch_size, image_size=SIZE, **told):
+    """The scripts' stream of batches; arguments of Images and of `batches` together."""
+    of_batches = {"deterministic", "rank", "size", "num_workers", "start"} & told.keys()
+    dataset = Images(data_dir, image_size, **{k: v for k, v in told.items() if k not in of_batches})
+    return batches(dataset, batch_size, **{k: told[k] for k in of_batches})
+
+
 def read(n, **kwargs):
-    return list(itertools.islice(load_data(image_size=SIZE, **kwargs), n))
+    return list(itertools.islice(stream_of(**kwargs), n))
 
 
 def refusal(call, *args, **kwargs):
@@ -66,7 +74,7 @@ def refusal(call, *args, **kwargs):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_ranks_share_out_each_epoch_exactly_once(seven, size, deterministic):
-    dataset = ImageDataset(seven, SIZE, random_flip=False)
+    dataset = Images(seven, SIZE, random_flip=False)
     ranks = [batches(dataset, 1, deterministic=deterministic, rank=r, size=size, num_workers=0) for r in range(size)]
     rounds = -(-5 * 7 // size)
     draws = [value for _ in range(rounds) for rank in ranks for value in values(next(rank))]
@@ -116,7 +124,7 @@ def test_start_is_the_same_as_skipping(textured):
 
 def test_start_reads_nothing_it_skips(seven):
     (seven / "a_0.png").write_bytes(b"broken")
-    stream = load_data(data_dir=seven, batch_size=1, image_size=SIZE, deterministic=True, start=1)
+    stream = stream_of(data_dir=seven, batch_size=1, deterministic=True, start=1)
     assert values(next(stream)) == [10]
 
 
@@ -126,7 +134,7 @@ def test_the_seed_decides(textured):
 
 
 def test_crop_and_flip_differ_between_epochs(textured):
-    dataset = ImageDataset(textured["data_dir"], SIZE, random_crop=True)
+    dataset = Images(textured["data_dir"], SIZE, random_crop=True)
     assert len({dataset[0, epoch][0].numpy().tobytes() for epoch in range(8)}) > 4
     assert torch.equal(dataset[0][0], dataset[0, 0][0])
 
@@ -148,7 +156,7 @@ def test_a_batch_is_float32_from_minus_one_to_one_with_int64_labels(tmp_path):
 def test_every_grey_value_is_scaled_as_published(tmp_path):
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     save(tmp_path / "0.png", np.repeat(ramp[..., None], 3, axis=2))
-    image, _ = ImageDataset(tmp_path, 16, random_flip=False)[0]
+    image, _ = Images(tmp_path, 16, random_flip=False)[0]
     expected = np.float32(ramp) / np.float32(127.5) - np.float32(1)
     assert np.array_equal(image.numpy(), np.broadcast_to(expected, (3, 16, 16)))
 
@@ -156,8 +164,8 @@ def test_every_grey_value_is_scaled_as_published(tmp_path):
 def test_half_of_the_images_are_mirrored_and_only_sideways(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     save(tmp_path / "0.png", pixels)
-    straight, _ = ImageDataset(tmp_path, SIZE, random_flip=False)[0]
-    dataset = ImageDataset(tmp_path, SIZE)
+    straight, _ = Images(tmp_path, SIZE, random_flip=False)[0]
+    dataset = Images(tmp_path, SIZE)
     drawn = [dataset[0, epoch][0] for epoch in range(400)]
     mirrored = [torch.equal(image, straight.flip(2)) for image in drawn]
     assert all(m or torch.equal(image, straight) for m, image in zip(mirrored, drawn))
@@ -242,7 +250,7 @@ def test_nothing_to_read_is_said(tmp_path):
     empty = refusal(list_image_files, str(tmp_path))
     assert "--data_dir" in empty and all(e in empty for e in "jpg jpeg png gif bmp webp".split())
     assert "nowhere" in refusal(list_image_files, str(tmp_path / "nowhere"))
-    assert "--data_dir" in refusal(ImageDataset, "", SIZE)
+    assert "--data_dir" in refusal(Images, "", SIZE)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +266,7 @@ def test_nothing_to_read_is_said(tmp_path):
 def test_every_kind_of_png_becomes_rgb(tmp_path, pixels, mode):
     picture = Image.fromarray(pixels)
     (picture.convert(mode) if mode else picture).save(tmp_path / "0.png")
-    image, _ = ImageDataset(tmp_path, SIZE)[0]
+    image, _ = Images(tmp_path, SIZE)[0]
     expected = 102 if mode == "P" else 100  # 102 is the nearest colour of the web palette
     assert torch.allclose(image, torch.full((3, SIZE, SIZE), expected / 127.5 - 1))
 
@@ -277,7 +285,7 @@ def test_a_broken_image_is_named(tmp_path, damage, num_workers):
 def test_skip_bad_takes_the_next_image_and_counts(seven):
     for name in ("a_0.png", "a_1.png", "b_6.png"):
         (seven / name).write_bytes(b"broken")
-    dataset = ImageDataset(seven, SIZE, class_cond=True, skip_bad=True)
+    dataset = Images(seven, SIZE, class_cond=True, skip_bad=True)
     stream = batches(dataset, 7, deterministic=True, num_workers=2)
     for _ in range(2):
         batch = next(stream)
@@ -300,7 +308,7 @@ def labels_of(dataset):
 
 
 def test_classes_by_prefix(seven):
-    dataset = ImageDataset(seven, SIZE, class_cond=True)
+    dataset = Images(seven, SIZE, class_cond=True)
     assert dataset.class_names == ["a", "b"]
     assert labels_of(dataset) == [0, 0, 0, 0, 1, 1, 1]
 
@@ -315,34 +323,34 @@ def nested(tmp_path):
 
 @pytest.mark.parametrize("ending", ["", "/", "//"])
 def test_classes_by_folder(nested, ending):
-    dataset = ImageDataset(str(nested) + ending, SIZE, class_cond=True)
+    dataset = Images(str(nested) + ending, SIZE, class_cond=True)
     assert dataset.class_names == ["cat", "dog"] and labels_of(dataset) == [0, 0, 1]
 
 
 def test_classes_by_folder_under_a_relative_path(nested, monkeypatch):
     for folder, data_dir in ((nested.parent, f"./{nested.name}"), (nested, "."), (nested / "cat", "..")):
         monkeypatch.chdir(folder)
-        assert ImageDataset(data_dir, SIZE, class_cond=True).class_names == ["cat", "dog"]
+        assert Images(data_dir, SIZE, class_cond=True).class_names == ["cat", "dog"]
 
 
 def test_the_source_of_classes_can_be_chosen(nested):
-    dataset = ImageDataset(nested, SIZE, class_cond=True, class_source="prefix")
+    dataset = Images(nested, SIZE, class_cond=True, class_source="prefix")
     assert dataset.class_names == ["x", "y"] and labels_of(dataset) == [0, 1, 0]
-    assert "--class_source" in refusal(ImageDataset, nested, SIZE, class_cond=True, class_source="csv")
+    assert "--class_source" in refusal(Images, nested, SIZE, class_cond=True, class_source="csv")
 
 
 def test_a_file_without_a_class_is_named(nested):
     top = save(nested / "z_9.png", flat(0))
-    assert str(top) in refusal(ImageDataset, nested, SIZE, class_cond=True, class_source="folder")
+    assert str(top) in refusal(Images, nested, SIZE, class_cond=True, class_source="folder")
     plain = save(nested / "plain.png", flat(0))
-    message = refusal(ImageDataset, nested, SIZE, class_cond=True, class_source="prefix")
+    message = refusal(Images, nested, SIZE, class_cond=True, class_source="prefix")
     assert str(plain) in message and "--class_cond" in message
-    assert ImageDataset(nested, SIZE).class_names is None
+    assert Images(nested, SIZE).class_names is None
 
 
 def test_more_classes_than_the_model_has(seven):
-    load_data(data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=2)
-    message = refusal(load_data, data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=1)
+    stream_of(data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=2)
+    message = refusal(stream_of, data_dir=seven, batch_size=1, image_size=SIZE, class_cond=True, num_classes=1)
     assert "--num_classes is 1" in message and "2 classes" in message
 
 
@@ -362,7 +370,7 @@ def test_npz_images_and_labels(tmp_path):
     (batch,) = read(1, data_dir=path, batch_size=5, class_cond=True, deterministic=True, num_classes=3)
     assert values(batch) == [0, 10, 20, 30, 40]
     assert batch[1]["y"].tolist() == [2, 0, 1, 0, 2] and batch[1]["y"].dtype == torch.int64
-    assert ImageDataset(path, SIZE, class_cond=True).class_names == ["0", "1", "2"]
+    assert Images(path, SIZE, class_cond=True).class_names == ["0", "1", "2"]
     assert read(1, data_dir=path, batch_size=1)[0][1] == {}
 
 
@@ -384,19 +392,19 @@ def test_npz_images_and_labels(tmp_path):
 )
 def test_npz_mistakes_are_one_sentence(tmp_path, arrays, words):
     path = npz(tmp_path / "x.npz", **arrays)
-    message = refusal(load_data, data_dir=path, batch_size=1, image_size=SIZE, class_cond=True, num_classes=3)
+    message = refusal(stream_of, data_dir=path, batch_size=1, image_size=SIZE, class_cond=True, num_classes=3)
     assert str(path) in message and all(word in message for word in words)
 
 
 def test_what_is_no_npz_at_all(tmp_path):
     path = tmp_path / "x.npz"
-    assert str(path) in refusal(ImageDataset, path, SIZE)
+    assert str(path) in refusal(Images, path, SIZE)
     for content in (b"", b"no zip", b"PK\x03\x04 cut"):
         path.write_bytes(content)
-        assert str(path) in refusal(ImageDataset, path, SIZE)
+        assert str(path) in refusal(Images, path, SIZE)
     with open(path, "wb") as file:
         np.save(file, IMAGES)
-    assert str(path) in refusal(ImageDataset, path, SIZE)
+    assert str(path) in refusal(Images, path, SIZE)
 
 
 # ---- super-resolution, summary, flags ----
@@ -405,26 +413,28 @@ def test_what_is_no_npz_at_all(tmp_path):
 def test_super_resolution_conditions_on_the_mean_of_blocks(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}_.png", np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    torch.manual_seed(0)
     stream = load_superres_data(large_size=12, small_size=4, data_dir=tmp_path, batch_size=3, class_cond=True)
     large, extra = next(stream)
     assert large.shape == (3, 3, 12, 12) and set(extra) == {"low_res", "y"}
     blocks = large.reshape(3, 3, 4, 3, 4, 3).mean(dim=(3, 5))
     assert torch.allclose(extra["low_res"], blocks, atol=1e-6)
+    torch.manual_seed(0)
     plain = load_data(image_size=12, data_dir=tmp_path, batch_size=3, class_cond=True)
     assert torch.equal(large, next(plain)[0])
 
 
 def test_the_summary_is_one_line(seven):
-    line = describe(ImageDataset(seven, SIZE, class_cond=True, random_crop=True))
+    line = describe(Images(seven, SIZE, class_cond=True, random_crop=True))
     start, end = f"7 images from {seven}, 2 classes ", "random crop to 4x4, random flip"
     assert line == f"{start}from file-name prefixes (a b), {end}"
-    assert "no classes, centre crop to 4x4, no flip" in describe(ImageDataset(seven, SIZE, random_flip=False))
+    assert "no classes, centre crop to 4x4, no flip" in describe(Images(seven, SIZE, random_flip=False))
 
 
 @pytest.mark.parametrize("flag, value", [("batch_size", 0), ("image_size", 0), ("num_workers", -1), ("seed", -1)])
 def test_numbers_out_of_range_are_refused_at_once(seven, flag, value):
     arguments = dict(data_dir=seven, batch_size=1, image_size=SIZE) | {flag: value}
-    assert f"--{flag} is {value}" in refusal(load_data, **arguments)
+    assert f"--{flag} is {value}" in refusal(stream_of, **arguments)
 
 
 def test_a_small_size_above_the_large_one_is_refused(seven):
@@ -458,7 +468,7 @@ def kinds(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_files_of_any_kind_become_images_of_so_many_channels(kinds, channels):
     folder, grey, rgba = kinds
-    dataset = ImageDataset(folder, SIZE, random_flip=False, image_channels=channels)
+    dataset = Images(folder, SIZE, random_flip=False, image_channels=channels)
     images = torch.stack([dataset[i][0] for i in range(5)])
     assert images.shape == (5, channels, SIZE, SIZE) and images.dtype is torch.float32
     pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -487,9 +497,9 @@ def test_an_npz_has_the_channels_asked_for(tmp_path, channels):
     np.savez(path, arr_0=pixels)
     images, labels = read_npz(path)
     assert np.array_equal(images, pixels) and labels is None
-    dataset = ImageDataset(path, SIZE, random_flip=False, image_channels=channels)
+    dataset = Images(path, SIZE, random_flip=False, image_channels=channels)
     assert np.array_equal(np.round((dataset[1][0].numpy() + 1) * 127.5), pixels[1].transpose(2, 0, 1))
-    message = refusal(ImageDataset, path, SIZE, image_channels=4 if channels == 3 else 3)
+    message = refusal(Images, path, SIZE, image_channels=4 if channels == 3 else 3)
     assert str(list(pixels.shape)) in message and "--image_channels" in message
 
 
@@ -500,5 +510,5 @@ def test_crops_and_batches_of_other_channels(tmp_path, channels, random_crop):
     np.savez(tmp_path / "x.npz", arr_0=pixels)
     told = dict(data_dir=tmp_path / "x.npz", batch_size=3, random_crop=random_crop, image_channels=channels)
     assert read(1, **told)[0][0].shape == (3, channels, SIZE, SIZE)
-    images, extra = next(load_superres_data(large_size=8, small_size=SIZE, **told))
+    images, extra = next(with_low_res(stream_of(image_size=8, **told), SIZE))
     assert images.shape == (3, channels, 8, 8) and extra["low_res"].shape == (3, channels, SIZE, SIZE)

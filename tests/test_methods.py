@@ -4,18 +4,21 @@ import itertools
 
 import numpy as np
 import pytest
+import sampled
 import torch
 from goldens import closed_form, cond_fn
 from recipe import tensor
 from sklearn.datasets import load_digits, load_sample_image
 
 from guided_diffusion.errors import UserError
+from guided_diffusion.methods import Clipping, of_values
 from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser, parse_eps_scaler
 from guided_diffusion.methods.input_perturbation import InputPerturbation, Perturbation
 from guided_diffusion.methods.time_shift import VARIANTS, TimeShift, pixel_variance
-from guided_diffusion.process import Process, Tally
+from guided_diffusion.process import DiffusionFlags, Process, Tally
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule
 from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solvers import DDIM
 
 SHAPE = (3, 3, 8, 8)
 LOOPS = {"ddpm": ("p_sample_loop", {}), "ddim": ("ddim_sample_loop", {}), "eta": ("ddim_sample_loop", {"eta": 0.7})}
@@ -70,11 +73,10 @@ def test_identity_settings_change_no_bit(identity, solver, guided):
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_scaler_divides_exactly_once(guided):
-    process = {"steps": 1000, "noise_schedule": "linear"}
-    diffusion = create_gaussian_diffusion(**process, eps_scaler=1.02)
     x, t = tensor("x", *SHAPE), torch.tensor([10, 500, 900])
-    model = closed_form(process)
-    prediction = diffusion.denoiser(model, clip_denoised=False, cond_fn=cond_fn if guided else None)(x, t)
+    model = closed_form({"steps": 1000, "noise_schedule": "linear"})
+    process = sampled.process("ddim", clip=False, guide=cond_fn if guided else None, methods={"eps_scaler": "1.02"})
+    prediction = process.denoiser(model)(x, t)
     expected = model(x, t).double() / 1.02
     if guided:
         levels = torch.from_numpy(np.cumprod(1 - get_named_beta_schedule("linear", 1000)))[t]
@@ -178,15 +180,14 @@ def random_settings():
 
 @pytest.mark.parametrize("variant, schedule, respacing, window, cutoff, constant", list(random_settings()))
 def test_any_setting_stays_in_range_and_finite(variant, schedule, respacing, window, cutoff, constant):
-    diffusion = create_gaussian_diffusion(
-        noise_schedule=schedule,
-        timestep_respacing=respacing,
-        do_time_shift=True,
-        window=window,
-        cutoff=cutoff,
-        time_shift_variant=variant,
-        time_shift_constant=constant,
-    )
+    process = {"noise_schedule": schedule, "timestep_respacing": respacing}
+    shift = {
+        "do_time_shift": True,
+        "window": window,
+        "cutoff": cutoff,
+        "time_shift_variant": variant,
+        "time_shift_constant": constant,
+    }
     model = closed_form({"steps": 1000, "noise_schedule": schedule})
     told = []
 
@@ -195,8 +196,11 @@ def test_any_setting_stays_in_range_and_finite(variant, schedule, respacing, win
         return model(x, t)
 
     x = tensor("start", *SHAPE) * torch.tensor([0.01, 1, 30]).reshape(3, 1, 1, 1)
-    for record in diffusion.sample_records(diffusion.ddim(), diffusion.denoiser(watched), x):
+    by_the_class = create_gaussian_diffusion(**process, **shift).ddim_sample_loop_progressive(watched, x.shape, noise=x)
+    process = DiffusionFlags(**process).create([Clipping(True), *of_values(shift)])
+    for record in process.sample_records(DDIM(process.schedule), process.denoiser(watched), x):
         assert torch.isfinite(record.x).all()
+        torch.testing.assert_close(next(by_the_class)["sample"], record.x, rtol=1e-3, atol=1e-3)
         assert ((record.s >= -1) & (record.s < record.t) & (record.t <= 999)).all()
     assert all(((t >= 0) & (t <= 999)).all() for t in told)
 
@@ -229,7 +233,7 @@ def test_net_tells_the_network_alone():
     diffusion = create_gaussian_diffusion(**process, **shift)
     x, t = tensor("x", *SHAPE), torch.full((3,), diffusion.timestep_map[4])
     model = closed_form(process)
-    prediction = diffusion.denoiser(model, clip_denoised=False)(x, t)
+    prediction = diffusion.process.denoiser(model)(x, t)
     torch.testing.assert_close(prediction.eps, model(x, t + 30))
     torch.testing.assert_close(prediction.alpha_bar, diffusion.schedule.alpha_bar(t))
 

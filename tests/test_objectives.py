@@ -249,4 +249,4 @@ def test_a_state_that_does_not_fit_is_named(tmp_path):
     start = tmp_path / "model000001.pt"
     loop, _ = tiny(tmp_path, lambda *_: None, iterations=2, resume_checkpoint=str(start))
     with pytest.raises(UserError, match="state000001.pt: the own of the checkpoint does not fit --objective"):
-        loop.files.load_state(0, loop.mp_trainer, Owner(weight=(1.0, 2.0)), loop.device)
+        loop.files.load_state(0, loop.precision, Owner(weight=(1.0, 2.0)), loop.device)

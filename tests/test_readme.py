@@ -163,7 +163,7 @@ def test_the_tables_name_every_flag(name):
 
 
 def test_pages_name_no_flag_that_is_not_there():
-    known = {"nproc_per_node", "help", "flag", "split", "labels", "check"}
+    known = {"nproc_per_node", "help", "flag", "split", "labels", "check", "titles"}
     for name in [*launched.NAMES, *launched.EVALUATIONS]:
         for group in launched.read(name).groups:
             for field in flags.flags_of(group):

@@ -20,8 +20,9 @@ from guided_diffusion.jobs import random_state
 from guided_diffusion.objectives import Loss
 from guided_diffusion.objectives.sampled import SampledObjective
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.train_util import TrainFlags, TrainLoop
 from guided_diffusion.training.data import training_data
+from guided_diffusion.training.flags import TrainFlags
+from guided_diffusion.training.loop import Loop
 
 EIGHT = (
     "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1 --attention_resolutions= --learn_sigma True "
@@ -106,7 +107,7 @@ def test_a_run_of_the_first_edition_goes_on_bit_for_bit(tmp_path):
     settings = TrainFlags(
         batch_size=4, lr=0.1, ema_rate="0.5", iterations=8, resume_checkpoint=str(old / "model000004.pt")
     )
-    TrainLoop(
+    Loop(
         model=torch.nn.Linear(3, 1, bias=False),
         objective=Drawn(),
         data=iter(lambda: (images, {}), None),
@@ -352,7 +353,7 @@ def test_a_loss_that_is_not_finite_counts_though_its_gradient_is(tmp_path):
 
 def test_a_loss_scale_below_one_ends_the_run(tmp_path):
     loop, _ = tiny(tmp_path, poisoned(plain_sum, [INF] * 30), dtype=torch.float16)
-    loop.mp_trainer.lg_loss_scale = 3.0
+    loop.precision.lg_loss_scale = 3.0
     with pytest.raises(UserError, match="at step 4: 4 steps in a row .* the loss scale fell below 1.* --use_bf16"):
         loop.run_loop()
 

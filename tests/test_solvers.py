@@ -18,9 +18,9 @@ from guided_diffusion.generate import IndexedNoise
 from guided_diffusion.methods import Thresholding
 from guided_diffusion.methods.clipping import dynamic_threshold
 from guided_diffusion.methods.time_shift import VARIANTS
+from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
-from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.solvers import DDIM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
+from guided_diffusion.solvers import DDIM, DDPM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
 from guided_diffusion.solvers.flags import READERS, SolverFlags
 
 SHAPE = (3, 3, 8, 8)
@@ -138,12 +138,16 @@ def test_first_order_solvers_are_ddim(schedule, clip):
 
 
 def test_the_first_order_sde_is_ddpm_and_ddim_with_eta_one():
-    diffusion = create_gaussian_diffusion(sigma_small=True, timestep_respacing="20")
-    denoise, runs = gaussians.denoiser(diffusion.schedule), []
+    process = DiffusionFlags(sigma_small=True, timestep_respacing="20").create()
+    schedule, runs = process.schedule, []
     start = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for solver in (DPMSolverPPSDE(diffusion.schedule, 1), diffusion.ddpm(), DDIM(diffusion.schedule, eta=1.0)):
-        noise = IndexedNoise(4, range(2))
-        runs.append(torch.stack([r.x for r in diffusion.sample_records(solver, denoise, start, noise)]))
+    for solver in (
+        DPMSolverPPSDE(schedule, 1),
+        DDPM(schedule, process.var_type, process.variance_floor),
+        DDIM(schedule, eta=1.0),
+    ):
+        records = process.sample_records(solver, gaussians.denoiser(schedule), start, IndexedNoise(4, range(2)))
+        runs.append(torch.stack([record.x for record in records]))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(runs[0], runs[2], rtol=1e-9, atol=1e-9)
 

@@ -6,7 +6,8 @@ import torch
 
 from guided_diffusion import logger
 from guided_diffusion.objectives import Loss, Objective
-from guided_diffusion.train_util import TrainFlags, TrainLoop
+from guided_diffusion.training.flags import TrainFlags
+from guided_diffusion.training.loop import Loop
 
 NAN, INF = float("nan"), float("inf")
 START = [1.5, -2.0, 0.5]
@@ -48,13 +49,13 @@ class ByFunction(Objective):
 
 
 def tiny(folder, objective, rows=((1.0, 0.0, 0.0),), dtype=torch.float32, preview=None, **flags):
-    """(the TrainLoop of w = START, [w after each step])."""
+    """(the Loop of w = START, [w after each step])."""
     logger.configure(str(folder), "csv,log")
     model = torch.nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([START]))
     seen = []
-    loop = TrainLoop(
+    loop = Loop(
         model=model,
         objective=ByFunction(objective),
         data=iter(lambda: (torch.tensor(rows), {}), None),

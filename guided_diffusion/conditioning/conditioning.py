@@ -43,7 +43,7 @@ class Conditioning:
     def of_indices(self, noise, indices):
         """{name: tensor [N, ...]} on the CPU of images that are sampled.
 
-        :param noise: the IndexedNoise of the images, from which it may draw.
+        :param noise: the IndexedNoise or GlobalNoise of the images, from which it may draw.
         :param indices: of the images in the run.
         """
         return {}

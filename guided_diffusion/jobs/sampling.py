@@ -9,7 +9,7 @@ import torch
 from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
-from ..generate import SampleFlags
+from ..generate import RngFlags, SampleFlags
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
 
@@ -37,7 +37,8 @@ class ShardFlags(FlagGroup):
 def run(parsed, process, make_batch, name=None):
     """Announce the flags, sample what is not there yet, save and report: the end of every sampling script.
 
-    Each batch is a chunk of a SampleStore, saved before the next begins. The ranks take the missing ones in turn.
+    Each batch is a chunk of a SampleStore, saved before the next begins. The ranks take the missing ones in turn. A run
+    with --rng published makes all images or none: they come from one stream.
 
     :param parsed: the resolved Parsed flags.
     :param process: the Process, whose methods report at the end.
@@ -46,21 +47,27 @@ def run(parsed, process, make_batch, name=None):
     :raises UserError: if another job is at work in the output folder, or it was begun with other settings.
     :raises SystemExit: on SIGTERM or Ctrl-C, after the batches in hand.
     """
+    out_dir, (part, parts) = logger.get_dir(), parsed[ShardFlags].place
+    if parts > 1 and parsed[RngFlags].published:
+        raise UserError(f"--shard {part}/{parts} contradicts --rng published, whose images come from one stream")
     if parsed[launch.RunFlags].dry_run:
         launch.announce(parsed)
         return
-    out_dir, (part, parts) = logger.get_dir(), parsed[ShardFlags].place
     store = SampleStore(out_dir, name.removesuffix(".npz") if name else "samples")
+    then = (
+        f"{store.folder} has to be deleted to begin anew"
+        if parsed[RngFlags].published
+        else "the same command continues"
+    )
     try:
         with folder_lock.locked(out_dir, f"{part}-of-{parts}" if parts > 1 else ""):
             settings = _settings(parsed)
             _follow(store.begin(settings, parts == 1, parsed.defaults()), settings)
             launch.announce(parsed)
-            _make(store, parsed, process, make_batch, name)
+            _make(store, parsed, process, make_batch, name, then)
     except OSError as error:
         raise UserError(
-            f"{error.filename or out_dir}: {error.strerror or error}; what is finished is kept, and the same command "
-            "continues"
+            f"{error.filename or out_dir}: {error.strerror or error}; what is finished is kept, and {then}"
         ) from error
 
 
@@ -85,7 +92,7 @@ def _follow(begun, settings):
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
 
 
-def _make(store, parsed, process, make_batch, name):
+def _make(store, parsed, process, make_batch, name, then):
     flags, (part, parts) = parsed[SampleFlags], parsed[ShardFlags].place
     starts = range(0, flags.num_samples, flags.batch_size)
     chunks = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
@@ -96,7 +103,12 @@ def _make(store, parsed, process, make_batch, name):
     log_grid(process)
     mine = chunks[part - 1 :: parts]
     missing = store.missing(mine)
-    _fill(store, missing, sum(map(len, mine)), make_batch)
+    if parsed[RngFlags].published and 0 < len(missing) < len(mine):
+        raise UserError(
+            f"{store.folder} holds some images of this run, and --rng published cannot go on in the middle of its "
+            "stream: delete it to begin anew"
+        )
+    _fill(store, missing, sum(map(len, mine)), make_batch, then)
     log_calls(process)
     add_up(process)
     lines = [line for method in process.methods for line in method.report(process)]
@@ -114,8 +126,12 @@ def add_up(process):
         tally.values = dist_util.all_reduce_sum(tally.values.to(dist_util.dev()))
 
 
-def _fill(store, missing, total, make_batch):
-    """Sample and save the missing chunks, the ranks in step; `total` counts the images of this job, old and new."""
+def _fill(store, missing, total, make_batch, then):
+    """Sample and save the missing chunks, the ranks in step.
+
+    :param total: of the images of this job, old and new.
+    :param then: how an interrupted job goes on.
+    """
     rank, size = dist_util.rank(), dist_util.world_size()
     done = total - sum(map(len, missing))
     if done:
@@ -135,7 +151,7 @@ def _fill(store, missing, total, make_batch):
             add(sum(map(len, turn)))
             if number:
                 kept = done + sum(map(len, missing[: first + size]))
-                interruption.stop(number, f"{kept} of {total} images are kept, and the same command continues")
+                interruption.stop(number, f"{kept} of {total} images are kept, and {then}")
 
 
 def _finish(store, chunks, name):

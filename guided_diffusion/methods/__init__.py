@@ -6,6 +6,7 @@ couplings, corrections and corruptions follow each other.
 
 from dataclasses import replace
 
+from ..errors import UserError
 from ..flags import flags_of
 from .classifier_free_guidance import ClassifierFreeGuidance
 from .classifier_guidance import ClassifierGuidance
@@ -37,8 +38,8 @@ def of_training():
 
 
 def place(method):
-    """Where a Method object stands in the table, by its class or the base that is there."""
-    return next(i for i, kind in enumerate(STACK) if isinstance(method, kind))
+    """Where a Method object stands in the table, by its class or the base that is there; behind it, if neither is."""
+    return next((i for i, kind in enumerate(STACK) if isinstance(method, kind)), len(STACK))
 
 
 def chosen(parsed):
@@ -49,20 +50,72 @@ def chosen(parsed):
     return [parsed[method] for method in STACK if method in parsed.groups]
 
 
-def of_values(values):
-    """The methods that {flag: value} speaks of, of those that need no classifier.
+def of_class_api():
+    """The methods that a process of the class API may have: no classifier is named, and its loops are told to clip."""
+    return [method for method in STACK if method.by_default and method is not Clipping]
 
+
+def of_values(values):
+    """The methods that {flag: value} speaks of, of those of the class API.
+
+    :param values: by the names of flags, or their aliases.
     :raises TypeError: for a flag that none of them has.
+    :raises UserError: for a flag and its alias with two values.
     """
     made, unknown = [], set(values)
-    for method in STACK:
-        given = {field.name: values[field.name] for field in flags_of(method) if field.name in values}
-        if given and method.by_default:
+    for method in of_class_api():
+        given = {}
+        for field in flags_of(method):
+            for name in spellings(field):
+                if name in values:
+                    if given.setdefault(field.name, values[name]) != values[name]:
+                        raise UserError(f"--{name} {values[name]} contradicts --{field.name} {given[field.name]}")
+                    unknown.discard(name)
+        if given:
             made.append(method(**given))
-            unknown -= given.keys()
     if unknown:
-        raise TypeError(f"unexpected argument {sorted(unknown)[0]!r}")
+        raise TypeError(f"unexpected argument {min(unknown)!r}")
     return made
+
+
+def switched_on(values, own=()):
+    """{flag: value} that a client's command line says of methods of the class API, without what is at its default.
+
+    A method is on where its first flag is neither at its default nor false.
+
+    :param values: {name: value} of the whole command line.
+    :param own: names of those that mean methods for certain; of others only flags of releases do.
+    :raises UserError: for one of `own` whose method is off.
+    """
+    found = {}
+    for method in of_class_api():
+        fields = flags_of(method)
+        told = {
+            name: values[name]
+            for field in fields
+            for name in spellings(field)
+            if name in values
+            and (name in own or field.metadata["marks"]["released"])
+            and not _equal(values[name], field.default)
+        }
+        if any(told.get(name) for name in spellings(fields[0])):
+            found |= told
+        elif told.keys() & set(own):
+            name = min(told.keys() & set(own))
+            raise UserError(f"--{name} {told[name]} does nothing without --{fields[0].name}")
+    return found
+
+
+def spellings(field):
+    """The names of a flag: its own and its aliases."""
+    return (field.name, *field.metadata["aliases"])
+
+
+def _equal(value, default):
+    try:
+        return float(value) == float(default)
+    except (TypeError, ValueError):
+        return value == default
 
 
 def uncoupled(parsed):

@@ -20,12 +20,15 @@ class EpsilonScaling(Method):
     """Epsilon Scaling (Ning et al. 2024)."""
 
     eps_scaler: str = flag(
-        "1.0", "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off."
+        "1.0",
+        "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off.",
+        released=True,
     )
 
     def __post_init__(self):
         super().__post_init__()
-        self.k, self.b = parse_eps_scaler(self.eps_scaler)
+        # the number 0 is the default of the release, and means none there; as text it is a mistake
+        self.k, self.b = (0.0, 1.0) if self.eps_scaler == 0 else parse_eps_scaler(self.eps_scaler)
 
     def wrap(self, denoise, process):
         if (self.k, self.b) == (0.0, 1.0):

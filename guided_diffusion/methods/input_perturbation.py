@@ -4,6 +4,7 @@ Training sees x_t made of eps + gamma xi with a second noise xi, and still has t
 (algorithm 1 of the paper). Sampling is untouched.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from ..flags import at_least, flag
 from ..schedule import per_sample
 from .method import Method, no_corruption
 
+# the default of TS-DPM-ADM
+_MISSPELT = "linaer"
 # gamma_t / gamma at timesteps t [T] of `total`
 _STRENGTHS = {
     "constant": lambda t, total: torch.ones_like(t),
@@ -31,16 +34,22 @@ class InputPerturbation(Method):
         aliases=("input_pertub",),
         legal=at_least(0),
         lasting=True,
+        released=True,
     )
     perturb_schedule_type: str = flag(
-        "constant", "How that strength grows over the timesteps.", tuple(_STRENGTHS), lasting=True
+        "constant", "How that strength grows over the timesteps.", tuple(_STRENGTHS), lasting=True, released=True
     )
     perturb_cutoff: int = flag(
-        0, "So many of the noisiest timesteps are trained without it.", legal=at_least(0), lasting=True
+        0, "So many of the noisiest timesteps are trained without it.", legal=at_least(0), lasting=True, released=True
     )
 
     def __post_init__(self):
+        if self.perturb_schedule_type == _MISSPELT:
+            warnings.warn(f"perturb_schedule_type {_MISSPELT!r} is taken as 'linear'", stacklevel=3)
+            self.perturb_schedule_type = "linear"
         super().__post_init__()
+
+    def refuse_unread(self, given):
         if not self.input_perturbation and (self.perturb_cutoff or self.perturb_schedule_type != "constant"):
             raise UserError("--perturb_schedule_type and --perturb_cutoff do nothing without --input_perturbation")
 

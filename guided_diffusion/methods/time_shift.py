@@ -177,9 +177,11 @@ class TimeShift(Method):
     columns: ClassVar = {"mean_shift": ("mean shift", "+.1f"), "edge": ("searches at an edge", ".0%")}
     words: ClassVar = {"shift": "mean_shift"}
 
-    do_time_shift: bool = flag(False, "Move the times of sampling steps to where the images' variance fits.")
-    window: int = flag(2, "Width of the search in training timesteps, from 2 on.", legal=at_least(0))
-    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.", legal=at_least(0))
+    do_time_shift: bool = flag(
+        False, "Move the times of sampling steps to where the images' variance fits.", released=True
+    )
+    window: int = flag(2, "Width of the search in training timesteps, from 2 on.", legal=at_least(0), released=True)
+    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.", legal=at_least(0), released=True)
     time_shift_variant: str = flag(
         "adm",
         "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.",

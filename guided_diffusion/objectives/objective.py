@@ -7,7 +7,7 @@ import torch
 
 from .. import dist_util, logger
 from ..errors import UserError
-from ..training.precision import BAD_STEPS, MixedPrecisionTrainer
+from ..training.precision import BAD_STEPS, Precision
 
 
 class Loss(NamedTuple):
@@ -30,14 +30,14 @@ class AuxiliaryNetwork:
 
     :param network: is moved to the device of this rank.
     :param optimizer: a torch.optim.Optimizer of its parameters; None freezes it.
-    :param dtype: what its losses were computed in; under torch.float16 they are scaled, see MixedPrecisionTrainer.
+    :param dtype: what its losses were computed in; under torch.float16 they are scaled, see Precision.
     :param grad_clip: largest norm of its gradient; 0 never clips.
     """
 
     def __init__(self, network, optimizer=None, dtype=torch.float32, grad_clip=0.0):
         self.network = network.to(dist_util.dev()).requires_grad_(optimizer is not None)
         self.optimizer = optimizer
-        self.trainer = MixedPrecisionTrainer(network, dtype, grad_clip=grad_clip)
+        self.trainer = Precision(network, dtype, grad_clip=grad_clip)
         self._images = 0
         dist_util.sync_params([*network.parameters(), *network.buffers()])
 

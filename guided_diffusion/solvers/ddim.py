@@ -26,6 +26,7 @@ class DDIM(Solver):
         Encoding is deterministic at any eta.
     """
 
+    published = True
     options: ClassVar = {
         "eta": flag(0.0, "Noise of DDIM: 0 none, 1 that of DDPM with the small variance.", legal=FRACTION)
     }

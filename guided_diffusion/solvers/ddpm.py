@@ -40,6 +40,7 @@ class DDPM(Solver):
 
     takes = ("var_type", "variance_floor")
     stochastic = True
+    published = True
     guided_by_mean = True
 
     def __init__(self, schedule, var_type=ModelVarType.FIXED_LARGE, variance_floor=None):

@@ -31,6 +31,7 @@ class Solver:
     :cvar interpolates: it divides by distances between the nodes of its steps.
     :cvar stochastic: its images depend on the noise that it draws.
     :cvar fixed_ends: it measures one step against the one before, so the ends of steps must stay.
+    :cvar published: the published scripts have it; it draws noise once a step.
     :cvar guided_by_mean: a classifier moves its mean (Dhariwal & Nichol 2021, algorithm 1), in place of the score.
     """
 
@@ -40,6 +41,7 @@ class Solver:
     interpolates = False
     stochastic = False
     fixed_ends = False
+    published = False
     guided_by_mean = False
 
     def __call__(self, denoise, x, t, s, state, noise):

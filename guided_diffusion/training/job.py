@@ -17,7 +17,7 @@ from ..process import DiffusionFlags
 from ..script_util import diffusion_of
 from .data import training_data
 from .flags import TrainFlags
-from .loop import TrainLoop
+from .loop import Loop
 from .validation import held_out_losses
 
 # images of a preview, at most
@@ -51,7 +51,7 @@ def train_diffusion(parsed, network, after_step=None):
 
     :param parsed: the command line; what follows is asked with its resolved Parsed flags.
     :param network: the Network that is trained.
-    :param after_step: `parsed -> an after_step of TrainLoop, or None`.
+    :param after_step: `parsed -> an after_step of Loop, or None`.
     """
     parsed = begin(parsed, network)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
@@ -68,7 +68,7 @@ def train_diffusion(parsed, network, after_step=None):
         data = itertools.chain([(batch, extra)], data)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
-    TrainLoop(
+    Loop(
         model=model.to(dist_util.dev()),
         objective=objectives.create(parsed, diffusion),
         data=data,
@@ -94,7 +94,7 @@ def train_classifier(parsed):
     after_step = held_out_losses(parsed, diffusion, **images)
     if not launch.announce(parsed):
         return
-    TrainLoop(
+    Loop(
         model=model.to(dist_util.dev()),
         objective=ClassifierObjective.create(parsed, diffusion),
         data=data,

@@ -6,9 +6,14 @@ import time
 from .. import logger
 
 
-def log_loss_dict(num_timesteps, t, losses):
-    """Log the mean of each term [N], and its mean within each quartile of the timesteps t [N]."""
-    quartiles = (4 * t // num_timesteps).tolist()
+def log_loss_dict(diffusion, ts, losses):
+    """Log the mean of each term, and its mean within each quartile of the timesteps.
+
+    :param diffusion: has the `num_timesteps` T: a GaussianDiffusion or an Objective.
+    :param ts: int64 [N] in 0..T-1.
+    :param losses: {name: [N]}.
+    """
+    quartiles = (4 * ts // diffusion.num_timesteps).tolist()
     for name, values in losses.items():
         values = values.detach().float()
         logger.logkv_mean(name, values.mean().item())

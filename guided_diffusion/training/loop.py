@@ -12,7 +12,7 @@ from ..jobs import interruption, random_state, slow_steps
 from ..nn import update_ema
 from ..seams import Objective
 from .log import Clock, log_loss_dict
-from .precision import BAD_STEPS, MixedPrecisionTrainer
+from .precision import BAD_STEPS, Precision
 from .run_files import RunFiles
 
 
@@ -21,7 +21,7 @@ def as_given(batch, extra):
     return extra
 
 
-class TrainLoop:
+class Loop:
     """Optimises a network until the last step, writing logs, checkpoints and pictures.
 
     With several ranks each computes its own batch, and gradients are averaged over the ranks.
@@ -65,8 +65,8 @@ class TrainLoop:
         self.samples = self.step * flags.batch_size * dist_util.world_size()
         self.files.load_model(model)
         dist_util.sync_params(model.parameters())
-        self.mp_trainer = MixedPrecisionTrainer(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
-        if not math.isfinite(self.mp_trainer.param_norm()):
+        self.precision = Precision(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
+        if not math.isfinite(self.precision.param_norm()):
             raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
@@ -74,7 +74,7 @@ class TrainLoop:
         if flags.resume_checkpoint:
             self.files.load_averages(model, self.ema)
             self.files.load_optimizer(self.opt, self.device)
-            self.samples = self.files.load_state(self.samples, self.mp_trainer, objective, self.device)
+            self.samples = self.files.load_state(self.samples, self.precision, objective, self.device)
 
     def run_loop(self):
         """Train to the end, and save there; SIGTERM and Ctrl-C save after the step in hand and end the run.
@@ -141,8 +141,8 @@ class TrainLoop:
 
     def _may_be_saved(self):
         """Whether this step was finite, or is the last of float16, whose loss scale may just have been too high."""
-        too_high = self.mp_trainer.scales_loss and self.step == self.flags.last_step()
-        return too_high or not self.mp_trainer.bad_steps
+        too_high = self.precision.scales_loss and self.step == self.flags.last_step()
+        return too_high or not self.precision.bad_steps
 
     def _end(self, signal):
         """Say where a run stands that a signal stopped, or that ends on a step which is not saved.
@@ -171,15 +171,15 @@ class TrainLoop:
             x, told = batch[part], {k: v[part] for k, v in cond.items()}
             wait = start != starts[-1] and self.ddp_model is not self.model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
-                with self.mp_trainer.autocast():
+                with self.precision.autocast():
                     loss = self.objective(self.ddp_model, x, told)
-                self.mp_trainer.backward(loss.value.mean() * (len(x) / len(batch)))
-            log_loss_dict(self.objective.num_timesteps, loss.t, loss.terms)
-        stepped, grad_norm, param_norm = self.mp_trainer.optimize(self.opt)
+                self.precision.backward(loss.value.mean() * (len(x) / len(batch)))
+            log_loss_dict(self.objective, loss.t, loss.terms)
+        stepped, grad_norm, param_norm = self.precision.optimize(self.opt)
         logger.logkv_mean("grad_norm", grad_norm)
         logger.logkv_mean("param_norm", param_norm)
-        if self.mp_trainer.scales_loss:
-            logger.logkv("lg_loss_scale", self.mp_trainer.lg_loss_scale)
+        if self.precision.scales_loss:
+            logger.logkv("lg_loss_scale", self.precision.lg_loss_scale)
         if self.flags.grad_clip:
             logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
         if stepped:
@@ -203,7 +203,7 @@ class TrainLoop:
         :raises UserError: at weights that are not finite, after BAD_STEPS such steps in a row, or at a loss scale
             below 1.
         """
-        trainer = self.mp_trainer
+        trainer = self.precision
         if not math.isfinite(param_norm):
             cause = f"the norm of the weights is {param_norm:g}"
         elif trainer.lg_loss_scale < 0:
@@ -216,9 +216,7 @@ class TrainLoop:
 
     def _diverged(self, step, cause):
         """The UserError that ends a run at a step."""
-        remedies = "a lower --lr, --grad_clip 1" + (
-            ", --use_bf16 for --use_fp16" if self.mp_trainer.scales_loss else ""
-        )
+        remedies = "a lower --lr, --grad_clip 1" + (", --use_bf16 for --use_fp16" if self.precision.scales_loss else "")
         rate = self.opt.param_groups[0]["lr"]
         return UserError(
             f"training diverged at step {step}: {cause} and learning rate {rate:g}; {self.files.last_good()}; "
@@ -256,16 +254,16 @@ class TrainLoop:
         :raises UserError: on every rank, if it cannot be written, and nothing of it stays then; or if the weights are
             not finite.
         """
-        norm = self.mp_trainer.param_norm()
+        norm = self.precision.param_norm()
         if not math.isfinite(norm):
             raise self._diverged(self.step, f"the norm of the weights is {norm:g}, so they are not saved,")
         random = dist_util.gather_object(random_state.capture(self.device))
         self.files.write(self.step, self._parts(random))
-        if not self.mp_trainer.bad_steps:
+        if not self.precision.bad_steps:
             self.files.prune()
 
     def _parts(self, random):
-        state = self.files.state(self.step, self.samples, self.mp_trainer, self.objective, random)
+        state = self.files.state(self.step, self.samples, self.precision, self.objective, random)
         yield from self.files.parts(self.step, self.model, self.ema, self.opt, state)
 
 

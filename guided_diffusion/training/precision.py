@@ -5,13 +5,13 @@ import math
 
 import torch
 
-INITIAL_LG_LOSS_SCALE = 20.0
+INITIAL_LOG_LOSS_SCALE = 20.0
 
 # So many steps in a row without a finite gradient end the run.
 BAD_STEPS = 20
 
 
-class MixedPrecisionTrainer:
+class Precision:
     """Backward passes and optimiser steps of a model whose weights stay float32.
 
     The network computes in float16 or bfloat16 under `autocast`. Under float16 the loss is multiplied by
@@ -30,7 +30,7 @@ class MixedPrecisionTrainer:
         self.fp16_scale_growth = fp16_scale_growth
         self.grad_clip = grad_clip
         self.bad_steps = 0
-        self.lg_loss_scale = INITIAL_LG_LOSS_SCALE if self.scales_loss else 0.0
+        self.lg_loss_scale = INITIAL_LOG_LOSS_SCALE if self.scales_loss else 0.0
 
     @property
     def scales_loss(self):
@@ -56,7 +56,7 @@ class MixedPrecisionTrainer:
         grads = [p.grad for p in self.params if p.grad is not None]
         if self.scales_loss:
             torch._foreach_mul_(grads, 2**-self.lg_loss_scale)
-        grad_norm, param_norm = _norm(grads), self.param_norm()
+        grad_norm, param_norm = norm(grads), self.param_norm()
         stepped = math.isfinite(grad_norm) and math.isfinite(param_norm)
         if stepped:
             if 0 < self.grad_clip < grad_norm:
@@ -70,10 +70,12 @@ class MixedPrecisionTrainer:
 
     def param_norm(self):
         """The Euclidean norm of all weights, as a float; not finite once a single step has thrown them too far."""
-        return _norm(self.params)
+        return norm(self.params)
 
 
-def _norm(tensors):
+def norm(tensors):
     """The Euclidean norm of all entries of all tensors, as a float."""
+    if not tensors:
+        return 0.0
     with torch.no_grad():
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).item()

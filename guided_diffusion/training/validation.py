@@ -13,7 +13,7 @@ from .log import log_loss_dict
 
 
 def held_out_losses(parsed, diffusion, **data):
-    """An `after_step` of a TrainLoop that logs the losses of the next held-out batch each --eval_interval steps.
+    """An `after_step` of a Loop that logs the losses of the next held-out batch each --eval_interval steps.
 
     :param parsed: the resolved Parsed flags.
     :param diffusion: the GaussianDiffusion of the ClassifierObjective.
@@ -35,6 +35,6 @@ def held_out_losses(parsed, diffusion, **data):
         with torch.no_grad():
             loss = objective(loop.model, batch.to(dist_util.dev()), {"y": cond["y"].to(dist_util.dev())})
         loop.model.train()
-        log_loss_dict(objective.num_timesteps, loss.t, loss.terms)
+        log_loss_dict(objective, loss.t, loss.terms)
 
     return after_step

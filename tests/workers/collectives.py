@@ -10,6 +10,10 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from open_sockets import sockets
+
 from guided_diffusion import dist_util
 
 
@@ -27,6 +31,7 @@ def averaged_gradient(rank):
 
 
 def main(folder, gradient=""):
+    inherited = sockets()  # mpirun leaves some
     dist_util.setup_dist("cpu")
     rank = dist_util.rank()
     torch.manual_seed(rank)
@@ -50,6 +55,7 @@ def main(folder, gradient=""):
         trainable=all(p.requires_grad for p in params),
         mpi="mpi4py.MPI" in sys.modules,
         process_group=torch.distributed.is_initialized(),
+        new_sockets=len(sockets()) - len(inherited),
     )
     Path(folder, f"{rank}.json").write_text(json.dumps(seen))
     dist_util.cleanup()

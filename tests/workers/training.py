@@ -23,8 +23,9 @@ from guided_diffusion.objectives import Loss, Objective
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import diffusion_of
-from guided_diffusion.train_util import TrainFlags, TrainLoop
 from guided_diffusion.training.data import training_data
+from guided_diffusion.training.flags import TrainFlags
+from guided_diffusion.training.loop import Loop
 
 SIZE, IMAGES, GLOBAL_BATCH = 8, 24, 8
 # 64 channels: with 32, each normalisation group is one channel and its bias has no gradient but rounding
@@ -85,12 +86,12 @@ def network(flags=NETWORK):
 
 
 def loop(images, out_dir, objective=None, *, network_flags=NETWORK, sgd=False, **options):
-    """A TrainLoop on the images of an npz that logs to `out_dir`."""
+    """A Loop on the images of an npz that logs to `out_dir`."""
     flags = TrainFlags(
         **{"batch_size": GLOBAL_BATCH // dist_util.world_size(), "log_interval": 1, "lr": 1e-2, **options}
     )
     logger.configure(str(out_dir), "csv,log")
-    training = TrainLoop(
+    training = Loop(
         model=network(network_flags),
         dtype=network_flags.dtype,
         objective=objective or ReadFromImages(),

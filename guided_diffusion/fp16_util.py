@@ -71,7 +71,7 @@ def master_params_to_state_dict(model, param_groups_and_shapes, master_params, u
         named = {
             name: values
             for group, master in zip(groups, master_params)
-            for (name, _), values in zip(group, unflatten_master_params(group, master))
+            for (name, _), values in zip(group, unflatten_master_params(group, master.detach()))
         }
     else:
         named = dict(zip((name for name, _ in model.named_parameters()), master_params))

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
-from guided_diffusion import logger
+from guided_diffusion import conditioning, logger
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
@@ -68,8 +66,9 @@ def scorer(parsed):
 
 
 def _samples(parsed, model, batch_size, rank, size):
-    unet, total = parsed[UNetFlags], parsed[EvalFlags].eval_samples
+    total = parsed[EvalFlags].eval_samples
+    told = conditioning.of_training(parsed).shown(total, None, None)
     for first in range(rank * batch_size, total, size * batch_size):
         count = min(batch_size, total - first)
-        labels = {"y": torch.arange(first, first + count) % unet.num_classes} if unet.class_cond else {}
-        yield first, preview_sampler(parsed[DiffusionFlags], count, labels)(model, first)
+        cond = {name: value[first : first + count] for name, value in told.items()}
+        yield first, preview_sampler(parsed[DiffusionFlags], count, cond)(model, first)

@@ -101,6 +101,20 @@ def bound(denoise, cond):
     return lambda x, t: denoise(x, t, cond)
 
 
+def refuse_untaken(cond, takes):
+    """Validate that a network can be told all of cond. A class may be there for its guiding classifier alone.
+
+    :param takes: names of what it is told; None where it does not say.
+    :raises UserError: naming the first that it does not take.
+    """
+    foreign = [] if takes is None else [name for name in cond if name not in takes and name != "y"]
+    if foreign:
+        raise UserError(
+            f"the network cannot be told {foreign[0]}, which a conditioning gives; expected one whose `takes` has it, "
+            f"not {', '.join(takes) or 'nothing'} alone"
+        )
+
+
 class NetworkDenoiser:
     """The adapter: the one place that knows how a network is called and what its output means.
 

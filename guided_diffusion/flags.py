@@ -27,7 +27,7 @@ class Legal:
     """
 
     text: str
-    holds: Callable
+    holds: Callable = dataclasses.field(compare=False)
 
 
 POSITIVE = Legal("above 0", lambda value: value > 0)
@@ -55,7 +55,9 @@ def flag(
     idle=False,
     content=False,
     released=False,
+    shared=False,
     needs="",
+    spells="",
 ):
     """A dataclass field that is a flag of the field's name.
 
@@ -74,7 +76,9 @@ def flag(
     :param idle: it changes no image of a sampling run.
     :param content: it names a file of which the content decides, not the name.
     :param released: scripts of its paper's own release have it, so a client's command line means it by that name.
+    :param shared: groups that stand side by side have it in common, though each says it in its own words.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
+    :param spells: the flag of which it is another spelling; "" for none.
     """
     marks = {
         "free": free,
@@ -85,7 +89,9 @@ def flag(
         "idle": idle,
         "content": content,
         "released": released,
+        "shared": shared,
         "needs": needs,
+        "spells": spells,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
@@ -97,7 +103,7 @@ def flags_of(group):
 
 
 def marked(groups, mark):
-    """{flag: its mark} of the flags of some groups that have the mark: True, or a name for `needs`.
+    """{flag: its mark} of the flags of some groups that have the mark: True, or a name for `needs` and `spells`.
 
     :raises KeyError: if `flag` knows no such mark.
     """
@@ -116,13 +122,15 @@ class FlagGroup:
             legal, choices, value = field.metadata["legal"], field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
                 raise UserError(f"--{field.name} is {value!r}; expected one of {', '.join(map(_shown, choices))}")
-            if legal is not None and not (math.isfinite(value) and legal.holds(value)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{field.name} is {value}; expected a finite number")
+            if legal is not None and not legal.holds(value):
                 raise UserError(f"--{field.name} is {value}; expected {legal.text}")
 
     def refuse_unread(self, given):
-        """Validate what a command line alone can mean wrongly: flags that nothing would read.
+        """Validate what a command line alone can mean wrongly: flags that nothing would read, or that contradict.
 
-        :param given: names of the flags that somebody set, if only to their default.
+        :param given: {flag: value} of those that somebody set, if only to their default.
         :raises UserError: naming the first.
         """
 
@@ -200,19 +208,38 @@ def parser_for(groups, description, overrides=None):
     """An argparse parser for the flags of dataclasses.
 
     :param overrides: {flag: default} of this script; None as a value takes the flag away.
+    :raises UserError: if two groups have different flags of one name.
     """
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     overrides = overrides or {}
-    seen = set()
+    seen = {}
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         for field in flags_of(group):
             # groups may share a flag, such as the image size of a network and its classifier
-            if field.name in seen or overrides.get(field.name, "") is None:
+            if overrides.get(field.name, "") is None or _is_shared(field, group, seen):
                 continue
-            seen.add(field.name)
             _add(section, field, overrides.get(field.name, field.default))
     return parser
+
+
+def _is_shared(field, group, seen):
+    """Whether a flag is there already, by its group.
+
+    :param seen: {spelling: (group, field)} of those that are there, to which it is added.
+    :raises UserError: if that is another flag.
+    """
+    names = (field.name, *field.metadata["aliases"])
+    for name in names:
+        if name in seen:
+            other, known = seen[name]
+            same = (field.name, field.default) == (known.name, known.default)
+            shared = all(one.metadata["marks"]["shared"] for one in (field, known))
+            if not same or (not shared and field.metadata != known.metadata):
+                raise UserError(f"--{name} is a flag of {other.__name__} and another of {group.__name__}; rename one")
+            return True
+    seen |= dict.fromkeys(names, (group, field))
+    return False
 
 
 def _one_of(choices):
@@ -274,7 +301,7 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
     for group in made.values():
         if isinstance(group, FlagGroup):
-            group.refuse_unread(given.keys())
+            group.refuse_unread(given)
     return Parsed(made, frozenset(given), absent)
 
 

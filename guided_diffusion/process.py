@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from . import methods as table
-from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound
+from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound, refuse_untaken
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 from .methods.method import no_corruption
-from .sampling import chain, chain_corrections, no_coupling, sample
+from .sampling import chain, chain_clocks, chain_corrections, no_coupling, sample
 from .schedule import NoiseSchedule, get_named_beta_schedule, rescale_zero_terminal_snr
 from .solvers.ddpm import floor_of
 from .solvers.flags import SolverFlags
@@ -47,7 +47,7 @@ class DiffusionFlags(FlagGroup):
         choices=tuple(PREDICTIONS),
         hidden=True,
     )
-    predict_xstart: bool = flag(False, "The published spelling of --prediction x0.")
+    predict_xstart: bool = flag(False, "The published spelling of --prediction x0.", spells="prediction")
     rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.", hidden=True, noising=True)
     rescale_learned_sigmas: bool = flag(
         False,
@@ -67,6 +67,15 @@ class DiffusionFlags(FlagGroup):
         if self.predict_xstart:
             self.prediction = "x0"
         self.predict_xstart = self.prediction == "x0"
+        self.check_prediction()
+
+    def refuse_unread(self, given):
+        told = [given.get(name) for name in ("predict_xstart", "prediction")]
+        if None not in told and told[0] != (told[1] == "x0"):
+            raise UserError(f"--predict_xstart {told[0]} contradicts --prediction {told[1]}; expected one of them")
+
+    def check_prediction(self):
+        """Validate that what the network predicts tells the image at every timestep."""
         if self.rescale_zero_terminal_snr and self.prediction == "eps":
             raise UserError(
                 "--rescale_zero_terminal_snr True begins at pure noise, where --prediction eps tells nothing of the "
@@ -110,6 +119,14 @@ class DiffusionFlags(FlagGroup):
             methods=methods,
             solver=solver,
         )
+
+
+@dataclass
+class NoisingFlags(DiffusionFlags):
+    """The diffusion process, as a classifier of noisy images knows it: it predicts nothing."""
+
+    def check_prediction(self):
+        pass
 
 
 @dataclass
@@ -172,6 +189,7 @@ class Process:
     :ivar coupling: `(i, x, t, s) -> (t, s)`.
     :ivar correction: `(x, prediction, t, s) -> x`.
     :ivar corruption: `(noise, t) -> (noise, t)`.
+    :ivar clock: `(x, t) -> t`, the time that the network is told; None tells it t.
     :ivar tallies: {name: Tally} of what methods counted; a job adds up those of its ranks.
     :ivar network_calls: calls of the network by denoisers of this process, one for each sample of a batch.
     :ivar images_begun: images that `sample_records` has begun.
@@ -205,7 +223,7 @@ class Process:
         self.coupling = chain([method.couple(self) for method in self.methods], no_coupling)
         self.correction = chain_corrections([method.correct(self) for method in self.methods])
         self.corruption = chain([method.corrupt(self) for method in self.methods], no_corruption)
-        self.clock = next(filter(None, (method.clock(self) for method in self.methods)), None)
+        self.clock = chain_clocks([method.clock(self) for method in self.methods])
 
     def method(self, kind):
         """The method of a class, at its defaults where the process has none."""
@@ -265,10 +283,16 @@ class Process:
     def denoiser(self, model, cond=None):
         """The finished stack `(x_t, t) -> Prediction` of a network.
 
-        :param cond: {name: tensor [N, ...]} of what it is told; a network that says what it `takes` is told no more.
+        :param cond: {name: tensor [N, ...]} of what it is told; a class that a network does not say it `takes` is
+            for guidance by a classifier alone.
+        :raises UserError: for anything else that it does not take, and what a method misses.
         """
-        adapter = self.adapter(model, getattr(model, "takes", None))
-        return bound(self.wrapped(self.counted(adapter)), cond or {})
+        cond, takes = cond or {}, getattr(model, "takes", None)
+        refuse_untaken(cond, takes)
+        told = cond if takes is None else {name: cond[name] for name in takes if name in cond}
+        for method in self.methods:
+            method.check_told(told)
+        return bound(self.wrapped(self.counted(self.adapter(model, takes))), cond)
 
     def sample_records(self, solver, denoise, x, noise=torch.randn_like):
         """The records of `sampling.sample` over the grid, coupled and corrected by the methods, without gradients.

@@ -89,6 +89,20 @@ def chain(arrows, identity):
     return chained
 
 
+def chain_clocks(clocks):
+    """One clock `(x, t) -> t` that applies several in turn, of which None are left out; None where there are none."""
+    clocks = [clock for clock in clocks if clock is not None]
+    if not clocks:
+        return None
+
+    def told(x, t):
+        for clock in clocks:
+            t = clock(x, t)
+        return t
+
+    return told
+
+
 def chain_corrections(corrections):
     """One correction `(x, prediction, t, s) -> x` that applies several in turn."""
     corrections = [correct for correct in corrections if correct is not no_correction]

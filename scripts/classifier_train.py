@@ -8,13 +8,20 @@ from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import ClassifierFlags
 from guided_diffusion.objectives import ValidationFlags
+from guided_diffusion.process import NoisingFlags
 from guided_diffusion.resample import SamplerFlags
-from guided_diffusion.script_util import DiffusionFlags
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_classifier
 
-GROUPS = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, DiffusionFlags]
-OVERRIDES = {"iterations": 150000, "lr": 3e-4, "batch_size": 4, "ema_rate": "", "sample_interval": None}
+GROUPS = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, NoisingFlags]
+OVERRIDES = {
+    "iterations": 150000,
+    "lr": 3e-4,
+    "batch_size": 4,
+    "ema_rate": "",
+    "sample_interval": None,
+    "prediction": None,
+}
 
 
 if __name__ == "__main__":

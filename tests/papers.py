@@ -1,5 +1,6 @@
-"""A paper for each seam of sampling, and for corruption and conditioning: what a paper's file would hold."""
+"""A paper for each seam of sampling, for corruption, and for conditioning with its network: as its file would be."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,9 +9,10 @@ import torch
 from guided_diffusion.conditioning.conditioning import Conditioning
 from guided_diffusion.flags import FRACTION, FlagGroup, at_least, flag
 from guided_diffusion.methods.method import Method
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import NETWORKS, UNetFlags
 from guided_diffusion.schedule import per_sample
 from guided_diffusion.solvers.step import Solver, Step, transfer
+from guided_diffusion.unet import UNetModel
 
 
 class Lazy(Solver):
@@ -84,11 +86,11 @@ class Slowed(Method):
 class BrightnessFlags(FlagGroup):
     """Brightness."""
 
-    by_brightness: bool = flag(False, "Tell the network whether an image is bright, as its class.")
+    by_brightness: bool = flag(False, "Tell the network whether an image is bright.", free=True)
 
 
 class Brightness(Conditioning):
-    """Whether an image is bright, in the place of its class."""
+    """`bright`, 1 for a bright image, 0 for a dark one and -1 for no word of it."""
 
     training = sampling = (BrightnessFlags,)
     network = UNetFlags
@@ -100,14 +102,39 @@ class Brightness(Conditioning):
     of_sampling = of_training
 
     def of_data(self, x, labels):
-        return {"y": (x.flatten(1).mean(dim=1) > 0).long()}
+        return {"bright": (x.flatten(1).mean(dim=1) > 0).long()}
 
     def shown(self, count, x, labels):
-        return {"y": torch.arange(count) % 2}
+        return {"bright": torch.arange(count) % 2}
 
     def of_indices(self, noise, indices):
-        return {"y": torch.tensor([i % 2 for i in indices])}
+        return {"bright": torch.tensor([i % 2 for i in indices])}
 
     @staticmethod
     def dropped(cond):
-        return {"y": torch.full_like(cond["y"], -1)}
+        return {"bright": torch.full_like(cond["bright"], -1)} if "bright" in cond else {}
+
+
+class BrightUNet(UNetModel):
+    """A UNetModel that is told `bright` too, which adds an embedding to its input."""
+
+    def __init__(self, **config):
+        super().__init__(**config)
+        self.bright = torch.nn.Embedding(3, config["in_channels"])
+
+    @property
+    def takes(self):
+        return (*super().takes, "bright")
+
+    def forward(self, x, timesteps, y=None, bright=None):
+        told = torch.full_like(timesteps, -1, dtype=torch.long) if bright is None else bright
+        return super().forward(x + self.bright(told + 1)[..., None, None].to(x), timesteps, y)
+
+
+def create_bright(parsed):
+    """The BrightUNet of Parsed flags: what stands in the table of networks."""
+    unet = parsed[UNetFlags]
+    return unet.build(BrightUNet, unet.image_size, parsed.values()["learn_sigma"])
+
+
+BRIGHT = dataclasses.replace(NETWORKS["diffusion"], create=create_bright)

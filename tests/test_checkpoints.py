@@ -612,3 +612,85 @@ def test_shapes_alone_are_read_once_and_a_changed_file_again(folder, tmp_path, r
     checkpoints.write(path, {k: v + 1 for k, v in state.items()})
     _, model, _ = checkpoints.load_diffusion(parsed)
     assert len(reads) == 3 and all(torch.equal(v, state[k] + 1) for k, v in model.state_dict().items())
+
+
+# -- flags that are younger than a checkpoint ------------------------------------------------------
+
+
+def hidden_of(name):
+    network = NETWORKS[name]
+    groups = [*network.groups, *checkpoints.process_groups(network)]
+    return sorted(flags.marked(groups, "hidden").keys() & checkpoints.described(network))
+
+
+@pytest.mark.parametrize("name, lacking", [(name, flag) for name in NETWORK_TOYS for flag in hidden_of(name)])
+def test_a_hidden_flag_that_the_sidecar_lacks_is_its_default(name, lacking, tmp_path):
+    """So giving another value contradicts the checkpoint, and giving none is that."""
+    network = NETWORKS[name]
+    groups = [*network.groups, *checkpoints.process_groups(network)]
+    defaults = flags.parse([], groups, "").values()
+    told = {k: v for k, v in defaults.items() if k in checkpoints.described(network) and k != lacking}
+    (tmp_path / "model.json").write_text(json.dumps(told))
+    (tmp_path / "model.pt").touch()
+    resolved = checkpoints.resolve(flags.parse([], groups, ""), str(tmp_path / "model.pt"), network).values()
+    assert resolved[lacking] == defaults[lacking]
+    field = next(field for group in groups for field in flags.flags_of(group) if field.name == lacking)
+    value = field.default
+    other = not value if isinstance(value, bool) else {"linear": "cosine", "eps": "v"}.get(value) or abs(value) // 2 + 1
+    words = [f"--{lacking}={other}"] + ["--prediction=v"] * (
+        lacking == "rescale_zero_terminal_snr" and name != "classifier"
+    )
+    with pytest.raises(UserError, match=f"--{lacking} is {other!r}, the checkpoint has {value!r}"):
+        checkpoints.resolve(flags.parse(words, groups, ""), str(tmp_path / "model.pt"), network)
+
+
+@pytest.mark.parametrize("saved", [{"predict_xstart": True}, {"predict_xstart": True, "prediction": "x0"}])
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], "x0"),
+        (["--prediction", "eps"], "eps"),
+        (["--prediction", "v"], "v"),
+        (["--predict_xstart", False], "eps"),
+        (["--predict_xstart", True], "x0"),
+    ],
+)
+def test_what_is_given_wins_by_either_spelling(saved, words, expected, tmp_path):
+    """With --override True; without, what contradicts is refused."""
+    told = {**flags.parse([], GROUPS[1:], "").values(), "prediction": None, **saved}
+    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+    parsed = flags.parse(list(map(str, words)), GROUPS, "")
+    made = checkpoints.resolve(parsed, str(tmp_path / "model.pt"), checkpoints.DIFFUSION, override=True).values()
+    assert (made["prediction"], made["predict_xstart"]) == (expected, expected == "x0")
+    if expected != "x0":
+        with pytest.raises(UserError, match="is another network than the flags say"):
+            checkpoints.resolve(parsed, str(tmp_path / "model.pt"), checkpoints.DIFFUSION)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("prediction", "vv"),
+        ("noise_schedule", "quadratic"),
+        ("diffusion_steps", 0),
+        ("dropout", 2.0),
+        ("num_heads", -3),
+    ],
+)
+def test_a_sidecar_with_an_illegal_value_is_refused(key, value, tmp_path):
+    told = {**flags.parse([], GROUPS[1:], "").values(), key: value}
+    (tmp_path / "model.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=f"--{key} is {value!r}"):
+        checkpoints.resolve(flags.parse([], GROUPS, ""), str(tmp_path / "model.pt"), checkpoints.DIFFUSION)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_classifier_predicts_nothing(zero, tmp_path):
+    """So it may be of a process that begins at pure noise without a word of --prediction."""
+    script = launched.read("classifier_train")
+    words = command_line({**CLASSIFIER_TRUTH, **PROCESS, "rescale_zero_terminal_snr": zero})
+    parsed = flags.parse(words, script.groups, "", script.overrides)
+    network = checkpoints.CLASSIFIER.create(parsed)
+    checkpoints.write(str(tmp_path / "model.pt"), network.state_dict(), parsed.values())
+    _, process, told = checkpoints.open_network(str(tmp_path / "model.pt"))
+    assert process.schedule.ends_in_noise == zero == told["rescale_zero_terminal_snr"] and "prediction" not in told

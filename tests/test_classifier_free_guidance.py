@@ -9,10 +9,11 @@ from recipe import tensor
 
 from guided_diffusion import checkpoints, conditioning
 from guided_diffusion.conditioning import Classes
+from guided_diffusion.conditioning.classes import ClassDropoutFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import parse
 from guided_diffusion.generate import IndexedNoise
-from guided_diffusion.methods.classifier_free_guidance import ClassifierFreeGuidance, FreeGuidedDenoiser
+from guided_diffusion.methods.classifier_free_guidance import ClassifierFreeGuidance
 from guided_diffusion.solvers import SOLVERS
 
 SHAPE = (3, 8, 8)
@@ -93,9 +94,58 @@ def test_it_works_with_every_solver_and_method(solver):
 
 
 def test_guidance_needs_classes():
-    denoise = FreeGuidedDenoiser(lambda *_: None, 2.0)
-    with pytest.raises(UserError, match="--guidance_scale 2.0 needs a network that is told classes"):
-        denoise(torch.zeros(1, *SHAPE), torch.tensor([5]), {})
+    process = sampled.process("ddim", diffusion=PROCESS, methods={"guidance_scale": 2.0})
+    without = Takes(())
+    for model, cond in ((lambda *_: None, {}), (without, {}), (without, {"y": Y}), (Takes(("low_res",)), {"y": Y})):
+        with pytest.raises(UserError, match="--guidance_scale 2.0 needs a network that is told classes"):
+            process.denoiser(model, cond)
+
+
+class Takes(torch.nn.Module):
+    """A network that says what it takes."""
+
+    def __init__(self, takes):
+        super().__init__()
+        self.takes = takes
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("times", [[20, 30, 40], [500, 500, 500], [20, 500, 990], [500, 990, 400]])
+def test_only_answers_that_are_combined_are_asked_for(scale, learned, times):
+    """Of each sample by hand; outside the interval that with classes alone, within it at scale 0 that without."""
+    calls = []
+
+    def watched(x, t, y):
+        calls.extend(zip(t.tolist(), y.tolist()))
+        answer = network(x, t, y)
+        return torch.cat([answer, 0.1 * answer], dim=1) if learned else answer
+
+    methods = {"guidance_scale": scale, "guidance_interval": "0.3,5"}
+    flags = {"noise_schedule": "cosine", "learn_sigma": learned}
+    process = sampled.process("ddim", clip=False, diffusion=flags, methods=methods)
+    x, t = tensor("x", 3, *SHAPE), torch.tensor(times)
+    found = process.denoiser(watched, {"y": Y})(x, t)
+    guided = [100 < time < 900 for time in times]
+    told = [(time, y) for time, y, inside in zip(times, Y.tolist(), guided) if not (inside and scale == 0)]
+    assert calls == told + [(time, -1) for time, inside in zip(times, guided) if inside]
+    assert process.network_calls == len(calls)
+    for i, inside in enumerate(guided):
+        torch.testing.assert_close(
+            found.eps[i].double(), by_hand(x, t, scale if inside else 1.0)[i], rtol=1e-5, atol=1e-5
+        )
+        if learned:
+            y = Y if scale or not inside else torch.full_like(Y, -1)
+            torch.testing.assert_close(found.variance[i], 0.1 * network(x, t, y)[i])
+    assert torch.equal(found.x_t, x) and torch.equal(found.alpha_bar, process.schedule.alpha_bar(t))
+
+
+@pytest.mark.parametrize("interval, warned", [("0.3,5", False), ("", False), ("200,300", True), ("0,0.001", True)])
+def test_an_interval_that_no_step_meets_is_warned_of(interval, warned):
+    method = ClassifierFreeGuidance(guidance_scale=2.0, guidance_interval=interval)
+    process = sampled.process("ddim", diffusion=PROCESS)
+    said = list(method.advice(process, {"class_dropout": 0.1}))
+    assert bool(said) == warned and all("--guidance_interval" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +156,8 @@ def test_guidance_needs_classes():
         ({"guidance_interval": "a,b"}, "--guidance_interval is 'a,b'"),
         ({"guidance_interval": "nan,1"}, "--guidance_interval is 'nan,1'"),
         ({"guidance_scale": -1.0}, "--guidance_scale is -1.0"),
+        ({"guidance_scale": float("inf")}, "--guidance_scale is inf; expected a finite number"),
+        ({"guidance_interval": "1,2"}, "--guidance_interval does nothing without --guidance_scale"),
     ],
 )
 def test_bad_values_are_refused(flags, sentence):
@@ -116,6 +168,12 @@ def test_bad_values_are_refused(flags, sentence):
 def test_an_interval_without_a_scale_is_refused():
     with pytest.raises(UserError, match="--guidance_interval does nothing without --guidance_scale"):
         parse(["--guidance_interval", "1,2"], [ClassifierFreeGuidance], "")
+
+
+@pytest.mark.parametrize("share", [1.0, 1.5, -0.1, float("nan")])
+def test_dropping_all_classes_is_refused(share):
+    with pytest.raises(UserError, match="--class_dropout is"):
+        ClassDropoutFlags(class_dropout=share)
 
 
 # -- training with dropped classes -----------------------------------------------------------------

@@ -6,7 +6,7 @@ import gzip
 import inspect
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import launched
@@ -15,7 +15,18 @@ import torch
 
 from guided_diffusion import flags, script_util
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag, int_list, marked, parse, parser_for, str2bool
+from guided_diffusion.flags import (
+    FRACTION,
+    FlagGroup,
+    at_least,
+    flag,
+    flags_of,
+    int_list,
+    marked,
+    parse,
+    parser_for,
+    str2bool,
+)
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.networks import ClassifierFlags, SuperResFlags, UNetFlags
 from guided_diffusion.script_util import DiffusionFlags
@@ -33,14 +44,14 @@ class Fruit:
     kind: str = flag("red", "Kind of apple.", choices=("red", "green"))
     ripe: bool = flag(False, "Whether they are ripe.")
     weight: float = flag(0.5, "Weight of one, 100% by default.")
-    size: int = flag(1, "Size of the fruit.")
+    size: int = flag(1, "Size of the fruit.", shared=True)
 
 
 @dataclass
 class Basket:
     """A basket. It holds fruit."""
 
-    size: int = flag(1, "Size of the basket.")
+    size: int = flag(1, "Size of the basket.", shared=True)
     name: str = flag("", "Name of the basket.")
 
 
@@ -263,7 +274,7 @@ def test_published_commands_build_the_published_networks(name):
         else:
             model = p[UNetFlags].create(p[DiffusionFlags].learn_sigma)
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == published["state_dict"]
-    process = p[DiffusionFlags].create()
+    process = next(group for group in p.groups.values() if isinstance(group, DiffusionFlags)).create()
     assert process.schedule.num_timesteps == 1000
     assert len(process.grid) == (1000 if published["kind"] == "classifier" else 250)
 
@@ -461,3 +472,60 @@ def test_positions_stand_for_flags(words):
 def test_a_word_too_many_is_refused(words, wrong):
     with pytest.raises(UserError, match=wrong):
         parse(words.split(), [Pair], "", positional=("first", "second"))
+
+
+def _group(name, field, default, **options):
+    return make_dataclass(name, [(field, type(default), flag(default, f"Of {name}.", **options))], bases=(FlagGroup,))
+
+
+@pytest.mark.parametrize(
+    "default, other, shared",
+    [
+        (1.0, {}, False),
+        (1.0, {"default": 2.0}, False),
+        (1.0, {"legal": FRACTION}, False),
+        (1.0, {"name": "delta", "aliases": ("gamma",)}, False),
+        (1.0, {"shared": True}, True),
+        (1.0, {"default": 2.0, "shared": True}, False),
+    ],
+)
+def test_groups_share_a_name_on_purpose_alone(default, other, shared):
+    name, value = other.pop("name", "gamma"), other.pop("default", default)
+    one = _group("One", "gamma", default, shared=other.get("shared", False))
+    two = _group("Two", name, value, **other)
+    assert parse(["--gamma", "0.5"], [one, one], "").values() == {"gamma": 0.5}
+    if shared:
+        assert parse(["--gamma", "0.5"], [one, two], "")[two].gamma == 0.5
+    else:
+        with pytest.raises(UserError, match="--gamma is a flag of One and another of Two"):
+            parse([], [one, two], "")
+
+
+OF_SCRIPTS = {
+    f"{group.__name__}.{field.name}": (group, field)
+    for name in launched.NAMES
+    for group in launched.read(name).groups
+    for field in flags_of(group)
+}
+
+
+@pytest.mark.parametrize("name", OF_SCRIPTS)
+def test_a_value_that_is_not_legal_is_refused_whoever_gives_it(name):
+    """By a sidecar or from Python no parser is in the way."""
+    group, field = OF_SCRIPTS[name]
+    bad = [1e400, -1e400, float("nan")] if isinstance(field.default, float) else []
+    bad += ["no such choice"] if field.metadata["choices"] else []
+    if isinstance(field.default, int) and field.metadata["legal"]:
+        bad += [value for value in (-7, 10**9) if not field.metadata["legal"].holds(value)]
+    for value in bad:
+        with pytest.raises(UserError, match=f"--{field.name} is"):
+            group(**{field.name: value})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"prediction": "V"}, {"time_shift_variant": "foo"}, {"thresholding": "foo"}, {"guidance_interval": "1,2"}],
+)
+def test_the_class_api_refuses_them_too(given):
+    with pytest.raises(UserError, match=f"--{next(iter(given))}"):
+        script_util.create_gaussian_diffusion(**given)

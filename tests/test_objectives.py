@@ -98,15 +98,20 @@ def test_flags_of_another_objective_are_warned_of(table, images, tmp_path):
     assert "--schedule_sampler does nothing" not in said
 
 
-def test_a_run_may_change_its_objective(table, images, tmp_path):
+def test_a_run_remembers_its_objective_and_may_change_it(table, images, tmp_path, capsys):
     train("image_train", images, tmp_path, *RUN[:-4], "--iterations", 1)
     resume = ["--resume_checkpoint", "auto"]
     said = train("image_train", images, tmp_path, *RUN, *resume, "--iterations", 2)
     for name in ("critic", "teacher"):
         assert f"the checkpoint has no {name} of --objective, which starts afresh" in said
     assert "--schedule_sampler starts afresh" not in said
-    train("image_train", images, tmp_path, *RUN[:-4], *resume, "--iterations", 3)
-    assert "critic" not in weights(tmp_path / "state000003.pt")
+    # it is remembered from here on, and its networks are not dropped without a word
+    assert "starts afresh" not in train("image_train", images, tmp_path, *RUN[:-4], *resume, "--iterations", 3)
+    assert "critic" in weights(tmp_path / "state000003.pt")
+    with pytest.raises(SystemExit):
+        train("image_train", images, tmp_path, *RUN[:-4], *resume, "--iterations", 4, "--objective", "diffusion")
+    said = capsys.readouterr().err
+    assert "networks that --objective does not know (critic, teacher)" in said and "Traceback" not in said
 
 
 @needs_mpirun
@@ -250,3 +255,36 @@ def test_a_state_that_does_not_fit_is_named(tmp_path):
     loop, _ = tiny(tmp_path, lambda *_: None, iterations=2, resume_checkpoint=str(start))
     with pytest.raises(UserError, match="state000001.pt: the own of the checkpoint does not fit --objective"):
         loop.files.load_state(0, loop.precision, Owner(weight=(1.0, 2.0)), loop.device)
+
+
+class Many(Owner):
+    """Two more networks in a list, and one in a dict within a dict."""
+
+    def __init__(self, weight=(1.0,)):
+        super().__init__()
+        self.critics = [linear(list(weight)), linear([2.0])]
+        self.named = {"a": {"b": linear([3.0])}, "number": 1}
+        self.again = self.critics[0]
+
+    def __call__(self, model, x, cond):
+        for own in (*self.critics, self.named["a"]["b"]):
+            own.backward(own(torch.ones(len(x), 1))[:, 0])
+        return super().__call__(model, x, cond)
+
+    def weights(self):
+        return [own.network.weight.item() for own in (*self.critics, self.named["a"]["b"])]
+
+
+def test_networks_in_lists_and_dicts_are_trained_and_saved(tmp_path):
+    objective = Many()
+    own_loop(tmp_path, objective, iterations=3).run_loop()
+    assert objective.weights() == pytest.approx([0.7, 1.7, 2.7])
+    state = weights(tmp_path / "state000003.pt")
+    assert {"own", "critics.0", "critics.1", "named.a.b"} <= state.keys() and "again" not in state
+    fresh = Many()
+    fresh.load_state_dict(objective.state_dict())
+    assert fresh.weights() == objective.weights()
+    with pytest.raises(UserError, match="networks that --objective does not know"):
+        Owner().load_state_dict(objective.state_dict())
+    with pytest.raises(UserError, match="critics.0 of the checkpoint does not fit"):
+        Many((1.0, 2.0)).load_state_dict(objective.state_dict())

@@ -6,10 +6,13 @@ import pytest
 import sampled
 import torch
 
+from guided_diffusion import checkpoints
 from guided_diffusion.denoiser import velocity
 from guided_diffusion.errors import UserError
+from guided_diffusion.flags import parse
 from guided_diffusion.generate import IndexedNoise
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.networks import UNetFlags
+from guided_diffusion.process import DiffusionFlags, SpacingFlags
 from guided_diffusion.schedule import (
     NoiseSchedule,
     get_named_beta_schedule,
@@ -18,6 +21,7 @@ from guided_diffusion.schedule import (
 )
 from guided_diffusion.script_util import create_gaussian_diffusion, diffusion_of
 from guided_diffusion.solvers import SOLVERS
+from guided_diffusion.spacing import SPACINGS
 
 SHAPE = (4, 6, 6)
 ZERO = {"rescale_zero_terminal_snr": True}
@@ -132,6 +136,41 @@ def test_a_network_without_error_has_no_loss_and_the_exact_bound(prediction, zer
 def test_contradictions_are_refused(flags, sentence):
     with pytest.raises(UserError, match=sentence):
         DiffusionFlags(**flags)
+
+
+@pytest.mark.parametrize(
+    "words, contradicts",
+    [
+        ("--predict_xstart True --prediction eps", True),
+        ("--predict_xstart True --prediction v", True),
+        ("--predict_xstart False --prediction x0", True),
+        ("--predict_xstart True --prediction x0", False),
+        ("--predict_xstart False --prediction v", False),
+    ],
+)
+def test_two_spellings_say_the_same_or_contradict(words, contradicts):
+    if contradicts:
+        with pytest.raises(UserError, match="--predict_xstart .* contradicts --prediction"):
+            parse(words.split(), [DiffusionFlags], "")
+    else:
+        assert parse(words.split(), [DiffusionFlags], "")[DiffusionFlags].prediction == words.split()[-1]
+
+
+@pytest.mark.parametrize(
+    "told, begins",
+    [({"timestep_respacing": "10"}, 999), ({"timestep_respacing": "ddim10"}, 900), ({}, 999)]
+    + [({"spacing": name, "timestep_respacing": "10"}, None) for name in SPACINGS],
+)
+def test_a_grid_that_misses_pure_noise_is_warned_of(told, begins, tmp_path, capsys):
+    network = UNetFlags(image_size=8, num_channels=32, num_res_blocks=1, channel_mult="1", attention_resolutions="")
+    flags = {**vars(network), "prediction": "v", **ZERO, "noise_schedule": "linear"}
+    checkpoints.write(str(tmp_path / "model.pt"), network.create(False).state_dict(), flags)
+    groups = [checkpoints.CheckpointFlags, UNetFlags, DiffusionFlags, SpacingFlags]
+    words = [f"--{name}={value}" for name, value in {"model_path": tmp_path / "model.pt", **told}.items()]
+    *_, process = checkpoints.load_diffusion(parse(words, groups, ""))
+    said, begins = capsys.readouterr().out, begins or process.grid[-1]
+    assert process.grid[-1] == begins
+    assert (f"sampling begins at timestep {begins}, and" in said) == (begins < 999)
 
 
 def test_classifier_guidance_is_refused_from_pure_noise():

@@ -15,13 +15,17 @@ from goldens import closed_form
 from processes import MPIRUN, WORKERS, needs_mpirun, run
 from recipe import tensor
 
-from guided_diffusion import methods
+from guided_diffusion import conditioning, methods
+from guided_diffusion.conditioning import Conditioning
 from guided_diffusion.denoiser import NetworkDenoiser, bound
+from guided_diffusion.errors import UserError
+from guided_diffusion.flags import at_least, flag
 from guided_diffusion.generate import IndexedNoise
 from guided_diffusion.methods import Method
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.sampling import sample
 from guided_diffusion.solvers import DDIM, SOLVERS
+from guided_diffusion.solvers import flags as solver_flags
 
 SHAPE = (3, 3, 8, 8)
 SAMPLING = {
@@ -51,7 +55,10 @@ def enrolled(name, *flags, ranks=1):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     data = script_runs.draw_images(folder / "data")
-    return script_runs.train_class_conditional(data, folder / "run", "--class_dropout", 0.5, "--lr", 0.05)
+    flags = [*script_runs.TRAINING, *script_runs.PROCESS, *script_runs.NETWORK, "--learn_sigma", True, "--lr", 0.05]
+    flags += ["--class_cond", True, "--num_classes", 3, "--class_dropout", 0.5, "--by_brightness", True]
+    enrolled("image_train", "--data_dir", data, "--out_dir", folder / "run", *flags)
+    return folder / "run" / "model000002.pt"
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +200,88 @@ def test_gradients_flow_through_a_whole_run():
     with torch.no_grad():
         quotient = (total(torch.tensor(1 + step)) - total(torch.tensor(1 - step))) / (2 * step)
     assert factor.grad.item() == pytest.approx(quotient.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("shifts", [[], [3], [3, 5], [3, None, 5], [None]])
+def test_clocks_follow_each_other(shifts):
+    class Told(Method):
+        def __init__(self, shift):
+            self.shift = shift
+
+        def clock(self, process):
+            return self.shift and (lambda x, t: 2 * t + self.shift)
+
+    heard = []
+    process = DiffusionFlags().create([Told(shift) for shift in shifts])
+    process.denoiser(lambda x, t: heard.append(t) or x)(torch.zeros(2, 3, 4, 4), torch.tensor([10, 20]))
+    expected = torch.tensor([10, 20])
+    for shift in filter(None, shifts):
+        expected = 2 * expected + shift
+    assert torch.equal(heard[0], expected)
+
+
+class Says(Conditioning):
+    """Tells the network 1 by some names."""
+
+    def __init__(self, *names):
+        self.names = names
+
+    def _all(self, *_):
+        return {name: torch.ones(2, dtype=torch.long) for name in self.names}
+
+    of_data = shown = of_indices = dropped = _all
+
+
+@pytest.mark.parametrize("what, arguments", [("of_data", 2), ("shown", 3), ("of_indices", 2), ("dropped", 1)])
+def test_conditionings_side_by_side_merge_and_may_not_share_a_name(what, arguments):
+    arguments = [None] * arguments
+    merged = getattr(conditioning.Together([Says("a", "b"), None, Says("c")]), what)(*arguments)
+    assert set(merged) == {"a", "b", "c"}
+    with pytest.raises(UserError, match="Says and Says both tell the network b"):
+        getattr(conditioning.Together([Says("a", "b"), Says("b")]), what)(*arguments)
+
+
+@pytest.mark.parametrize("takes, told", [((), "bright"), (("y",), "bright"), (("y", "low_res"), "text"), (None, "")])
+def test_a_network_is_told_what_it_takes(takes, told):
+    class Network(torch.nn.Module):
+        def forward(self, x, t, **cond):
+            return x
+
+    network, cond = Network(), {"y": torch.zeros(2), "bright": torch.ones(2), "text": torch.ones(2)}
+    if takes is not None:
+        network.takes = takes
+        cond = {"y": cond["y"], told: cond[told]}
+        with pytest.raises(UserError, match=f"cannot be told {told}"):
+            DiffusionFlags().create().denoiser(network, cond)
+        cond = {name: torch.zeros(2) for name in (*takes, "y")}
+    DiffusionFlags().create().denoiser(network, cond)(torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]))
+
+
+def test_what_no_network_takes_is_refused_in_training_and_in_sampling(monkeypatch, tmp_path, capsys):
+    data = script_runs.draw_images(tmp_path / "data")
+    path = script_runs.train_diffusion(data, tmp_path / "run")
+    monkeypatch.setattr(conditioning, "CONDITIONINGS", [*conditioning.CONDITIONINGS, papers.Brightness])
+    for name in ("image_train", "image_sample"):
+        words = ["--by_brightness", True, "--out_dir", tmp_path / name]
+        if name == "image_train":
+            words += ["--data_dir", data, *script_runs.NETWORK, *script_runs.TRAINING]
+        else:
+            words += ["--model_path", path, "--num_samples", 1, "--timestep_respacing", 2]
+        with pytest.raises(SystemExit):
+            script_runs.run(name, *words)
+        said = capsys.readouterr().err
+        assert "the network cannot be told bright" in said and "Traceback" not in said
+
+
+def test_solvers_agree_about_an_option(monkeypatch):
+    mine = flag(0.5, "Mine.", legal=at_least(0), idle=True)
+    other = flag(0.5, "Another's.", legal=at_least(1), idle=True)
+    for kind, options in ((papers.Lazy, {"mine": mine}), (DDIM, {"mine": other})):
+        monkeypatch.setattr(kind, "options", {**kind.options, **options})
+    monkeypatch.setitem(SOLVERS, "lazy", papers.Lazy)
+    monkeypatch.setattr(solver_flags, "READERS", {"mine": ["lazy"]})
+    made = solver_flags._option("mine")
+    assert made.default == 0.5 and dict(made.metadata) == dict(mine.metadata)
+    monkeypatch.setattr(solver_flags, "READERS", {"mine": ["lazy", "ddim"]})
+    with pytest.raises(TypeError, match="lazy and ddim declare --mine otherwise"):
+        solver_flags._option("mine")

@@ -10,6 +10,7 @@ import torch
 from guided_diffusion import checkpoints, methods, process
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import int_list
+from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.spacing import NoSuchGrid
 
@@ -107,19 +108,26 @@ def process_of(parsed):
 
     :raises UserError: for flags that exclude each other, or what the checkpoint has.
     """
-    return process.of_flags(checkpoints.resolved(parsed, log=False))
+    parsed = checkpoints.resolved(parsed, log=False)
+    made = process.of_flags(parsed)
+    made.denoiser(*_stand_in(parsed[UNetFlags], made))
+    return made
 
 
-def calls_of(parsed):
-    """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
-    made = process_of(parsed)
+def _stand_in(unet, made):
+    """(a network that predicts zeros, what it is told of one image) for UNetFlags and a Process."""
     factor = 2 if made.var_type.is_learned else 1
 
     def zeros(x, t, **cond):
         return x.new_zeros(len(x), factor * x.shape[1], *x.shape[2:])
 
-    x = torch.zeros(1, 3, 2, 2)
-    # guidance asks for two answers where there is a class
-    for _ in made.sample_records(made.solver, made.denoiser(zeros, {"y": torch.zeros(1, dtype=torch.long)}), x):
+    return zeros, {"y": torch.zeros(1, dtype=torch.long)} if unet.class_cond else {}
+
+
+def calls_of(parsed):
+    """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
+    made, unet = process_of(parsed), checkpoints.resolved(parsed, log=False)[UNetFlags]
+    x = torch.zeros(1, unet.image_channels, 2, 2)
+    for _ in made.sample_records(made.solver, made.denoiser(*_stand_in(unet, made)), x):
         pass
     return made.network_calls

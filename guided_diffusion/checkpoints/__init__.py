@@ -9,9 +9,8 @@ from .. import dist_util, files, logger, process
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
 from ..networks import NETWORKS, SuperResFlags, UNetFlags
-from ..process import DiffusionFlags
 from .read import load_into, parts, read_flags, sidecar_path, write  # noqa: F401 (the package's own names)
-from .resolve import described, initialise, noising, recognised, resolve, resumed  # noqa: F401 (likewise)
+from .resolve import described, initialise, noising, process_groups, recognised, resolve, resumed  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
@@ -37,14 +36,14 @@ def open_network(path, flag="model_path", expected=None, **given):
     :raises UserError: if the file is missing, damaged or of another network, or `given` contradicts it.
     """
     network = recognised(path, flag) if expected is None else NETWORKS[expected]
-    groups = network.groups if network.process == "none" else (*network.groups, DiffusionFlags)
+    groups = (*network.groups, *process_groups(network))
     unknown = given.keys() - described(network)
     if unknown:
         raise TypeError(f"unexpected argument {min(unknown)!r}")
     parsed = Parsed({group: group() for group in groups}, frozenset(given)).with_values(given)
     parsed = resolve(parsed, path, network, flag=flag)
     model = _open(parsed, path, network, flag)
-    made = parsed[DiffusionFlags].create() if DiffusionFlags in groups else None
+    made = next((parsed[group].create() for group in process_groups(network)), None)
     return model, made, {k: v for k, v in parsed.values().items() if k in described(network)}
 
 
@@ -72,6 +71,12 @@ def load_process(parsed, *methods):
             logger.log(f"{path}: {remark}")
     if dist_util.is_main():
         _advise(path, trained)
+    start, last = made.grid[-1], made.schedule.num_timesteps - 1
+    if made.schedule.ends_in_noise and start != last:
+        logger.warn(
+            f"sampling begins at timestep {start}, and with --rescale_zero_terminal_snr True pure noise is at {last} "
+            "alone (Lin et al. 2024, section 3.3); expected --spacing uniform and a number of steps"
+        )
     for method in made.methods:
         for advice in method.advice(made, trained):
             logger.warn(advice)

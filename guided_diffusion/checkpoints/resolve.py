@@ -5,7 +5,7 @@ from ..errors import UserError
 from ..flags import flags_of, marked
 from ..networks import NETWORKS
 from ..networks.levels import attention_rates, channel_multipliers
-from ..process import DiffusionFlags
+from ..process import DiffusionFlags, NoisingFlags
 from .read import peek, read_flags, sidecar_path
 
 
@@ -46,9 +46,12 @@ def resolve(
         raise UserError(f"--{flag} {path} is {found.what}, by {sidecar_path(path)}; expected {network.what}")
     known = {k: v for k, v in beside.items() if k in names}
     _check_types(known, values, path)
-    source = sidecar_path(path) if known else "its tensors"
-    if not known:
+    assumed, source = [], sidecar_path(path) if known else "its tensors"
+    if known:
+        known = {**_unsaid(known, network, path), **known}
+    else:
         known = _revealed(path, network, given, flag)
+        assumed = [k for k in marked(_groups(network), "hidden") if k in values and k not in given]
     conflicts = _conflicts(given, known, network, parsed.marked("free") | free | lasting)
     if conflicts and not (override and source == sidecar_path(path)):
         hint = "; --override True insists" if source == sidecar_path(path) and "override" in values else ""
@@ -58,10 +61,12 @@ def resolve(
         )
     if log:
         logger.log(f"{path}: flags by {source}")
-    assumed = [] if beside else [k for k in marked(_groups(network), "hidden") if k in values and k not in given]
     if log and assumed:
         shown = " ".join(f"--{k} {values[k]}" for k in assumed)
         logger.warn(f"tensors do not show everything; assumed {shown}: give what its authors state")
+    for one, other in marked(parsed.groups, "spells").items():
+        if any(k in given and k in known and given[k] != known[k] for k in (one, other)):
+            known = {k: v for k, v in known.items() if k not in (one, other)}
     return parsed.with_values({**known, **given})
 
 
@@ -106,6 +111,11 @@ def described(network):
 def noising():
     """Names of the flags that say how a process noises images, and what time a network is told."""
     return set(marked([DiffusionFlags], "noising"))
+
+
+def process_groups(network):
+    """The flag group of the process that a Network knows, if any, in a tuple."""
+    return {"all": (DiffusionFlags,), "noising": (NoisingFlags,), "none": ()}[network.process]
 
 
 def _groups(network):
@@ -154,6 +164,22 @@ def _revealed(path, network, given, flag):
         raise UserError(f"--{flag} {path} does not tell its image size: give --{network.size_flag}")
     known[network.size_flag] = known.pop("image_size")
     return {k: v for k, v in known.items() if k in described(network)}
+
+
+def _unsaid(known, network, path):
+    """{flag: value} of the hidden flags that the flags beside a checkpoint lack, as those of an older version do.
+
+    They were not there to be set, so each is its default, or what another spelling of it says.
+    """
+    made = {}
+    try:
+        for group in (*network.groups, *process_groups(network)):
+            whole = group(**{field.name: known[field.name] for field in flags_of(group) if field.name in known})
+            lacking = marked([group], "hidden").keys() & described(network) - known.keys()
+            made |= {name: getattr(whole, name) for name in lacking}
+    except UserError as error:
+        raise UserError(f"{sidecar_path(path)}: {error}") from error
+    return made
 
 
 def _check_types(known, values, path):

@@ -1,5 +1,6 @@
 """Conditioning: what a network is told beside x_t and t, one thing a file; side by side they merge."""
 
+from ..errors import UserError
 from .classes import Classes
 from .conditioning import Conditioning
 from .low_resolution import LowResolution
@@ -45,14 +46,31 @@ class Together(Conditioning):
         self.parts = [part for part in parts if part is not None]
 
     def of_data(self, x, labels):
-        return {name: value for part in self.parts for name, value in part.of_data(x, labels).items()}
+        return self._merged("of_data", x, labels)
 
     @property
     def shows_images(self):
         return any(part.shows_images for part in self.parts)
 
     def shown(self, count, x, labels):
-        return {name: value for part in self.parts for name, value in part.shown(count, x, labels).items()}
+        return self._merged("shown", count, x, labels)
 
     def of_indices(self, noise, indices):
-        return {name: value for part in self.parts for name, value in part.of_indices(noise, indices).items()}
+        return self._merged("of_indices", noise, indices)
+
+    def dropped(self, cond):
+        return self._merged("dropped", cond)
+
+    def _merged(self, what, *args):
+        """What the parts say together.
+
+        :raises UserError: if two say the same name.
+        """
+        told, source = {}, {}
+        for part in self.parts:
+            for name, value in getattr(part, what)(*args).items():
+                if name in told:
+                    one, other = source[name], type(part).__name__
+                    raise UserError(f"{one} and {other} both tell the network {name}; expected one, or another name")
+                told[name], source[name] = value, type(part).__name__
+        return told

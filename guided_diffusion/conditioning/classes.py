@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..flags import FRACTION, FlagGroup, at_least, flag, int_list
+from ..flags import FlagGroup, Legal, at_least, flag, int_list
 from ..networks import ClassifierFlags, UNetFlags
 from .conditioning import Conditioning
 
@@ -30,7 +30,7 @@ class ClassDropoutFlags(FlagGroup):
     class_dropout: float = flag(
         0.0,
         "Share of the images whose class is not told, as classifier-free guidance needs; 0 tells all.",
-        legal=FRACTION,
+        legal=Legal("at least 0 and below 1", lambda value: 0 <= value < 1),
         lasting=True,
         needs="class_cond",
     )
@@ -74,7 +74,7 @@ class Classes(Conditioning):
         return {"y": labels.where(told, -1)}
 
     def shown(self, count, x, labels):
-        return {"y": torch.arange(count) % self.num_classes}
+        return {"y": torch.arange(count) % self.num_classes if labels is None else labels}
 
     def of_indices(self, noise, indices):
         if not self.chosen:

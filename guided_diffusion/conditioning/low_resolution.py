@@ -54,8 +54,7 @@ class LowResolution(Conditioning):
         return {"low_res": F.interpolate(x, self.small_size, mode="area")}
 
     def shown(self, count, x, labels):
-        told = self.of_data(x, labels)
-        return told if labels is None else {**told, "y": labels}
+        return self.of_data(x, labels)
 
     def of_indices(self, noise, indices):
         chosen = torch.tensor(indices) % len(self.base)

@@ -1,7 +1,9 @@
 """Classifier-free guidance (Ho & Salimans 2022), and its interval (Kynkaanniemi et al. 2024).
 
-The network is asked once with 2N samples, with and without what `conditioning.dropped` leaves out, and its answers are
-combined as `without + scale (with - without)`: scale 1 is no guidance, 0 the unconditional network.
+The network is asked once, of each sample with and without what `conditioning.dropped` leaves out, and its answers are
+combined as `without + scale (with - without)`: scale 1 is no guidance, 0 the unconditional network. What a combination
+has no use for is not asked: the second answer outside the interval, the first within it at scale 0. A learned variance
+is that of the answer with classes; where that is not asked, of the other.
 
 | paper | here |
 | --- | --- |
@@ -12,15 +14,13 @@ Epsilon Scaling stands inside: both answers are divided by the same lambda, and 
 weights that add up to 1, this is the scaling of the combined eps; clipping stands outside and bounds the combined x0.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from .. import conditioning
-from ..denoiser import Prediction
 from ..errors import UserError
 from ..flags import at_least, flag
-from ..schedule import per_sample
 from .method import Method
 
 
@@ -40,17 +40,29 @@ class ClassifierFreeGuidance(Method):
     def __post_init__(self):
         super().__post_init__()
         self.low, self.high = _interval(self.guidance_interval)
-
-    def refuse_unread(self, given):
         if self.guidance_interval and self.guidance_scale == 1:
             raise UserError("--guidance_interval does nothing without --guidance_scale")
 
     def wrap(self, denoise, process):
         if self.guidance_scale == 1:
             return denoise
-        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.low, self.high)
+        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process.schedule)
+
+    def guided(self, alpha_bar):
+        """Whether the levels alpha_bar [N] are in the interval: bool [N]."""
+        sigma = (1 / alpha_bar - 1).sqrt()
+        return (sigma > self.low) & (sigma <= self.high)
+
+    def check_told(self, told):
+        if self.guidance_scale != 1:
+            _left_out(told, self.guidance_scale)
 
     def advice(self, process, trained):
+        if self.guidance_scale != 1 and not self.guided(process.schedule.alpha_bar(torch.tensor(process.grid))).any():
+            yield (
+                f"--guidance_interval {self.guidance_interval} holds the noise / signal of no step of this grid: "
+                "nothing is guided"
+            )
         if self.guidance_scale != 1 and trained and not trained.get("class_dropout"):
             yield (
                 f"--guidance_scale {self.guidance_scale} asks the network without classes, and it was trained without "
@@ -72,35 +84,52 @@ def _interval(text):
 
 
 class FreeGuidedDenoiser:
-    """Guides `denoise` away from its own answer without conditions, by one call of 2N samples.
+    """Guides `denoise` away from its own answer without conditions, by one call for all the answers that it needs.
+
+    Which samples are guided is read from the device once a call, a bool for each.
 
     :param scale: 1 is no guidance.
-    :param low, high: guided where low < sigma <= high, with sigma = sqrt(1 / alpha_bar - 1).
+    :param guided: `alpha_bar [N] -> bool [N]`, the samples that are; the others have the answer with conditions.
+    :param schedule: the NoiseSchedule of training.
     """
 
-    def __init__(self, denoise, scale, low=0.0, high=float("inf")):
+    def __init__(self, denoise, scale, guided, schedule):
         self.denoise = denoise
         self.scale = scale
-        self.low = low
-        self.high = high
+        self.guided = guided
+        self.schedule = schedule
 
     def __call__(self, x, t, cond):
-        without = conditioning.dropped(cond)
-        if all(without[name] is cond[name] for name in cond):
-            raise UserError(
-                f"--guidance_scale {self.scale} needs a network that is told classes; this one is told none"
-            )
-        both = {name: torch.cat([cond[name], without[name]]) for name in cond}
-        answer = self.denoise(torch.cat([x, x]), torch.cat([t, t]), both)
-        n = x.shape[0]
-        told, untold = (_part(answer, rows) for rows in (slice(None, n), slice(n, None)))
-        sigma = (1 / told.alpha_bar - 1).sqrt()
-        scale = torch.where((sigma > self.low) & (sigma <= self.high), self.scale, 1.0)
-        scale = per_sample(scale, x)
-        return replace(told, x0=torch.lerp(untold.x0, told.x0, scale), eps=torch.lerp(untold.eps, told.eps, scale))
+        left_out = _left_out(cond, self.scale)
+        guided = self.guided(self.schedule.alpha_bar(t))
+        inside = guided.nonzero()[:, 0]
+        told = (~guided).nonzero()[:, 0] if self.scale == 0 else torch.arange(len(x), device=x.device)
+        rows = torch.cat([told, inside])
+        asked = {name: torch.cat([cond[name][told], left_out[name][inside]]) for name in cond}
+        answer = self.denoise(x[rows], t[rows], asked)
+        if self.scale == 0:
+            return _part(answer, rows.argsort())
+        if not len(inside):
+            return answer
+        untold, told = _part(answer, slice(len(x), None)), _part(answer, slice(len(x)))
+        x0, eps = told.x0.clone(), told.eps.clone()
+        x0[inside] = torch.lerp(untold.x0, told.x0[inside], self.scale)
+        eps[inside] = torch.lerp(untold.eps, told.eps[inside], self.scale)
+        return replace(told, x0=x0, eps=eps)
+
+
+def _left_out(cond, scale):
+    """`conditioning.dropped` of cond.
+
+    :raises UserError: if that leaves all in.
+    """
+    without = conditioning.dropped(cond)
+    if all(without[name] is cond[name] for name in cond):
+        raise UserError(f"--guidance_scale {scale} needs a network that is told classes; this one is told none")
+    return without
 
 
 def _part(prediction, rows):
     """The Prediction of some of the samples."""
-    fields = (prediction.x_t, prediction.alpha_bar, prediction.x0, prediction.eps, prediction.variance)
-    return Prediction(*(None if field is None else field[rows] for field in fields))
+    values = {field.name: getattr(prediction, field.name) for field in fields(prediction)}
+    return replace(prediction, **{name: None if value is None else value[rows] for name, value in values.items()})

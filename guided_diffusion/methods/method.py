@@ -48,6 +48,13 @@ class Method(FlagGroup):
         :raises UserError: for what they exclude together.
         """
 
+    def check_told(self, told):
+        """Validate the flags against what the network is told, before it is asked.
+
+        :param told: {name: tensor [N, ...]}.
+        :raises UserError: if the method needs more.
+        """
+
     def advice(self, process, trained):
         """Sentences that warn of what is allowed and hardly meant.
 

@@ -49,7 +49,7 @@ class UNetFlags(FlagGroup):
     dropout: float = flag(0.0, "Dropout of the residual blocks in training.", legal=FRACTION, free=True, idle=True)
     class_cond: bool = flag(False, "The network is given class labels.", classes=True)
     num_classes: int = flag(
-        NUM_CLASSES, "Number of classes of a class-conditional network.", legal=at_least(1), classes=True
+        NUM_CLASSES, "Number of classes of a class-conditional network.", legal=at_least(1), classes=True, shared=True
     )
     use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.", free=True, idle=True)
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from .. import logger
-from ..errors import UserError
 from ..flags import FlagGroup, flag
 from .classifier import ClassifierObjective, ValidationFlags
 from .diffusion import DiffusionObjective
@@ -27,12 +26,7 @@ OBJECTIVES = {"diffusion": DiffusionObjective}
 class ObjectiveFlags(FlagGroup):
     """The objective."""
 
-    objective: str = flag("diffusion", "What training minimises.", choices=OBJECTIVES)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.objective not in OBJECTIVES:  # as the flags beside a checkpoint may have it
-            raise UserError(f"--objective is {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+    objective: str = flag("diffusion", "What training minimises.", choices=OBJECTIVES, lasting=True)
 
 
 def groups():

@@ -128,9 +128,9 @@ class AuxiliaryNetwork:
 class Objective:
     """What training minimises. A paper is a class of its own in a file of its own, and a line in OBJECTIVES.
 
-    Its attributes that are an AuxiliaryNetwork are trained and frozen, saved and resumed with it: `__call__` tells
-    those that are trained their losses by `backward`. Whatever else has to go on when a run is resumed belongs into
-    `state_dict`, but for draws from the global generators of torch and numpy.
+    Its attributes that are an AuxiliaryNetwork, or lists and dicts of them, are trained and frozen, saved and resumed
+    with it: `__call__` tells those that are trained their losses by `backward`. Whatever else has to go on when a run
+    is resumed belongs into `state_dict`, but for draws from the global generators of torch and numpy.
 
     :cvar flags: flag groups of scripts that offer it.
     :cvar memory: what a state file holds of it, in words.
@@ -178,9 +178,15 @@ class Objective:
     def load_state_dict(self, state):
         """Go on from a `state_dict`, and say in a warning what is not in it and so starts afresh.
 
-        :raises UserError: for the state of another network.
+        :raises UserError: for the state of another network, or of one that this objective has not.
         """
-        for name, auxiliary in self._auxiliaries().items():
+        own = self._auxiliaries()
+        if foreign := [name for name, value in state.items() if name not in own and _is_network(value)]:
+            raise UserError(
+                f"it holds networks that --objective does not know ({', '.join(foreign)}); expected the objective that "
+                "they belong to, or --init_from, which takes the trained weights alone"
+            )
+        for name, auxiliary in own.items():
             if name not in state:
                 logger.warn(f"the checkpoint has no {name} of --objective, which starts afresh")
                 continue
@@ -190,4 +196,23 @@ class Objective:
                 raise UserError(f"the {name} of the checkpoint does not fit --objective: {error}") from error
 
     def _auxiliaries(self):
-        return {name: value for name, value in vars(self).items() if isinstance(value, AuxiliaryNetwork)}
+        found = {}
+        for name, value in _auxiliaries_in(vars(self)):
+            if all(value is not other for other in found.values()):
+                found[name] = value
+        return found
+
+
+def _auxiliaries_in(parts):
+    """(name, AuxiliaryNetwork) of those in {name: value}, and in lists and dicts there as "critics.0"."""
+    for name, value in parts.items():
+        if isinstance(value, AuxiliaryNetwork):
+            yield name, value
+        elif isinstance(value, (dict, list, tuple)):
+            inner = value if isinstance(value, dict) else dict(enumerate(value))
+            yield from _auxiliaries_in({f"{name}.{key}": part for key, part in inner.items()})
+
+
+def _is_network(state):
+    """Whether it is what an AuxiliaryNetwork saves."""
+    return isinstance(state, dict) and "network" in state

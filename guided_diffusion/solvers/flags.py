@@ -58,7 +58,10 @@ def _option(name):
         helps = (f"{solver}: {field.metadata['help'].rstrip('.')}" for solver, field in declared.items())
         help = "; ".join(helps) + "."
     default = next(iter(declared.values())).default
-    return flag(default, help, choices=first["choices"], aliases=first["aliases"], legal=first["legal"])
+    for solver, field in declared.items():
+        if field.default != default or any(field.metadata[key] != first[key] for key in first if key != "help"):
+            raise TypeError(f"{next(iter(declared))} and {solver} declare --{name} otherwise than each other")
+    return flag(default, help, first["choices"], first["aliases"], first["legal"], **first["marks"])
 
 
 READERS = _readers()

@@ -8,12 +8,13 @@ import torch
 
 from .. import checkpoints, conditioning, dist_util, logger, methods, objectives
 from ..checkpoints import resume
+from ..denoiser import refuse_untaken
 from ..generate import preview_sampler
 from ..image_datasets import DataFlags
 from ..jobs import launch
 from ..networks import ClassifierFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
-from ..process import DiffusionFlags
+from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
 from .data import training_data
 from .flags import TrainFlags
@@ -62,6 +63,12 @@ def train_diffusion(parsed, network, after_step=None):
     if not launch.announce(parsed):
         return
     told = conditioning.of_training(parsed)
+
+    def told_of(x, extra):
+        cond = told.of_data(x, extra.get("y"))
+        refuse_untaken(cond, model.takes)
+        return cond
+
     count, images, labels = SHOWN, None, None
     if told.shows_images:
         batch, extra = next(data)
@@ -75,7 +82,7 @@ def train_diffusion(parsed, network, after_step=None):
         flags=settings,
         resolved=parsed.values(),
         dtype=unet.dtype,
-        conditioning=lambda x, extra: told.of_data(x, extra.get("y")),
+        conditioning=told_of,
         preview=preview_sampler(process, count, told.shown(count, images, labels)),
         after_step=after_step(parsed) if after_step else None,
     ).run_loop()
@@ -87,7 +94,7 @@ def train_classifier(parsed):
     classifier, settings = parsed[ClassifierFlags], parsed[TrainFlags]
     if parsed[ValidationFlags].anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
-    model, diffusion = classifier.create(), diffusion_of(parsed[DiffusionFlags])
+    model, diffusion = classifier.create(), diffusion_of(parsed[NoisingFlags])
     images = {"image_size": classifier.image_size, "image_channels": classifier.image_channels}
     images |= {"class_cond": True, "num_classes": classifier.num_classes}
     data = training_data(parsed[DataFlags], settings, **images)

@@ -212,45 +212,43 @@ class _HeadAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
 
-    def split(self, tokens):
-        """[N, T, 3 * H * D] -> queries, keys and values, each [N, T, H, D]."""
+    def split(self, heads):
+        """[N, 3 * H, T, D] -> queries, keys and values, each [N, H, T, D]."""
         raise NotImplementedError
 
     def forward(self, qkv):
         """Attend.
 
-        :param qkv: queries, keys and values [N, 3 * H * D, T]; fastest where the channels are neighbors in memory.
-        :return: [N, H * D, T], whose channels are.
+        :param qkv: queries, keys and values [N, 3 * H * D, T].
+        :return: [N, H * D, T].
         """
-        q, k, v = (part.transpose(1, 2) for part in self.split(qkv.transpose(1, 2)))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).transpose(1, 2)
+        # made contiguous, for there is no fast kernel that takes queries with T as their last axis in memory
+        heads = qkv.unflatten(1, (3 * self.n_heads, -1)).transpose(-1, -2).contiguous()
+        return F.scaled_dot_product_attention(*self.split(heads)).transpose(-1, -2).flatten(1, 2)
 
 
 class QKVAttentionLegacy(_HeadAttention):
     """Each head keeps its own query, key and value together: channels run [head, qkv, D]."""
 
-    def split(self, tokens):
-        return tokens.unflatten(-1, (self.n_heads, 3, -1)).unbind(-2)
+    def split(self, heads):
+        return heads.unflatten(1, (self.n_heads, 3)).unbind(2)
 
 
 class QKVAttention(_HeadAttention):
     """All queries, then all keys, then all values: channels run [qkv, head, D]."""
 
-    def split(self, tokens):
-        return tokens.unflatten(-1, (3, self.n_heads, -1)).unbind(-3)
+    def split(self, heads):
+        return heads.chunk(3, dim=1)
 
 
 class _PointwiseConv(nn.Conv1d):
-    """A Conv1d of kernel 1, [N, C, T] -> [N, C', T], computed as a linear layer of the positions.
-
-    In channels_last, where the channels of a position are neighbors in memory, nothing is copied on the way.
-    """
+    """A Conv1d of kernel 1, [N, C, T] -> [N, C', T], computed as a product of matrices: faster on a CPU."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x):
-        return F.linear(x.transpose(1, 2), self.weight.squeeze(-1), self.bias).transpose(1, 2)
+        return torch.baddbmm(self.bias[:, None], self.weight.squeeze(-1).expand(len(x), -1, -1), x)
 
 
 def _head_count(channels, num_heads, num_head_channels):

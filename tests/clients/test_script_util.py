@@ -426,6 +426,7 @@ def test_the_misspelt_schedule_is_carried_from_a_script_that_has_it():
         ({"eps_scaler": -1}, "eps_scaler"),
         ({"input_pertub": 0.1, "input_perturbation": 0.2}, "input_pertub"),
         ({"thresholding": "soft"}, "thresholding"),
+        ({"guidance_interval": "1,2"}, "guidance_interval"),
     ],
 )
 def test_bad_values_are_answered_with_one_sentence(told, word):
@@ -448,7 +449,6 @@ def test_a_release_s_spelling_of_no_scaling_is_none():
         methods.TimeShift(window=80, cutoff=100, time_shift_variant="net"),
         methods.TimeShift(time_shift_constant=5),
         methods.EpsilonScaling(),
-        methods.ClassifierFreeGuidance(guidance_interval="1,2"),
         methods.Thresholding(threshold_percentile=90.0),
     ],
     ids=repr,

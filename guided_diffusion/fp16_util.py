@@ -9,7 +9,18 @@ import math
 import torch
 
 from . import logger
+from .nn import convert_convolution
 from .training.precision import INITIAL_LOG_LOSS_SCALE, norm
+
+
+def convert_module_to_f16(l):  # noqa: E741
+    """Convert the weight and bias of a convolution to float16 in place; any other layer is left alone."""
+    convert_convolution(l, torch.float16)
+
+
+def convert_module_to_f32(l):  # noqa: E741
+    """As `convert_module_to_f16`, to float32."""
+    convert_convolution(l, torch.float32)
 
 
 def get_param_groups_and_shapes(named_model_params):
@@ -60,7 +71,7 @@ def master_params_to_state_dict(model, param_groups_and_shapes, master_params, u
         named = {
             name: values
             for group, master in zip(groups, master_params)
-            for (name, _), values in zip(group, unflatten_master_params(group, master))
+            for (name, _), values in zip(group, unflatten_master_params(group, master.detach()))
         }
     else:
         named = dict(zip((name for name, _ in model.named_parameters()), master_params))

@@ -46,6 +46,14 @@ def conv_nd(dims, *args, **kwargs):
     return _layer("Conv", dims)(*args, **kwargs)
 
 
+def convert_convolution(layer, dtype):
+    """Convert the weight and bias of a convolution in place; any other layer is left alone, and so are its parts."""
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        for param in (layer.weight, layer.bias):
+            if param is not None:
+                param.data = param.data.to(dtype)
+
+
 def avg_pool_nd(dims, *args, **kwargs):
     """Average pooling over `dims` axes: 1, 2 or 3; the other arguments are those of nn.AvgPool2d."""
     return _layer("AvgPool", dims)(*args, **kwargs)
@@ -111,11 +119,21 @@ def timestep_embedding(timesteps, dim, max_period=10000):
 def checkpoint(func, inputs, params, flag):
     """func(*inputs); where `flag` is set, its activations are recomputed in the backward pass, not kept.
 
-    Chen et al. 2016. Random draws (dropout) and autocast are replayed as they were.
-
     :param inputs: tuple of the arguments of `func`.
     :param params: belongs to the published signature: gradients reach whatever `func` closes over without it.
     """
     if not flag:
         return func(*inputs)
-    return torch_checkpoint(func, *inputs, use_reentrant=False)
+    return CheckpointFunction.apply(func, len(inputs), *inputs, *params)
+
+
+class CheckpointFunction:
+    """A call whose activations are recomputed in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+
+    @staticmethod
+    def apply(run_function, length, *args):
+        """run_function(*args[:length]); random draws (dropout) and autocast are replayed as they were.
+
+        :param length: how many of `args` are its arguments; the weights that may follow get their gradients anyway.
+        """
+        return torch_checkpoint(run_function, *args[:length], use_reentrant=False)

@@ -19,11 +19,16 @@ from .nn import (
     avg_pool_nd,
     checkpoint,
     conv_nd,
+    convert_convolution,
     linear,
     normalization,
     timestep_embedding,
     zero_module,
 )
+
+
+class RefusedByAssertion(UserError, AssertionError):
+    """A mistake in arguments that the published networks answer with an AssertionError: code may wait for either."""
 
 
 class TimestepBlock(nn.Module, ABC):
@@ -53,7 +58,14 @@ def _strides(dims):
     return (1, 2, 2) if dims == 3 else (2,) * dims
 
 
-class Upsample(nn.Module):
+class _Resampling(nn.Module):
+    def __init__(self, channels, use_conv, dims, out_channels):
+        super().__init__()
+        self.use_conv, self.dims = use_conv, dims
+        self.channels, self.out_channels = channels, out_channels or channels
+
+
+class Upsample(_Resampling):
     """Doubles height and width by nearest neighbour: [N, channels, H, W] -> [N, out_channels, 2H, 2W].
 
     :param use_conv: convolve the result 3x3; without that the channels stay.
@@ -62,30 +74,33 @@ class Upsample(nn.Module):
     """
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
-        super().__init__()
-        self.scale_factor = _strides(dims)
-        self.use_conv = use_conv
+        super().__init__(channels, use_conv, dims, out_channels)
         if use_conv:
-            self.conv = conv_nd(dims, channels, out_channels or channels, 3, padding=1)
+            self.conv = conv_nd(dims, channels, self.out_channels, 3, padding=1)
 
     def forward(self, x):
-        x = F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
+        x = F.interpolate(x, scale_factor=_strides(self.dims), mode="nearest")
         return self.conv(x) if self.use_conv else x
 
 
-class Downsample(nn.Module):
+class Downsample(_Resampling):
     """Halves height and width: [N, channels, H, W] -> [N, out_channels, H/2, W/2].
 
     :param use_conv: by a 3x3 convolution; else by averaging, where the channels stay.
     :param dims: 1, 2 or 3 spatial axes; of three, the first is not resampled.
     :param out_channels: default `channels`.
+    :raises UserError: for other `out_channels` without a convolution.
     """
 
     def __init__(self, channels, use_conv, dims=2, out_channels=None):
-        super().__init__()
+        super().__init__(channels, use_conv, dims, out_channels)
         stride = _strides(dims)
         if use_conv:
-            self.op = conv_nd(dims, channels, out_channels or channels, 3, stride=stride, padding=1)
+            self.op = conv_nd(dims, channels, self.out_channels, 3, stride=stride, padding=1)
+        elif self.out_channels != channels:
+            raise RefusedByAssertion(
+                f"Down-sampling by averaging keeps its {channels} channels: out_channels {out_channels} needs use_conv"
+            )
         else:
             self.op = avg_pool_nd(dims, stride, stride)
 
@@ -125,18 +140,23 @@ class ResBlock(TimestepBlock):
     ):
         super().__init__()
         out_channels = out_channels or channels
+        self.channels = channels
+        self.emb_channels = emb_channels
+        self.dropout = dropout
         self.out_channels = out_channels
+        self.use_conv = use_conv
         self.use_checkpoint = use_checkpoint
         self.use_scale_shift_norm = use_scale_shift_norm
 
         self.in_layers = nn.Sequential(
             normalization(channels), SiLU(), conv_nd(dims, channels, out_channels, 3, padding=1)
         )
-        self.resample = nn.Identity()
-        if up:
-            self.resample = Upsample(channels, False, dims)
-        elif down:
-            self.resample = Downsample(channels, False, dims)
+        self.updown = up or down
+        # on the way of the convolutions and on the skip; neither has weights
+        self.h_upd, self.x_upd = nn.Identity(), nn.Identity()
+        if self.updown:
+            resample = Upsample if up else Downsample
+            self.h_upd, self.x_upd = resample(channels, False, dims), resample(channels, False, dims)
         emb_width = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(SiLU(), linear(emb_channels, emb_width))
         self.out_layers = nn.Sequential(
@@ -155,9 +175,12 @@ class ResBlock(TimestepBlock):
         return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
 
     def _forward(self, x, emb):
-        norm, act, conv = self.in_layers
-        h = conv(self.resample(act(norm(x))))
-        emb = self.emb_layers(emb)
+        if self.updown:
+            h = self.in_layers[-1](self.h_upd(self.in_layers[:-1](x)))
+            x = self.x_upd(x)
+        else:
+            h = self.in_layers(x)
+        emb = self.emb_layers(emb).to(h.dtype)
         emb = emb.reshape(emb.shape + (1,) * (h.ndim - 2))
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
@@ -165,66 +188,78 @@ class ResBlock(TimestepBlock):
             h = self.out_layers[1:](h)
         else:
             h = self.out_layers(h + emb)
-        return self.skip_connection(self.resample(x)) + h
+        return self.skip_connection(x) + h
+
+
+def count_flops_attn(model, _x, y):
+    """Adds the multiplications of one attention to `model.total_ops`, as a counter of the `thop` package.
+
+    :param model: the attention module, to which thop has given `total_ops`, a tensor [1].
+    :param _x: its inputs; they are not read.
+    :param y: its output [N, C, T], or a tuple that begins with it.
+    """
+    n, channels, length = (y if isinstance(y, torch.Tensor) else y[0]).shape
+    # queries times keys, and weights times values
+    model.total_ops += 2 * n * channels * length**2
 
 
 class _HeadAttention(nn.Module):
     """Attention of several heads; a subclass says how queries, keys and values share the channel axis."""
 
+    count_flops = staticmethod(count_flops_attn)
+
     def __init__(self, n_heads):
         super().__init__()
         self.n_heads = n_heads
 
-    def split(self, qkv):
-        """[N, T, 3 * H * D] -> queries, keys and values, each [N, T, H, D]."""
+    def split(self, heads):
+        """[N, 3 * H, T, D] -> queries, keys and values, each [N, H, T, D]."""
         raise NotImplementedError
 
-    def attend(self, qkv):
-        """Tokens first: [N, T, 3 * H * D] -> [N, T, H * D]."""
-        q, k, v = (part.transpose(1, 2) for part in self.split(qkv))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
     def forward(self, qkv):
-        """Channels first, as published: [N, 3 * H * D, T] -> [N, H * D, T]."""
-        return self.attend(qkv.transpose(1, 2)).transpose(1, 2)
+        """Attend.
+
+        :param qkv: queries, keys and values [N, 3 * H * D, T].
+        :return: [N, H * D, T].
+        """
+        # made contiguous, for there is no fast kernel that takes queries with T as their last axis in memory
+        heads = qkv.unflatten(1, (3 * self.n_heads, -1)).transpose(-1, -2).contiguous()
+        return F.scaled_dot_product_attention(*self.split(heads)).transpose(-1, -2).flatten(1, 2)
 
 
 class QKVAttentionLegacy(_HeadAttention):
     """Each head keeps its own query, key and value together: channels run [head, qkv, D]."""
 
-    def split(self, qkv):
-        return qkv.unflatten(-1, (self.n_heads, 3, -1)).unbind(-2)
+    def split(self, heads):
+        return heads.unflatten(1, (self.n_heads, 3)).unbind(2)
 
 
 class QKVAttention(_HeadAttention):
     """All queries, then all keys, then all values: channels run [qkv, head, D]."""
 
-    def split(self, qkv):
-        return qkv.unflatten(-1, (3, self.n_heads, -1)).unbind(-3)
+    def split(self, heads):
+        return heads.chunk(3, dim=1)
 
 
-class _TokenConv(nn.Conv1d):
-    """A 1x1 Conv1d, for its place in the checkpoints, that maps [N, T, C] -> [N, T, C'] as a linear layer."""
+class _PointwiseConv(nn.Conv1d):
+    """A Conv1d of kernel 1, [N, C, T] -> [N, C', T], computed as a product of matrices: faster on a CPU."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
-    def forward(self, tokens):
-        return F.linear(tokens, self.weight.squeeze(-1), self.bias)
-
-
-def _tokens(x):
-    """[N, C, *spatial] -> [N, T, C]; for channels_last a view."""
-    return x.flatten(2).transpose(1, 2)
+    def forward(self, x):
+        return torch.baddbmm(self.bias[:, None], self.weight.squeeze(-1).expand(len(x), -1, -1), x)
 
 
 def _head_count(channels, num_heads, num_head_channels):
     if num_head_channels == -1:
         if channels % num_heads:
-            raise UserError(f"--num_heads {num_heads} does not divide the {channels} channels of an attention layer")
+            raise RefusedByAssertion(
+                f"--num_heads {num_heads} does not divide the {channels} channels of an attention layer"
+            )
         return num_heads
     if channels % num_head_channels:
-        raise UserError(
+        raise RefusedByAssertion(
             f"--num_head_channels {num_head_channels} does not divide the {channels} channels of an attention layer"
         )
     return channels // num_head_channels
@@ -232,6 +267,9 @@ def _head_count(channels, num_heads, num_head_channels):
 
 class AttentionBlock(nn.Module):
     """Self-attention among all positions, added to its input: [N, channels, ...] -> the same shape.
+
+    `qkv`, `attention` and `proj_out` are modules that map [N, C, T], T positions in a row: [N, channels, T] ->
+    [N, 3 * channels, T] -> [N, channels, T] -> [N, channels, T]. Each may be hooked or replaced.
 
     :param num_heads: how many heads, where `num_head_channels` is -1.
     :param num_head_channels: channels of each head (ADM section 3 finds 64 best).
@@ -248,16 +286,16 @@ class AttentionBlock(nn.Module):
         self.num_heads = _head_count(channels, num_heads, num_head_channels)
         self.use_checkpoint = use_checkpoint
         self.norm = normalization(channels)
-        self.qkv = _TokenConv(channels, 3 * channels)
+        self.qkv = _PointwiseConv(channels, 3 * channels)
         self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(self.num_heads)
-        self.proj_out = zero_module(_TokenConv(channels, channels))
+        self.proj_out = zero_module(_PointwiseConv(channels, channels))
 
     def forward(self, x):
         return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint)
 
     def _forward(self, x):
-        tokens = self.attention.attend(self.qkv(_tokens(self.norm(x))))
-        return x + self.proj_out(tokens).transpose(1, 2).reshape(x.shape)
+        qkv = self.qkv(self.norm(x).flatten(2))
+        return x + self.proj_out(self.attention(qkv)).reshape(x.shape)
 
 
 class AttentionPool2d(nn.Module):
@@ -274,8 +312,8 @@ class AttentionPool2d(nn.Module):
         super().__init__()
         positions = spacial_dim**2 + 1
         self.positional_embedding = nn.Parameter(torch.randn(embed_dim, positions) / embed_dim**0.5)
-        self.qkv_proj = _TokenConv(embed_dim, 3 * embed_dim)
-        self.c_proj = _TokenConv(embed_dim, output_dim or embed_dim)
+        self.qkv_proj = _PointwiseConv(embed_dim, 3 * embed_dim)
+        self.c_proj = _PointwiseConv(embed_dim, output_dim or embed_dim)
         self.num_heads = _head_count(embed_dim, 1, num_heads_channels)
         self.attention = QKVAttention(self.num_heads)
 
@@ -286,10 +324,9 @@ class AttentionPool2d(nn.Module):
                 f"Attention pooling was built for {expected} positions and got {x.shape[2:].numel()}: "
                 "give images of --image_size"
             )
-        tokens = _tokens(x)
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding.T
-        tokens = self.attention.attend(self.qkv_proj(tokens))
-        return self.c_proj(tokens[:, 0])
+        x = x.flatten(2)
+        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding
+        return self.c_proj(self.attention(self.qkv_proj(x)))[:, :, 0]
 
 
 @dataclass(eq=False, repr=False)
@@ -334,6 +371,7 @@ class _Torso(nn.Module):
             self.label_emb = nn.Embedding(self.num_classes, self.emb_channels)
         skips = self._build_down()
         self._build_middle(skips[-1])
+        self._feature_size = sum(skips) + skips[-1]
         self._build_head(skips)
 
     @property
@@ -367,6 +405,10 @@ class _Torso(nn.Module):
         """Build what follows the middle block; `skips` are the channels that each input block gives."""
         raise NotImplementedError
 
+    def _torso(self):
+        """The parts that a lower precision concerns."""
+        return [self.input_blocks, self.middle_block]
+
     def _res_block(self, channels, out_channels, **resampling):
         return ResBlock(
             channels,
@@ -394,14 +436,13 @@ class _Torso(nn.Module):
         return (Upsample if up else Downsample)(channels, self.conv_resample, self.dims, channels)
 
     def convert_to(self, dtype):
-        """Run the torso in `dtype`: its convolutions and linear layers, and the activations between them.
+        """Run the torso in `dtype`: its convolutions, and the activations between them.
 
-        Normalisations, the time embedding, and the layers after the torso stay in float32.
+        Normalisations, embeddings and what is linear in them, and the layers after the torso stay in float32.
         """
-        torso = ("input_blocks.", "middle_block.", "output_blocks.")
-        for name, layer in self.named_modules():
-            if name.startswith(torso) and isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-                layer.to(dtype)
+        for part in self._torso():
+            for layer in part.modules():
+                convert_convolution(layer, dtype)
         self.dtype = dtype
 
     def convert_to_fp16(self):
@@ -419,7 +460,7 @@ class _Torso(nn.Module):
             dropped = y == -1
             classes = self.label_emb(y.masked_fill(dropped, 0))
             emb = emb + classes.masked_fill(dropped[:, None], 0)
-        return emb.to(self.dtype)
+        return emb
 
     def _descend(self, x, emb):
         """Run `input_blocks` and the middle block: a list of all their outputs, in order."""
@@ -481,9 +522,13 @@ class UNetModel(_Torso):
                 if level and i == self.num_res_blocks:
                     layers.append(self._resample(ch, up=True))
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
+                self._feature_size += ch
         self.out = nn.Sequential(
             normalization(ch), SiLU(), zero_module(conv_nd(self.dims, ch, self.out_channels, 3, padding=1))
         )
+
+    def _torso(self):
+        return [*super()._torso(), self.output_blocks]
 
     def forward(self, x, timesteps, y=None):
         """Predict from noisy images.
@@ -509,12 +554,14 @@ class UNetModel(_Torso):
 
     def _check_labels(self, x, y):
         if self.num_classes is None and y is not None:
-            raise UserError("Class labels y were given to a network without classes (--class_cond False)")
+            raise RefusedByAssertion("Class labels y were given to a network without classes (--class_cond False)")
         if self.num_classes is not None:
             if y is None:
-                raise UserError("A class-conditional network (--class_cond True) needs class labels y")
+                raise RefusedByAssertion("A class-conditional network (--class_cond True) needs class labels y")
             if y.shape != x.shape[:1]:
-                raise UserError(f"There must be one class label y per image: {list(x.shape[:1])}, not {list(y.shape)}")
+                raise RefusedByAssertion(
+                    f"There must be one class label y per image: {list(x.shape[:1])}, not {list(y.shape)}"
+                )
 
 
 class SuperResModel(UNetModel):
@@ -566,19 +613,18 @@ class EncoderUNetModel(_Torso):
 
     def _build_head(self, skips):
         ch = skips[-1]
-        features = sum(skips) + ch
         if self.pool == "adaptive":
             last = zero_module(conv_nd(self.dims, ch, self.out_channels, 1))
             layers = [normalization(ch), SiLU(), adaptive_avg_pool_nd(self.dims, 1), last, nn.Flatten()]
         elif self.pool == "attention":
             if self.num_head_channels == -1:
-                raise UserError("--classifier_pool attention needs --classifier_num_head_channels")
+                raise RefusedByAssertion("--classifier_pool attention needs --classifier_num_head_channels")
             side = self.image_size // 2 ** (len(self.channel_mult) - 1)
             layers = [normalization(ch), SiLU(), AttentionPool2d(side, ch, self.num_head_channels, self.out_channels)]
         elif self.pool == "spatial":
-            layers = [linear(features, 2048), nn.ReLU(), linear(2048, self.out_channels)]
+            layers = [linear(self._feature_size, 2048), nn.ReLU(), linear(2048, self.out_channels)]
         elif self.pool == "spatial_v2":
-            layers = [linear(features, 2048), normalization(2048), SiLU(), linear(2048, self.out_channels)]
+            layers = [linear(self._feature_size, 2048), normalization(2048), SiLU(), linear(2048, self.out_channels)]
         else:
             raise UserError(f"--classifier_pool must be adaptive, attention, spatial or spatial_v2, not {self.pool}")
         self.out = nn.Sequential(*layers)

@@ -1,5 +1,6 @@
 """The models of models/ and the digits that none of them has seen."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from guided_diffusion.script_util import classifier_defaults, create_classifier
+from guided_diffusion.script_util import create_classifier
 
 MODELS = Path(__file__).parents[1] / "models"
 CLASSIFIER = MODELS / "digits16_classifier.pt"
@@ -25,7 +26,7 @@ def held_out_digits():
 def says(images):
     """What the embedded classifier says of uint8 images at timestep 0, computed without the script."""
     flags = json.loads(CLASSIFIER.with_suffix(".json").read_text())
-    model = create_classifier(**{k: flags[k] for k in classifier_defaults() if k in flags})
+    model = create_classifier(**{k: flags[k] for k in inspect.signature(create_classifier).parameters if k in flags})
     model.load_state_dict(torch.load(CLASSIFIER, weights_only=True))
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """BDIA: its identity setting, and images that it encodes and decodes without loss."""
 
+import inspect
 import itertools
 import json
 import re
@@ -104,8 +105,7 @@ NET_SHIFT = {"do_time_shift": True, "time_shift_variant": "net", "window": 40, "
 def digits():
     """(network, float32 images [4, 3, 16, 16], labels [4]) of the embedded model and real digits."""
     saved = json.loads((MODELS / "digits16.json").read_text())
-    names = create_model.__code__.co_varnames[: create_model.__code__.co_argcount]
-    model = create_model(**{name: saved[name] for name in names})
+    model = create_model(**{name: saved[name] for name in inspect.signature(create_model).parameters if name in saved})
     model.load_state_dict(torch.load(MODELS / "digits16.pt", weights_only=True))
     images, labels = held_out_digits()
     return model.eval(), torch.from_numpy(images[:4]).permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(labels[:4])

@@ -11,10 +11,11 @@ from recipe import tensor
 from sklearn.datasets import load_digits, load_sample_image
 
 from guided_diffusion.errors import UserError
+from guided_diffusion.methods import Clipping, of_values
 from guided_diffusion.methods.epsilon_scaling import EpsilonScaledDenoiser, parse_eps_scaler
 from guided_diffusion.methods.input_perturbation import InputPerturbation, Perturbation
 from guided_diffusion.methods.time_shift import VARIANTS, TimeShift, pixel_variance
-from guided_diffusion.process import Process, Tally
+from guided_diffusion.process import DiffusionFlags, Process, Tally
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule
 from guided_diffusion.script_util import create_gaussian_diffusion
 from guided_diffusion.solvers import DDIM
@@ -179,16 +180,14 @@ def random_settings():
 
 @pytest.mark.parametrize("variant, schedule, respacing, window, cutoff, constant", list(random_settings()))
 def test_any_setting_stays_in_range_and_finite(variant, schedule, respacing, window, cutoff, constant):
-    diffusion = create_gaussian_diffusion(
-        noise_schedule=schedule,
-        timestep_respacing=respacing,
-        do_time_shift=True,
-        window=window,
-        cutoff=cutoff,
-        time_shift_variant=variant,
-        time_shift_constant=constant,
-        clip_denoised=True,
-    )
+    process = {"noise_schedule": schedule, "timestep_respacing": respacing}
+    shift = {
+        "do_time_shift": True,
+        "window": window,
+        "cutoff": cutoff,
+        "time_shift_variant": variant,
+        "time_shift_constant": constant,
+    }
     model = closed_form({"steps": 1000, "noise_schedule": schedule})
     told = []
 
@@ -197,9 +196,9 @@ def test_any_setting_stays_in_range_and_finite(variant, schedule, respacing, win
         return model(x, t)
 
     x = tensor("start", *SHAPE) * torch.tensor([0.01, 1, 30]).reshape(3, 1, 1, 1)
-    process = diffusion.process
-    by_the_class = diffusion.ddim_sample_loop_progressive(watched, x.shape, noise=x)
-    for record in process.sample_records(DDIM(diffusion.schedule), process.denoiser(watched), x):
+    by_the_class = create_gaussian_diffusion(**process, **shift).ddim_sample_loop_progressive(watched, x.shape, noise=x)
+    process = DiffusionFlags(**process).create([Clipping(True), *of_values(shift)])
+    for record in process.sample_records(DDIM(process.schedule), process.denoiser(watched), x):
         assert torch.isfinite(record.x).all()
         torch.testing.assert_close(next(by_the_class)["sample"], record.x, rtol=1e-3, atol=1e-3)
         assert ((record.s >= -1) & (record.s < record.t) & (record.t <= 999)).all()

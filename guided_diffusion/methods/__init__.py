@@ -51,19 +51,19 @@ def chosen(parsed):
 
 
 def of_class_api():
-    """The methods that a process of the class API may have: no classifier is named, and its loops are told to clip."""
+    """The methods whose flags clients of the class API give: no classifier is named, and its loops are told to clip."""
     return [method for method in STACK if method.by_default and method is not Clipping]
 
 
 def of_values(values):
-    """The methods that {flag: value} speaks of, of those of the class API.
+    """The methods that {flag: value} speaks of, of those that need no classifier.
 
     :param values: by the names of flags, or their aliases.
     :raises TypeError: for a flag that none of them has.
     :raises UserError: for a flag and its alias with two values.
     """
     made, unknown = [], set(values)
-    for method in of_class_api():
+    for method in (method for method in STACK if method.by_default):
         given = {}
         for field in flags_of(method):
             for name in spellings(field):

@@ -10,6 +10,8 @@ from ..seams import Correction, Corruption, Coupling, Denoiser
 class Method(FlagGroup):
     """A paper: its flags, and whichever of these arrows it moves. Each is the identity unless a method says otherwise.
 
+    The first flag turns it on: at that flag's default the others say nothing.
+
     :cvar by_default: scripts that sample or train take it; False: those alone that name it.
     :cvar columns: {column: (heading, format)} of `findings`, for tables.
     :cvar words: {word: column} by which later lines of a comparison may refer to a finding, as {word NAME}.

@@ -1,6 +1,7 @@
 """script_util as clients use it: by signature, by key, by argparse; and the methods' flags through its helpers."""
 
 import argparse
+import ast
 import inspect
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from guided_diffusion import methods, script_util
 from guided_diffusion.denoiser import ModelMeanType, ModelVarType
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import flags_of
+from guided_diffusion.methods.method import no_corruption
+from guided_diffusion.sampling import no_correction, no_coupling
 
 DIFFUSION = (
     "learn_sigma=False diffusion_steps=1000 noise_schedule='linear' timestep_respacing='' use_kl=False "
@@ -73,7 +76,7 @@ TINY = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "attention_re
 
 def read(text):
     """{name: default} of "a=1 b='x'"."""
-    return eval(f"dict({', '.join(text.split())})")
+    return {name: ast.literal_eval(value) for name, value in (word.split("=") for word in text.split())}
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
@@ -423,6 +426,7 @@ def test_the_misspelt_schedule_is_carried_from_a_script_that_has_it():
         ({"eps_scaler": -1}, "eps_scaler"),
         ({"input_pertub": 0.1, "input_perturbation": 0.2}, "input_pertub"),
         ({"thresholding": "soft"}, "thresholding"),
+        ({"guidance_interval": "1,2"}, "guidance_interval"),
     ],
 )
 def test_bad_values_are_answered_with_one_sentence(told, word):
@@ -436,6 +440,29 @@ def test_a_release_s_spelling_of_no_scaling_is_none():
             for told in ({}, {"eps_scaler": 0.0})]  # fmt: skip
     assert np.array_equal(*made)
     assert "eps_scaler" not in script_util.args_to_dict(SimpleNamespace(**tiny(), eps_scaler=0.0), KEYS)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.InputPerturbation(perturb_schedule_type="linear", perturb_cutoff=5),
+        methods.TimeShift(window=80, cutoff=100, time_shift_variant="net"),
+        methods.TimeShift(time_shift_constant=5),
+        methods.EpsilonScaling(),
+        methods.Thresholding(threshold_percentile=90.0),
+    ],
+    ids=repr,
+)
+def test_the_first_flag_of_a_method_turns_it_on(method):
+    """At its default nothing is moved, whatever the others say."""
+    process = script_util.create_gaussian_diffusion(timestep_respacing="ddim5").process
+
+    def denoise(x, t, cond):
+        raise NotImplementedError
+
+    assert method.wrap(denoise, process) is denoise and method.clock(process) is None
+    assert method.couple(process) is no_coupling and method.correct(process) is no_correction
+    assert method.corrupt(process) is no_corruption
 
 
 def test_a_method_of_the_table_comes_through_the_helpers(monkeypatch):

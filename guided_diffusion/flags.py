@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,12 +121,13 @@ class FlagGroup:
     def __post_init__(self):
         for field in flags_of(self):
             legal, choices, value = field.metadata["legal"], field.metadata["choices"], getattr(self, field.name)
-            if choices and value not in choices:
+            if choices and value not in tuple(choices):
                 raise UserError(f"--{field.name} is {value!r}; expected one of {', '.join(map(_shown, choices))}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"--{field.name} is {value}; expected a finite number")
-            if legal is not None and not legal.holds(value):
-                raise UserError(f"--{field.name} is {value}; expected {legal.text}")
+                text = f", {legal.text}" if legal else ""
+                raise UserError(f"--{field.name} is {value}; expected a finite number{text}")
+            if legal is not None and not (isinstance(value, numbers.Real) and legal.holds(value)):
+                raise UserError(f"--{field.name} is {value!r}; expected {legal.text}")
 
     def refuse_unread(self, given):
         """Validate what a command line alone can mean wrongly: flags that nothing would read, or that contradict.

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import dist_util, logger
+from . import dist_util, logger, methods
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
-from .methods import Clipping
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -208,7 +207,9 @@ def preview_sampler(flags, count, cond, steps=25):
     :param steps: of DDIM, at most.
     """
     kept = str(min(steps, flags.diffusion_steps))
-    process = dataclasses.replace(flags, timestep_respacing=kept).create([Clipping()], SolverFlags(use_ddim=True))
+    process = dataclasses.replace(flags, timestep_respacing=kept).create(
+        methods.at_defaults(), SolverFlags(use_ddim=True)
+    )
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))

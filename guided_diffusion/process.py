@@ -1,5 +1,6 @@
 """A diffusion process: schedule, grid, solver, and the seams that its methods move, folded into one."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -162,13 +163,17 @@ class Tally:
     """Sums over a run, on the device of what is counted.
 
     :ivar values: [rows, columns].
+    :ivar repeats: how many of the N at the end are others of them again, which are left out.
     """
 
     def __init__(self, rows, columns):
         self.values = torch.zeros(rows, columns)
+        self.repeats = 0
 
     def add(self, columns, values):
         """Add values [rows, N] at the indices `columns` [N]."""
+        count = len(columns) - self.repeats
+        columns, values = columns[:count], values[:, :count]
         self.values = self.values.to(columns.device)
         self.values.index_add_(1, columns, values.to(self.values))
 
@@ -242,6 +247,17 @@ class Process:
     def tally(self, name, rows, columns):
         """The Tally of a name, made where it is not there yet."""
         return self.tallies.setdefault(name, Tally(rows, columns))
+
+    @contextlib.contextmanager
+    def repeating(self, count):
+        """Within it the last `count` samples of a batch are others of it again, which tallies of images leave out."""
+        for tally in self.tallies.values():
+            tally.repeats = count
+        try:
+            yield
+        finally:
+            for tally in self.tallies.values():
+                tally.repeats = 0
 
     def adapter(self, model, takes=None):
         """The NetworkDenoiser of a network; a NetworkDenoiser passes unchanged.

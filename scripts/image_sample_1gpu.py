@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import image_sample
 
+from guided_diffusion import methods
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.jobs import launch
-from guided_diffusion.methods import TimeShift
 from guided_diffusion.process import DiffusionFlags
 
 
@@ -36,8 +36,7 @@ def file_name(parsed):
     """Such as adm_cifar10_ddim5step.npz, or with time shift adm_cifar10_ddim5step_80win_300cut.npz."""
     names, process = parsed[NameFlags], parsed[DiffusionFlags]
     steps = process.timestep_respacing or process.diffusion_steps
-    shift = parsed[TimeShift]
-    moved = f"_{shift.window}win_{shift.cutoff}cut" if shift.do_time_shift else ""
+    moved = "".join(method.file_name() for method in methods.chosen(parsed))
     return f"{names.model_type}_{names.data_type}_{steps}step{moved}.npz"
 
 

@@ -7,12 +7,13 @@ mpirun -n 2 python scripts/super_res_sample.py --model_path runs/super_res_train
 import image_sample
 
 from guided_diffusion import checkpoints, conditioning, logger
-from guided_diffusion.conditioning.low_resolution import LowResolution
+from guided_diffusion.base_samples import BaseFlags, open_base
+from guided_diffusion.conditioning import Classes, LowResolution, Together
 from guided_diffusion.generate import SampleFlags, batch_maker, noise_of
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.networks import SuperResFlags, UNetFlags
 
-GROUPS = [*conditioning.sampling_groups(SuperResFlags), SuperResFlags]
+GROUPS = [BaseFlags, *conditioning.sampling_groups(SuperResFlags), SuperResFlags]
 GROUPS += [group for group in image_sample.GROUPS if group not in conditioning.sampling_groups(UNetFlags)]
 OVERRIDES = {"image_size": None}
 
@@ -20,10 +21,13 @@ OVERRIDES = {"image_size": None}
 def main(parsed):
     noise = noise_of(parsed)
     parsed, network, process = checkpoints.load_diffusion(parsed)
-    told, flags = conditioning.of_sampling(parsed), parsed[SampleFlags]
-    (count,) = (len(part.base) for part in told.parts if isinstance(part, LowResolution))
-    if flags.num_samples > count:
-        logger.log(f"--base_samples holds {count} images: they are taken in turn")
+    unet, size = parsed[UNetFlags], parsed[SuperResFlags].small_size
+    num_classes = unet.num_classes if unet.class_cond else 0
+    base, labels = open_base(parsed[BaseFlags].base_samples, size, num_classes, unet.image_channels)
+    if parsed[SampleFlags].num_samples > len(base):
+        logger.log(f"--base_samples holds {len(base)} images: they are taken in turn")
+    classes = Classes(num_classes, labels.tolist()) if num_classes else None
+    told = Together([LowResolution(size, base), classes, conditioning.of_sampling(parsed)])
     sampling.run(parsed, process, batch_maker(process, network, told, noise))
 
 

@@ -140,6 +140,19 @@ def test_only_answers_that_are_combined_are_asked_for(scale, learned, times):
     assert torch.equal(found.x_t, x) and torch.equal(found.alpha_bar, process.schedule.alpha_bar(t))
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("interval", ["", "0.3,5"])
+def test_what_methods_count_is_images_however_often_they_are_asked_about(scale, interval):
+    """A shift that does not depend on the images is reported as without guidance."""
+    shift = {"do_time_shift": True, "time_shift_variant": "net", "time_shift_constant": 3, "cutoff": 99}
+    lines = []
+    for guidance in ({}, {"guidance_scale": scale, "guidance_interval": interval}):
+        process = sampled.process("heun", diffusion=PROCESS, methods={**shift, **guidance})
+        sampled.batch(process, network, IndexedNoise(0, range(3)), SHAPE, {"y": Y})
+        lines.append([line for method in process.methods for line in method.report(process)])
+    assert lines[0] and lines[1] == lines[0]
+
+
 @pytest.mark.parametrize("interval, warned", [("0.3,5", False), ("", False), ("200,300", True), ("0,0.001", True)])
 def test_an_interval_that_no_step_meets_is_warned_of(interval, warned):
     method = ClassifierFreeGuidance(guidance_scale=2.0, guidance_interval=interval)

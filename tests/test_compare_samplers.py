@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launched
 import numpy as np
+import papers
 import plot_samplers
 import pytest
 import script_runs
@@ -17,11 +19,13 @@ from PIL import Image
 from processes import MPIRUN, needs_mpirun
 from scipy.linalg import sqrtm
 
+from evaluations.comparison import plan
 from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import picture
 from evaluations.comparison.rows import Row
 from evaluations.comparison.tables import csv_text, markdown
-from guided_diffusion import checkpoints, files, flags
+from guided_diffusion import checkpoints, conditioning, files, flags
+from guided_diffusion.errors import UserError
 from guided_diffusion.networks import ClassifierFlags
 
 SHIFT = "--use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10"
@@ -360,3 +364,27 @@ def test_guidance_of_a_network_without_classes_is_refused_before_any_sampling(mo
     said = capsys.readouterr().err
     assert "guided" in said and "--guidance_scale 3.0 needs a network that is told classes" in said
     assert not list((tmp_path / "out").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("scale, told, refused", [(1, "", False), (3, "", True), (3, "bright", False)])
+def test_the_plan_tells_a_network_what_its_conditionings_say(monkeypatch, tmp_path, scale, told, refused):
+    """Guidance is possible where any of them can be left out, and refused before sampling where none can."""
+    monkeypatch.setattr(conditioning, "CONDITIONINGS", [*conditioning.CONDITIONINGS, papers.Brightness])
+    script = launched.read("compare_samplers")
+    (tmp_path / "model.json").write_text(json.dumps({"num_channels": 32, "image_size": 16}))
+    words = ["--model_path", tmp_path / "model.pt", "--timestep_respacing", 4, "--guidance_scale", scale]
+    groups = [*script.groups, papers.BrightnessFlags]
+    parsed = flags.parse([*map(str, words), "--by_brightness", str(bool(told))], groups, "", script.overrides)
+    if refused:
+        with pytest.raises(UserError, match="--guidance_scale 3.0 needs a network that is told classes"):
+            plan.process_of(parsed)
+    else:
+        assert plan.calls_of(parsed) == (4 if scale == 1 else 8)
+
+
+def test_the_flags_that_are_saved_are_those_of_the_network(compared):
+    saved = json.loads((compared / "flags.json").read_text())
+    given = dict(zip(script_runs.NETWORK[::2], script_runs.NETWORK[1::2]))
+    for name, value in {**given, "--class_cond": "True", "--num_classes": "3", "--learn_sigma": "True"}.items():
+        assert str(saved[name.removeprefix("--")]) == value
+    assert saved["repeats"] == 2 and saved["timestep_respacing"] == ""

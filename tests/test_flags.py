@@ -515,6 +515,7 @@ def test_a_value_that_is_not_legal_is_refused_whoever_gives_it(name):
     group, field = OF_SCRIPTS[name]
     bad = [1e400, -1e400, float("nan")] if isinstance(field.default, float) else []
     bad += ["no such choice"] if field.metadata["choices"] else []
+    bad += ["3", None] if field.metadata["legal"] else []
     if isinstance(field.default, int) and field.metadata["legal"]:
         bad += [value for value in (-7, 10**9) if not field.metadata["legal"].holds(value)]
     for value in bad:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from script_runs import CLASSIFIER, NETWORK, SUPER_RES, run, train
 
-from guided_diffusion import flags
+from guided_diffusion import flags, images
 from guided_diffusion.networks import NETWORKS
+from guided_diffusion.networks.levels import IMAGE_CHANNELS
 from guided_diffusion.script_util import DiffusionFlags
 
 MODES = {1: "L", 4: "RGBA"}
@@ -112,3 +113,7 @@ def test_images_of_other_channels_are_refused_in_a_sentence(tmp_path, monkeypatc
     assert caught.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert ("--image_channels is 2; expected 1, 3 or 4" if 2 in command else "--image_channels says") in said
+
+
+def test_networks_and_pictures_have_the_same_channels():
+    assert tuple(images.MODES) == IMAGE_CHANNELS

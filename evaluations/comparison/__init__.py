@@ -2,7 +2,8 @@
 
 import io
 
-from guided_diffusion import dist_util, files, logger
+from guided_diffusion import checkpoints, dist_util, files, logger
+from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import SampleFlags
 from guided_diffusion.jobs import launch
@@ -27,7 +28,9 @@ def compare(parsed, groups):
     if parsed[SampleFlags].num_samples < 2:
         raise UserError("--num_samples is 1; a Frechet distance needs at least 2")
     planned = make_plan(settings, columns)
-    if not launch.announce(parsed):
+    # what a command line with a network says in full; each line may still have its own
+    shown = checkpoints.resolved(parsed, log=False) if parsed[CheckpointFlags].model_path else parsed
+    if not launch.announce(shown):
         return
     target = read_target(parsed)
     rows = []

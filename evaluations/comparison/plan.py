@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from guided_diffusion import checkpoints, methods, process
+from guided_diffusion import checkpoints, conditioning, methods, process
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import int_list
+from guided_diffusion.generate import IndexedNoise
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.spacing import NoSuchGrid
@@ -110,24 +111,24 @@ def process_of(parsed):
     """
     parsed = checkpoints.resolved(parsed, log=False)
     made = process.of_flags(parsed)
-    made.denoiser(*_stand_in(parsed[UNetFlags], made))
+    made.denoiser(*_stand_in(parsed, made))
     return made
 
 
-def _stand_in(unet, made):
-    """(a network that predicts zeros, what it is told of one image) for UNetFlags and a Process."""
+def _stand_in(parsed, made):
+    """(a network that predicts zeros, what it is told of one image) for resolved Parsed flags and their Process."""
     factor = 2 if made.var_type.is_learned else 1
 
     def zeros(x, t, **cond):
         return x.new_zeros(len(x), factor * x.shape[1], *x.shape[2:])
 
-    return zeros, {"y": torch.zeros(1, dtype=torch.long)} if unet.class_cond else {}
+    return zeros, conditioning.of_sampling(parsed).of_indices(IndexedNoise(0, [0]), [0])
 
 
 def calls_of(parsed):
     """Network calls per image of a sampler, counted on one small image and a network that predicts zeros."""
-    made, unet = process_of(parsed), checkpoints.resolved(parsed, log=False)[UNetFlags]
-    x = torch.zeros(1, unet.image_channels, 2, 2)
-    for _ in made.sample_records(made.solver, made.denoiser(*_stand_in(unet, made)), x):
+    made, parsed = process_of(parsed), checkpoints.resolved(parsed, log=False)
+    x = torch.zeros(1, parsed[UNetFlags].image_channels, 2, 2)
+    for _ in made.sample_records(made.solver, made.denoiser(*_stand_in(parsed, made)), x):
         pass
     return made.network_calls

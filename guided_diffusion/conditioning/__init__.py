@@ -33,7 +33,7 @@ def of_sampling(parsed):
 
 def dropped(cond):
     """cond as guidance asks a network without it; what cannot be left out stays the very same tensor."""
-    return {**cond, **{name: value for kind in CONDITIONINGS for name, value in kind.dropped(cond).items()}}
+    return {**cond, **Together(CONDITIONINGS).dropped(cond)}
 
 
 class Together(Conditioning):

@@ -32,6 +32,11 @@ def of_sampling():
     return [method for method in STACK if method.by_default and not _trains_alone(method)]
 
 
+def at_defaults():
+    """The methods of sampling as they are where no flag is given."""
+    return [method() for method in of_sampling()]
+
+
 def of_training():
     """The methods that training scripts take: those that corrupt."""
     return [method for method in STACK if _moves(method, "corrupt")]

@@ -46,7 +46,7 @@ class ClassifierFreeGuidance(Method):
     def wrap(self, denoise, process):
         if self.guidance_scale == 1:
             return denoise
-        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process.schedule)
+        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process)
 
     def guided(self, alpha_bar):
         """Whether the levels alpha_bar [N] are in the interval: bool [N]."""
@@ -90,23 +90,24 @@ class FreeGuidedDenoiser:
 
     :param scale: 1 is no guidance.
     :param guided: `alpha_bar [N] -> bool [N]`, the samples that are; the others have the answer with conditions.
-    :param schedule: the NoiseSchedule of training.
+    :param process: the Process, whose schedule has the levels.
     """
 
-    def __init__(self, denoise, scale, guided, schedule):
+    def __init__(self, denoise, scale, guided, process):
         self.denoise = denoise
         self.scale = scale
         self.guided = guided
-        self.schedule = schedule
+        self.process = process
 
     def __call__(self, x, t, cond):
         left_out = _left_out(cond, self.scale)
-        guided = self.guided(self.schedule.alpha_bar(t))
+        guided = self.guided(self.process.schedule.alpha_bar(t))
         inside = guided.nonzero()[:, 0]
         told = (~guided).nonzero()[:, 0] if self.scale == 0 else torch.arange(len(x), device=x.device)
         rows = torch.cat([told, inside])
         asked = {name: torch.cat([cond[name][told], left_out[name][inside]]) for name in cond}
-        answer = self.denoise(x[rows], t[rows], asked)
+        with self.process.repeating(len(rows) - len(x)):
+            answer = self.denoise(x[rows], t[rows], asked)
         if self.scale == 0:
             return _part(answer, rows.argsort())
         if not len(inside):

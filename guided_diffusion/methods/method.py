@@ -83,6 +83,10 @@ class Method(FlagGroup):
         """
         return self
 
+    def file_name(self):
+        """What published scripts add to the name of a file of images that it moved."""
+        return ""
+
     def report(self, process):
         """Lines for the end of a run."""
         return ()

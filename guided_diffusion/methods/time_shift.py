@@ -287,6 +287,9 @@ class TimeShift(Method):
             "edge": at_edge / searches if searches and not self.time_shift_constant else None,
         }
 
+    def file_name(self):
+        return f"_{self.window}win_{self.cutoff}cut" if self.do_time_shift else ""
+
     def report(self, process):
         if not self.reach:
             return

@@ -5,9 +5,10 @@ import re
 
 from ..errors import UserError
 from ..flags import Legal, at_least, flag, int_list
-from ..images import MODES
 
 NUM_CLASSES = 1000
+# channels that images may have: grey, RGB, RGBA
+IMAGE_CHANNELS = (1, 3, 4)
 
 CHANNEL_MULTS = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -26,7 +27,7 @@ def image_size_flag():
 
 def image_channels_flag():
     """The flag of an image's channels."""
-    legal = Legal("1, 3 or 4", lambda value: value in MODES)
+    legal = Legal("1, 3 or 4", lambda value: value in IMAGE_CHANNELS)
     return flag(3, "Channels of the images: 1 is grey, 3 RGB, 4 RGBA.", legal=legal)
 
 
@@ -91,7 +92,7 @@ def channels_of(state, inputs=1):
     :raises ValueError: if no image has so many.
     """
     channels = state["input_blocks.0.0.weight"].shape[1] / inputs
-    if channels not in MODES:
+    if channels not in IMAGE_CHANNELS:
         raise ValueError(f"images of {channels} channels")
     return int(channels)
 

@@ -326,7 +326,7 @@ class AttentionPool2d(nn.Module):
             )
         x = x.flatten(2)
         x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding
-        return self.c_proj(self.attention(self.qkv_proj(x)))[:, :, 0]
+        return self.c_proj(self.attention(self.qkv_proj(x))[:, :, :1])[:, :, 0]
 
 
 @dataclass(eq=False, repr=False)

@@ -91,7 +91,7 @@ def features(models, images):
         x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         classifier(x, torch.zeros(len(x), dtype=torch.long))
     pool.c_proj.forward = project
-    return seen["read"].double().numpy()
+    return seen["read"].flatten(1).double().numpy()
 
 
 def textbook_distance(a, b):

@@ -138,9 +138,8 @@ def test_the_words_know_nothing_of_the_outside_world(module):
 def test_the_words_load_no_files():
     """What they import, as Python sees it."""
     code = "import sys, guided_diffusion.process; print(*sys.modules)"
-    loaded = set(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
     names = ("files", "images", "image_files", "image_datasets", "logger", "dist_util")
     assert not loaded & {"PIL", "blobfile", "tqdm", "mpi4py", *(f"guided_diffusion.{name}" for name in names)}
 

@@ -339,7 +339,12 @@ def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
     train_diffusion(data, tmp_path / "b", "--dry_run", True)
     for folder in ("a", "b"):
         kept = {path.name for path in (tmp_path / folder).rglob("*")}
-        assert kept == {".lock", "log.txt", "progress.csv", "progress.json"}  # the logger's, which are there once it begins
+        assert kept <= {
+            ".lock",
+            "log.txt",
+            "progress.csv",
+            "progress.json",
+        }  # the logger's, which are there once it begins
 
 
 def test_a_dry_run_in_a_finished_folder_leaves_its_flags(conditional, tmp_path):

@@ -24,6 +24,7 @@ import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
 from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .methods.clipping import ClippedDenoiser
 from .methods.method import no_corruption
 from .nn import mean_flat
 from .process import Process
@@ -640,12 +641,8 @@ class GaussianDiffusion:
         Overrides of a subclass belong to the loops above; this is what the scripts run.
         """
         denoise = self.process.denoiser(model, model_kwargs)
-
-        def clipped(x, t):
-            prediction = denoise(x, t)
-            return prediction.with_x0(prediction.x0.clamp(-1, 1))
-
-        return clipped if clip_denoised else denoise
+        clip = ClippedDenoiser(None).apply
+        return (lambda x, t: clip(denoise(x, t))) if clip_denoised else denoise
 
     def sample_records(self, solver, denoise, x, noise=torch.randn_like):
         """The records of a solver over this process's grid; see `Process.sample_records`."""

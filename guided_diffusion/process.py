@@ -319,6 +319,10 @@ class Process:
         :param noise: draws noise like x.
         """
         self.images_begun += x.shape[0]
+        # now, so that no step waits for a copy
+        self.schedule.table(x.device)
+        for tally in self.tallies.values():
+            tally.values = tally.values.to(x.device)
         return _without_gradients(sample(denoise, solver, self.grid, x, noise, self.coupling, self.correction))
 
 

@@ -12,7 +12,7 @@ import torch
 from ..denoiser import network_time
 from ..errors import UserError
 from ..flags import at_least, flag
-from ..schedule import per_sample
+from ..scalars import add_, shared, sqrt
 from .method import Method
 
 
@@ -61,8 +61,8 @@ class ScoreGuidedDenoiser:
 
     def __call__(self, x, t, cond):
         prediction = self.denoise(x, t, cond)
-        scale = per_sample((1 - prediction.alpha_bar).sqrt(), x)
-        return prediction.with_eps(prediction.eps - scale * self.gradient(x, t, cond))
+        scale = -sqrt(1 - shared(prediction.alpha_bar))
+        return prediction.with_eps(add_(prediction.eps.clone(), scale, self.gradient(x, t, cond)))
 
 
 class MeanGuidedDenoiser:

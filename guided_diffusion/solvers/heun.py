@@ -12,8 +12,10 @@ Departure: a step from nearly pure noise is Euler's (see `is_plain`): sigma is 2
 the cosine schedule, and at most 80 in the paper.
 """
 
-from ..schedule import per_sample
-from .step import Solver, Step, is_plain, transfer
+import torch
+
+from ..scalars import at_least_zero, shared
+from .step import Solver, Step, chosen, is_plain, transfer
 
 
 class Heun(Solver):
@@ -29,11 +31,10 @@ class Heun(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
+        target, plain = self.schedule.alpha_bar(shared(s)), is_plain(prediction, s, self.schedule)
         euler = transfer(prediction, target)
-        plain = is_plain(prediction, s)
-        if plain.all():
+        if plain is True:
             return Step(euler, prediction, state)
-        mean = (prediction.eps + denoise(euler, s.clamp(min=0)).eps) / 2
-        eps = mean.where(~per_sample(plain, x).bool(), prediction.eps)
-        return Step(transfer(prediction, target, eps), prediction, state)
+        eps = prediction.eps
+        mean = torch.lerp(eps, denoise(euler, at_least_zero(s)).eps, 0.5)
+        return Step(transfer(prediction, target, chosen(plain, eps, mean)), prediction, state)

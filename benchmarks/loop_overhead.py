@@ -4,9 +4,10 @@
 
 The network is a constant. The baseline has the structure of published loops: coefficients are looked up in tables for
 each sample and spread over all pixels, noise is drawn at every step, thresholds are taken image by image, and Time
-Shift searches a list of variances. Both take turns in one process, half of the rounds in the other order; a round's ratio is
-baseline time / time here, of process CPU time. A line has the median of both times per network call, the median ratio
-with its range, and how far the peak of a process that does nothing else lies above that of one that only starts.
+Shift searches a list of variances. Both take turns in one process, half of the rounds in the other order; a round's
+ratio is baseline time / time here, of process CPU time. A line has the median of both times per network call, the
+median ratio with its range, and with --memory how far the peak of a process that does nothing else lies above that of
+one that only starts.
 """
 
 import argparse

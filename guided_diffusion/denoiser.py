@@ -87,7 +87,7 @@ class Prediction:
         return combined(ratio(1, sqrt(noise)), self.x_t, -sqrt(ratio(level, noise)), self.x0)
 
     def mixed(self, signal, noise):
-        """signal x0 + noise eps, a new tensor [N, C, ...], for numbers or [N]: of x0 and x_t, where only x0 was given."""
+        """signal x0 + noise eps, a new tensor [N, C, ...], for numbers or [N]: of x0 and x_t, if only x0 was given."""
         if self.given != ("x0",):
             return combined(signal, self.x0, noise, self.eps)
         level = shared(self.alpha_bar)

@@ -8,16 +8,17 @@ import numpy as np
 from PIL import Image
 
 
-def write_images(out_dir, images, labels=None):
-    """Write `<label>_<index>.png`, or `<index>.png` without labels, into `out_dir`, and `<out_dir>.npz`.
+def write_images(out_dir, images, labels=None, classes=None):
+    """Write `<class>_<index>.png`, or `<index>.png` without labels, into `out_dir`, and `<out_dir>.npz`.
 
     :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels; arr_0 in the .npz.
     :param labels: integers [N]; arr_1 in the .npz, as int64.
+    :param classes: the name of each label, sorted; `classes` in the .npz. None calls them by their numbers.
     :return: the absolute paths of both.
     :raises ValueError: if the folder already holds a PNG of another data set, since a reader would mix the two.
     """
     folder = os.path.abspath(out_dir)
-    prefixes = [""] * len(images) if labels is None else [f"{label}_" for label in labels]
+    prefixes = [""] * len(images) if labels is None else [f"{classes[i] if classes else i}_" for i in labels]
     names = [f"{prefix}{index:05d}.png" for index, prefix in enumerate(prefixes)]
     os.makedirs(folder, exist_ok=True)
     foreign = {name for name in os.listdir(folder) if name.endswith(".png")} - set(names)
@@ -26,7 +27,7 @@ def write_images(out_dir, images, labels=None):
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
-    np.savez(folder + ".npz", *arrays)
+    np.savez(folder + ".npz", *arrays, **({"classes": classes} if classes else {}))
     return folder, folder + ".npz"
 
 
@@ -42,10 +43,10 @@ def parser(description, out_dir, image_size, splits):
 
 
 def run(make, args):
-    """Write what `make(args)` returns, (images, labels or None), and say where; a ValueError exits with 2."""
+    """Write what `make(args)` returns, the arguments of `write_images`, and say where; a ValueError exits with 2."""
     try:
-        images, labels = make(args)
-        paths = write_images(args.out_dir, images, labels)
+        images, *named = make(args)
+        paths = write_images(args.out_dir, images, *named)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -269,10 +269,10 @@ class GaussianDiffusion:
         if self.model_mean_type is ModelMeanType.START_X:
             return output
         if self.model_mean_type is ModelMeanType.EPSILON:
-            return self._predict_xstart_from_eps(x, t, output)
+            return self._predict_xstart_from_eps(x_t=x, t=t, eps=output)
         if self.model_mean_type is ModelMeanType.VELOCITY:
             return self._predict_xstart_from_v(x, t, output)
-        return self._predict_xstart_from_xprev(x, t, output)
+        return self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output)
 
     def _variance(self, output, x, t):
         """Variance and log variance of p(x_{t-1} | x_t), each of x's shape, by the variance output or a table."""
@@ -345,7 +345,9 @@ class GaussianDiffusion:
 
     def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         """One ancestral step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         noise = torch.randn_like(x)
         if cond_fn is not None:
             out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -355,7 +357,9 @@ class GaussianDiffusion:
         """As `p_sample`, with gradients from x to what `cond_fn` is given."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             noise = torch.randn_like(x)
             if cond_fn is not None:
                 out["mean"] = self.condition_mean_with_grad(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -369,7 +373,9 @@ class GaussianDiffusion:
 
     def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
         """One DDIM step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         if cond_fn is not None:
             out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
         return self._ddim_step(out["pred_xstart"], x, t, eta)
@@ -380,7 +386,9 @@ class GaussianDiffusion:
         """As `ddim_sample`, with gradients from x to what `cond_fn` is given; `pred_xstart` is the unguided one."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            unguided = out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             if cond_fn is not None:
                 out = self.condition_score_with_grad(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
         step = self._ddim_step(out["pred_xstart"].detach(), x.detach(), t, eta)
@@ -404,7 +412,9 @@ class GaussianDiffusion:
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
             raise ValueError("the reverse ODE is deterministic: eta must be 0")
-        x0 = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+        x0 = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )["pred_xstart"]
         eps = self._predict_eps_from_xstart(x, t, x0)
         signal, spread = (
             _extract_into_tensor(table, t, x.shape)
@@ -437,7 +447,9 @@ class GaussianDiffusion:
         def asked(x, t):
             with torch.set_grad_enabled(cond_fn_with_grad and cond_fn is not None):
                 x = x.detach().requires_grad_() if cond_fn_with_grad else x
-                unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+                unguided = out = self.p_mean_variance(
+                    model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+                )
                 if cond_fn is not None:
                     guide = self.condition_score_with_grad if cond_fn_with_grad else self.condition_score
                     out = guide(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
@@ -678,8 +690,9 @@ class GaussianDiffusion:
 
     def _losses(self, model, x_start, x_t, t, cond, noise):
         total = self.num_timesteps
+        states = {"x_start": x_start, "x_t": x_t, "t": t}
         if self.loss_type.is_vb():
-            bound = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=cond)["output"]
+            bound = self._vb_terms_bpd(model, **states, clip_denoised=False, model_kwargs=cond)["output"]
             return {"loss": bound * total if self.loss_type is LossType.RESCALED_KL else bound}
 
         terms = {}
@@ -687,7 +700,7 @@ class GaussianDiffusion:
         if variance is not None:
             # the bound teaches the variance alone (Nichol & Dhariwal 2021, section 3.1)
             said = torch.cat([output.detach(), variance], dim=1)
-            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, x_start, x_t, t, clip_denoised=False)["output"]
+            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, **states, clip_denoised=False)["output"]
             if self.loss_type is LossType.RESCALED_MSE:
                 terms["vb"] = terms["vb"] * total / 1000
         terms["mse"] = mean_flat((self._target(x_start, x_t, t, noise) - output) ** 2)

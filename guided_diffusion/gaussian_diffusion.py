@@ -16,6 +16,7 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import contextlib
 import enum
+import inspect
 import math
 from collections import deque
 
@@ -48,6 +49,9 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
+# what the loops take beside the published arguments
+OF_FORKS = ("skip_timesteps", "init_image", "randomize_class", "cond_fn_with_grad")
+
 
 class LossType(enum.Enum):
     """What `training_losses` minimises."""
@@ -60,6 +64,27 @@ class LossType(enum.Enum):
     def is_vb(self):
         """Whether the loss is the variational bound itself."""
         return self in (LossType.KL, LossType.RESCALED_KL)
+
+
+def _to_the_end(progressive):
+    """The method that gives the images [N, C, ...] at the end of a progressive loop, and takes its arguments.
+
+    An override of that loop is always told what the published one is told, and by name.
+    """
+    signature = inspect.signature(progressive)
+    others = list(signature.parameters.values())[3:]
+    published = {p.name: p.default for p in others if p.name not in OF_FORKS}
+
+    def loop(self, model, shape, *args, **kwargs):
+        signature.bind(self, model, shape, *args)
+        told = published | {p.name: value for p, value in zip(others, args)} | kwargs
+        return _last(getattr(self, progressive.__name__)(model, shape, **told))["sample"]
+
+    loop.__name__ = progressive.__name__.removesuffix("_progressive")
+    loop.__qualname__ = progressive.__qualname__.removesuffix("_progressive")
+    loop.__doc__ = f"Images [N, C, ...] at the end of `{progressive.__name__}`, whose arguments it takes."
+    loop.__signature__ = signature
+    return loop
 
 
 class GaussianDiffusion:
@@ -473,10 +498,6 @@ class GaussianDiffusion:
 
     # -- loops --------------------------------------------------------------------------------------
 
-    def p_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole ancestral loop; arguments as `p_sample_loop_progressive`."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
-
     def p_sample_loop_progressive(
         self,
         model,
@@ -520,10 +541,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
         )
 
-    def ddim_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole DDIM loop; arguments as `ddim_sample_loop_progressive`."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
-
     def ddim_sample_loop_progressive(
         self,
         model,
@@ -558,10 +575,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
             eta=eta,
         )
-
-    def plms_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole PLMS loop; arguments as `plms_sample_loop_progressive`."""
-        return _last(self.plms_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def plms_sample_loop_progressive(
         self,
@@ -599,6 +612,10 @@ class GaussianDiffusion:
             order=order,
             old_out=None,
         )
+
+    p_sample_loop = _to_the_end(p_sample_loop_progressive)
+    ddim_sample_loop = _to_the_end(ddim_sample_loop_progressive)
+    plms_sample_loop = _to_the_end(plms_sample_loop_progressive)
 
     def _walk(self, step, model, shape, noise, device, progress, skip_timesteps, init_image, randomize_class, **told):
         """Yields what `step` gives at each step index, noisiest first, without gradients.

@@ -1,5 +1,7 @@
 """Overrides by subclasses, mixins and patches of GaussianDiffusion act wherever published code calls the method."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -283,6 +285,47 @@ def same(a, b):
 def test_any_way_of_taking_arguments_changes_nothing(fork, loss, methods):
     own, published = (make(kind, methods=methods, loss=loss) for kind in (fork, SpacedDiffusion))
     same(entries(own, network), entries(published, network))
+
+
+def without_defaults(self, model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress):
+    yield {"sample": self.p_sample(model, noise, torch.tensor([0, 0]), cond_fn=cond_fn)["sample"]}
+
+
+def collected(self, model, shape, **kwargs):
+    told = {name: kwargs.pop(name) for name in ("noise", "denoised_fn", "model_kwargs", "device", "progress")}
+    assert kwargs.pop("clip_denoised") is True
+    assert told.pop("denoised_fn") is None and told.pop("device") is None and told.pop("progress") is False
+    yield {"sample": self.p_sample(model, told["noise"], torch.tensor([0, 0]), cond_fn=kwargs["cond_fn"])["sample"]}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("override", [without_defaults, collected])
+def test_a_loop_tells_an_override_of_its_steps_all_that_the_published_one_does(override, loop):
+    def progressive(self, *args, eta=None, order=None, **kwargs):
+        return override(self, *args, **kwargs)
+
+    diffusion = make(type("Fork", (SpacedDiffusion,), {f"{loop}_progressive": progressive}))
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    expected = make(SpacedDiffusion).p_sample(network, x, torch.tensor([0, 0]))["sample"]
+    for args, kwargs in (((x,), {}), ((), {"noise": x}), ((x, True), {"progress": False})):
+        assert torch.equal(getattr(diffusion, loop)(network, SHAPE, *args, **kwargs), expected)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_has_the_signature_of_its_steps_and_what_an_override_adds_reaches_it(loop):
+    published = ["noise", "clip_denoised", "denoised_fn", "cond_fn", "model_kwargs", "device", "progress"]
+    assert inspect.getfullargspec(getattr(SpacedDiffusion, loop)).args[3:10] == published
+    progressive = getattr(SpacedDiffusion, f"{loop}_progressive")
+    assert inspect.signature(getattr(SpacedDiffusion, loop)) == inspect.signature(progressive)
+
+    def masked(self, model, shape, *, mask, **kwargs):
+        yield {"sample": mask}
+
+    diffusion = make(type("Fork", (SpacedDiffusion,), {f"{loop}_progressive": masked}))
+    mask = torch.ones(SHAPE)
+    assert getattr(diffusion, loop)(network, SHAPE, mask=mask) is mask
+    with pytest.raises(TypeError):
+        getattr(make(SpacedDiffusion), loop)(network, SHAPE, *[None] * 20)
 
 
 @pytest.mark.parametrize("methods", METHODS)

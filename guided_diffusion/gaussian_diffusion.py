@@ -135,7 +135,9 @@ class GaussianDiffusion:
         grid = self.process.grid
         ends = [-1, *grid[:-1]], [*grid[1:], self.schedule.num_timesteps]
         self._own_tables = self._tables(*map(torch.tensor, (grid, *ends)))
-        vars(self).update(self._own_tables)
+        # a subclass that spaces its steps itself has said before which they are
+        said = {name: value for name, value in vars(self).items() if name == "timestep_map"}
+        vars(self).update(self._own_tables | said)
 
     def _tables(self, t, s, above):
         """{attribute: table} of steps from training timesteps t [S] to s [S]; `above` are the next noisier ones."""
@@ -784,9 +786,9 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
-    """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
+    """The entries of a table at indices [N], or as many axes as they have, as float32, in a shape [N, ...]."""
     entries = torch.as_tensor(arr, device=timesteps.device)[timesteps].float()
-    return entries.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+    return entries.view(*entries.shape, *[1] * (len(broadcast_shape) - entries.ndim)).expand(broadcast_shape)
 
 
 def _combined(a, x, b, y):
@@ -803,4 +805,5 @@ def _last(outputs):
 
 
 def _device_of(model):
-    return next(model.parameters()).device if hasattr(model, "parameters") else torch.device("cpu")
+    parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -19,6 +19,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 LAYERS = [
     ["errors"],
     ["flags", "files", "schedule", "losses", "nn", "jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
+    ["kernels"],
+    ["kernels.functions", "kernels.winograd"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],

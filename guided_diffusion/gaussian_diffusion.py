@@ -4,7 +4,8 @@ Its methods call each other as published: the loops call `self.p_sample` or `sel
 `self.p_mean_variance`, `self.condition_mean` and `self.condition_score`, and those `self._predict_...`; an override
 acts wherever the method is used. All read the tables of numbers below, which may be replaced. Methods of papers
 (`methods`) act within: denoisers are wrapped in `p_mean_variance`, times and states are moved in the loops, noise in
-`training_losses`. What needs no such class is in `process`, `sampling` and `solvers`.
+`training_losses`. What needs no such class is in `process`, `sampling` and `solvers`; `denoiser` and `sample_records`
+lead there.
 
 Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step indices 0..num_timesteps-1,
 `model(x, t, **model_kwargs)` is a network, `denoised_fn(x0) -> x0` and
@@ -15,6 +16,7 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import contextlib
 import enum
+import inspect
 import math
 from collections import deque
 
@@ -23,6 +25,7 @@ import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
 from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .methods.method import no_corruption
 from .nn import mean_flat
 from .process import Process
 from .sampling import no_correction
@@ -46,6 +49,9 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
+# what the loops take beside the published arguments
+OF_FORKS = ("skip_timesteps", "init_image", "randomize_class", "cond_fn_with_grad")
+
 
 class LossType(enum.Enum):
     """What `training_losses` minimises."""
@@ -60,6 +66,27 @@ class LossType(enum.Enum):
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
+def _to_the_end(progressive):
+    """The method that gives the images [N, C, ...] at the end of a progressive loop, and takes its arguments.
+
+    An override of that loop is always told what the published one is told, and by name.
+    """
+    signature = inspect.signature(progressive)
+    others = list(signature.parameters.values())[3:]
+    published = {p.name: p.default for p in others if p.name not in OF_FORKS}
+
+    def loop(self, model, shape, *args, **kwargs):
+        signature.bind(self, model, shape, *args)
+        told = published | {p.name: value for p, value in zip(others, args)} | kwargs
+        return _last(getattr(self, progressive.__name__)(model, shape, **told))["sample"]
+
+    loop.__name__ = progressive.__name__.removesuffix("_progressive")
+    loop.__qualname__ = progressive.__qualname__.removesuffix("_progressive")
+    loop.__doc__ = f"Images [N, C, ...] at the end of `{progressive.__name__}`, whose arguments it takes."
+    loop.__signature__ = signature
+    return loop
+
+
 class GaussianDiffusion:
     """A diffusion process over a grid of training timesteps; here the grid is all of them.
 
@@ -70,6 +97,7 @@ class GaussianDiffusion:
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param grid: the kept training timesteps; None keeps all.
     :param methods: Method objects, of those that need no classifier.
+    :param clip_variance: hold learned variances in their interval.
     :ivar process: the Process.
     :ivar timestep_map: the kept training timesteps, increasing.
     :ivar betas: [num_timesteps] (float64) noise of each kept step, one of the tables that all methods read; so are
@@ -89,6 +117,7 @@ class GaussianDiffusion:
         rescale_timesteps=False,
         grid=None,
         methods=(),
+        clip_variance=False,
     ):
         self.loss_type = loss_type
         self.model_mean_type = model_mean_type
@@ -100,14 +129,18 @@ class GaussianDiffusion:
             mean_type=model_mean_type,
             var_type=model_var_type,
             rescale_timesteps=rescale_timesteps,
+            clip_variance=clip_variance,
             methods=methods,
         )
+        self._bare = self.process.bare()
         self.schedule = self.process.schedule
         self.num_timesteps = len(self.process.grid)
         grid = self.process.grid
         ends = [-1, *grid[:-1]], [*grid[1:], self.schedule.num_timesteps]
         self._own_tables = self._tables(*map(torch.tensor, (grid, *ends)))
-        vars(self).update(self._own_tables)
+        # a subclass that spaces its steps itself has said before which they are
+        said = {name: value for name, value in vars(self).items() if name == "timestep_map"}
+        vars(self).update(self._own_tables | said)
 
     def _tables(self, t, s, above):
         """{attribute: table} of steps from training timesteps t [S] to s [S]; `above` are the next noisier ones."""
@@ -185,7 +218,7 @@ class GaussianDiffusion:
             _extract_into_tensor(table, t, x_start.shape)
             for table in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod)
         )
-        return signal * x_start + spread * noise
+        return _combined(signal, x_start, spread, noise)
 
     def q_posterior_mean_variance(self, x_start, x_t, t):
         """Mean, variance and (floored) log variance of q(x_{t-1} | x_t, x_0)."""
@@ -198,7 +231,7 @@ class GaussianDiffusion:
                 self.posterior_log_variance_clipped,
             )
         )
-        return of_x0 * x_start + of_xt * x_t, variance, log_variance
+        return _combined(of_x0, x_start, of_xt, x_t), variance, log_variance
 
     # -- p: from noise to data --------------------------------------------------------------------
 
@@ -218,7 +251,6 @@ class GaussianDiffusion:
 
     def _predicted(self, model, x, t, cond):
         """The network's x_0 and variance output (or None), [N, C, ...], with what methods make of them."""
-        times = self._time(t)
 
         def network(x, time, cond):
             index = t if time is times else self._index(time)
@@ -232,6 +264,7 @@ class GaussianDiffusion:
         if denoise is network:
             output, variance = self._asked(model, x, t, cond)
             return self._x0_of(output, x, t), variance
+        times = self._time(t)
         prediction = denoise(x, times, cond)
         return self._x0_after(prediction, t), prediction.variance
 
@@ -259,17 +292,18 @@ class GaussianDiffusion:
             # what SpacedDiffusion wraps takes step indices, and the clock says training timesteps
             model = getattr(model, "model", model) if hasattr(model, "timestep_map") else model
             told = network_time(self.process.clock(x, self._time(t)), self.schedule, self.rescale_timesteps)
-        return split_output(model(x, told, **cond).to(x.dtype), x, self.model_var_type)
+        output = model(x, told, **cond).to(x.dtype)
+        return split_output(output, x, self.model_var_type, self.process.clip_variance)
 
     def _x0_of(self, output, x, t):
         """x_0 [N, C, ...] that a network's output stands for."""
         if self.model_mean_type is ModelMeanType.START_X:
             return output
         if self.model_mean_type is ModelMeanType.EPSILON:
-            return self._predict_xstart_from_eps(x, t, output)
+            return self._predict_xstart_from_eps(x_t=x, t=t, eps=output)
         if self.model_mean_type is ModelMeanType.VELOCITY:
             return self._predict_xstart_from_v(x, t, output)
-        return self._predict_xstart_from_xprev(x, t, output)
+        return self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output)
 
     def _variance(self, output, x, t):
         """Variance and log variance of p(x_{t-1} | x_t), each of x's shape, by the variance output or a table."""
@@ -283,20 +317,20 @@ class GaussianDiffusion:
             large = np.where(self.alphas_cumprod_prev < 1, self.betas, floor)
             return tuple(_extract_into_tensor(table, t, x.shape) for table in (large, np.log(large)))
         # Nichol & Dhariwal 2021, equation 15
-        least = _extract_into_tensor(self.posterior_log_variance_clipped, t, x.shape)
-        most = _extract_into_tensor(np.log(self.betas), t, x.shape)
-        log_variance = torch.lerp(least, most, (output + 1) / 2)
+        least, most = self.posterior_log_variance_clipped, np.log(self.betas)
+        middle, half = (_extract_into_tensor(table, t, x.shape) for table in ((most + least) / 2, (most - least) / 2))
+        log_variance = torch.addcmul(middle, half, output)
         return log_variance.exp(), log_variance
 
     def _predict_xstart_from_eps(self, x_t, t, eps):
         """x_0 of noise `eps` in x_t."""
         scale = _extract_into_tensor(self.sqrt_recip_alphas_cumprod, t, x_t.shape)
-        return scale * x_t - _extract_into_tensor(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape) * eps
+        return _combined(scale, x_t, -_extract_into_tensor(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape), eps)
 
     def _predict_xstart_from_v(self, x_t, t, v):
         """x_0 of a velocity (Salimans & Ho 2022, appendix D)."""
         signal = _extract_into_tensor(self.sqrt_alphas_cumprod, t, x_t.shape)
-        return signal * x_t - _extract_into_tensor(self.sqrt_one_minus_alphas_cumprod, t, x_t.shape) * v
+        return _combined(signal, x_t, -_extract_into_tensor(self.sqrt_one_minus_alphas_cumprod, t, x_t.shape), v)
 
     def _predict_xstart_from_xprev(self, x_t, t, xprev):
         """x_0 whose posterior has the mean `xprev`."""
@@ -307,7 +341,7 @@ class GaussianDiffusion:
         """The noise in x_t if its image is `pred_xstart`; pure noise is all of it."""
         scale = _extract_into_tensor(self.sqrt_recip_alphas_cumprod, t, x_t.shape)
         spread = _extract_into_tensor(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape)
-        eps = (scale * x_t - pred_xstart) / spread
+        eps = (scale * x_t).sub_(pred_xstart).div_(spread)
         return eps.where(spread.isfinite(), x_t) if self.schedule.ends_in_noise else eps
 
     # -- guidance -----------------------------------------------------------------------------------
@@ -342,7 +376,9 @@ class GaussianDiffusion:
 
     def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         """One ancestral step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         noise = torch.randn_like(x)
         if cond_fn is not None:
             out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -352,7 +388,9 @@ class GaussianDiffusion:
         """As `p_sample`, with gradients from x to what `cond_fn` is given."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             noise = torch.randn_like(x)
             if cond_fn is not None:
                 out["mean"] = self.condition_mean_with_grad(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -361,12 +399,14 @@ class GaussianDiffusion:
     def _drawn(self, out, noise, t):
         """The draw of a step whose mean and log variance are in `out`; the step to the data has no noise."""
         noisy = _extract_into_tensor(np.where(self.alphas_cumprod_prev < 1, 1.0, 0.0), t, noise.shape)
-        sample = out["mean"] + noisy * torch.exp(0.5 * out["log_variance"]) * noise
-        return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+        spread = (0.5 * out["log_variance"]).exp_()
+        return {"sample": torch.addcmul(out["mean"], noisy * spread, noise), "pred_xstart": out["pred_xstart"]}
 
     def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
         """One DDIM step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         if cond_fn is not None:
             out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
         return self._ddim_step(out["pred_xstart"], x, t, eta)
@@ -377,7 +417,9 @@ class GaussianDiffusion:
         """As `ddim_sample`, with gradients from x to what `cond_fn` is given; `pred_xstart` is the unguided one."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            unguided = out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             if cond_fn is not None:
                 out = self.condition_score_with_grad(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
         step = self._ddim_step(out["pred_xstart"].detach(), x.detach(), t, eta)
@@ -389,23 +431,27 @@ class GaussianDiffusion:
         level, before = self.alphas_cumprod, self.alphas_cumprod_prev
         sigma = eta * np.sqrt((1 - before) / (1 - level) * np.clip(1 - level / before, 0, None))
         direction = np.sqrt(np.clip(1 - before - sigma**2, 0, None))
-        signal, direction, sigma = (
-            _extract_into_tensor(table, t, x.shape) for table in (np.sqrt(before), direction, sigma)
-        )
+        signal, direction = (_extract_into_tensor(table, t, x.shape) for table in (np.sqrt(before), direction))
+        sample = _combined(signal, x0, direction, eps)
         # drawn at eta = 0 too: the published order of draws under a global seed
-        return {"sample": signal * x0 + direction * eps + sigma * torch.randn_like(x), "pred_xstart": x0}
+        noise = torch.randn_like(x)
+        if eta != 0:
+            sample = torch.addcmul(sample, _extract_into_tensor(sigma, t, x.shape), noise)
+        return {"sample": sample, "pred_xstart": x0}
 
     def ddim_reverse_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
             raise ValueError("the reverse ODE is deterministic: eta must be 0")
-        x0 = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+        x0 = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )["pred_xstart"]
         eps = self._predict_eps_from_xstart(x, t, x0)
         signal, spread = (
             _extract_into_tensor(table, t, x.shape)
             for table in (np.sqrt(self.alphas_cumprod_next), np.sqrt(1 - self.alphas_cumprod_next))
         )
-        return {"sample": signal * x0 + spread * eps, "pred_xstart": x0}
+        return {"sample": _combined(signal, x0, spread, eps), "pred_xstart": x0}
 
     def plms_sample(
         self,
@@ -432,7 +478,9 @@ class GaussianDiffusion:
         def asked(x, t):
             with torch.set_grad_enabled(cond_fn_with_grad and cond_fn is not None):
                 x = x.detach().requires_grad_() if cond_fn_with_grad else x
-                unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+                unguided = out = self.p_mean_variance(
+                    model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+                )
                 if cond_fn is not None:
                     guide = self.condition_score_with_grad if cond_fn_with_grad else self.condition_score
                     out = guide(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
@@ -455,10 +503,6 @@ class GaussianDiffusion:
         return {"sample": x0.where(last, sample), "pred_xstart": unguided, "old_eps": seen[-3:]}
 
     # -- loops --------------------------------------------------------------------------------------
-
-    def p_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole ancestral loop; arguments as `p_sample_loop_progressive`."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def p_sample_loop_progressive(
         self,
@@ -503,10 +547,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
         )
 
-    def ddim_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole DDIM loop; arguments as `ddim_sample_loop_progressive`."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
-
     def ddim_sample_loop_progressive(
         self,
         model,
@@ -541,10 +581,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
             eta=eta,
         )
-
-    def plms_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole PLMS loop; arguments as `plms_sample_loop_progressive`."""
-        return _last(self.plms_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def plms_sample_loop_progressive(
         self,
@@ -583,6 +619,10 @@ class GaussianDiffusion:
             old_out=None,
         )
 
+    p_sample_loop = _to_the_end(p_sample_loop_progressive)
+    ddim_sample_loop = _to_the_end(ddim_sample_loop_progressive)
+    plms_sample_loop = _to_the_end(plms_sample_loop_progressive)
+
     def _walk(self, step, model, shape, noise, device, progress, skip_timesteps, init_image, randomize_class, **told):
         """Yields what `step` gives at each step index, noisiest first, without gradients.
 
@@ -615,7 +655,9 @@ class GaussianDiffusion:
     def _moved_step(self, step, model, x, i, told):
         """What `step` gives at step index i, between the times and with the corrections that methods say."""
         t = torch.full((len(x),), i, device=x.device)
-        times, ends = self._time(t), torch.full_like(t, self.timestep_map[i - 1] if i else -1)
+        times, ends = (
+            torch.full_like(t, time) for time in (self.timestep_map[i], self.timestep_map[i - 1] if i else -1)
+        )
         start, end = self.process.coupling(i, x, times, ends)
         if start is times and end is ends:
             out = step(model, x, t, **told)
@@ -626,6 +668,23 @@ class GaussianDiffusion:
             prediction = Prediction.from_x0(x, self.schedule.alpha_bar(start), out["pred_xstart"])
             out = {**out, "sample": self.process.correction(out["sample"], prediction, start, end)}
         return out
+
+    def denoiser(self, model, model_kwargs=None, clip_denoised=True):
+        """The denoiser `(x_t, t) -> Prediction` of a network that solvers ask, t being training timesteps [N].
+
+        Overrides of a subclass belong to the loops above; this is what the scripts run.
+        """
+        denoise = self.process.denoiser(model, model_kwargs)
+
+        def clipped(x, t):
+            prediction = denoise(x, t)
+            return prediction.with_x0(prediction.x0.clamp(-1, 1))
+
+        return clipped if clip_denoised else denoise
+
+    def sample_records(self, solver, denoise, x, noise=torch.randn_like):
+        """The records of a solver over this process's grid; see `Process.sample_records`."""
+        return self.process.sample_records(solver, denoise, x, noise)
 
     # -- training and likelihood ------------------------------------------------------------------
 
@@ -639,10 +698,12 @@ class GaussianDiffusion:
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self._corrupted(x_start, t, noise)
         # nothing that wraps denoisers is for training
-        with self._changed({"process": self.process.bare()}):
+        with self._changed({"process": self._bare}):
             return self._losses(model, x_start, x_t, t, model_kwargs or {}, noise)
 
     def _corrupted(self, x_start, t, noise):
+        if self.process.corruption is no_corruption:
+            return self.q_sample(x_start, t, noise=noise)
         times = self._time(t)
         noise, level = self.process.corruption(noise, times)
         if level is times:
@@ -652,8 +713,9 @@ class GaussianDiffusion:
 
     def _losses(self, model, x_start, x_t, t, cond, noise):
         total = self.num_timesteps
+        states = {"x_start": x_start, "x_t": x_t, "t": t}
         if self.loss_type.is_vb():
-            bound = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=cond)["output"]
+            bound = self._vb_terms_bpd(model, **states, clip_denoised=False, model_kwargs=cond)["output"]
             return {"loss": bound * total if self.loss_type is LossType.RESCALED_KL else bound}
 
         terms = {}
@@ -661,7 +723,7 @@ class GaussianDiffusion:
         if variance is not None:
             # the bound teaches the variance alone (Nichol & Dhariwal 2021, section 3.1)
             said = torch.cat([output.detach(), variance], dim=1)
-            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, x_start, x_t, t, clip_denoised=False)["output"]
+            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, **states, clip_denoised=False)["output"]
             if self.loss_type is LossType.RESCALED_MSE:
                 terms["vb"] = terms["vb"] * total / 1000
         terms["mse"] = mean_flat((self._target(x_start, x_t, t, noise) - output) ** 2)
@@ -728,9 +790,14 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
-    """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
-    entries = torch.as_tensor(arr).float().to(timesteps.device)[timesteps]
-    return entries.reshape(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+    """The entries of a table at indices [N], or as many axes as they have, as float32, in a shape [N, ...]."""
+    entries = torch.as_tensor(arr, device=timesteps.device)[timesteps].float()
+    return entries.view(*entries.shape, *[1] * (len(broadcast_shape) - entries.ndim)).expand(broadcast_shape)
+
+
+def _combined(a, x, b, y):
+    """a x + b y, [N, ...], in two passes over memory."""
+    return torch.addcmul(a * x, b, y)
 
 
 def _detached(out):
@@ -742,4 +809,5 @@ def _last(outputs):
 
 
 def _device_of(model):
-    return next(model.parameters()).device if hasattr(model, "parameters") else torch.device("cpu")
+    parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -59,12 +59,12 @@ def sample(
     :param correction: `(x, prediction, t, s) -> x`, may pull back the state after a step.
     :param state: the solver's memory of steps before these.
     """
-    grid = torch.as_tensor(grid, dtype=torch.long)
-    times = torch.cat([torch.full_like(grid[:1], -1), grid])
-    if grid.ndim == 1:
-        nodes = [everywhere(time, x) for time in times.tolist()]
+    times = grid.tolist() if hasattr(grid, "tolist") else [*grid]
+    if all(isinstance(time, int) for time in times):
+        nodes = [everywhere(time, x) for time in (-1, *times)]
     else:
-        nodes = times.to(x.device).expand(-1, len(x)).unbind()
+        own = torch.as_tensor(grid, dtype=torch.long, device=x.device)
+        nodes = [everywhere(-1, x), *own.expand(-1, len(x)).unbind()]
     for i in reversed(range(len(grid))):
         t, s = coupling(i, x, nodes[i + 1], nodes[i])
         x, prediction, state = solver(denoise, x, t, s, state, noise)

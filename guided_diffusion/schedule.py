@@ -135,9 +135,9 @@ class NoiseSchedule:
     def _alpha_bars(self, t):
         levels, _ = self.table(t.device)
         if not t.is_floating_point():
-            return levels[t + 1]
+            return levels.take(t + 1)
         whole = t.floor()
-        return torch.where(t == whole, levels[whole.long() + 1], torch.sigmoid(2 * self._between(t)))
+        return torch.where(t == whole, levels.take(whole.long() + 1), torch.sigmoid(2 * self._between(t)))
 
     def _between(self, t):
         """lambda [N] at times t [N] that are not whole."""
@@ -146,8 +146,9 @@ class NoiseSchedule:
         below = t.floor().long().clamp(0, last)
         above = (below + 1).clamp(max=last)
         fraction = (t - below).to(table.dtype)
-        inside = table[below] + fraction * (table[above] - table[below])
-        return torch.where(t < 0, table[0] - 0.5 * torch.log1p(t.to(table.dtype)), inside)
+        low, high = table.take(below), table.take(above)
+        inside = low + fraction * (high - low)
+        return torch.where(t < 0, float(self._lambdas[0]) - 0.5 * torch.log1p(t.to(table.dtype)), inside)
 
     def _lambda(self, t):
         """lambda at one time that is not whole."""
@@ -166,9 +167,10 @@ class NoiseSchedule:
             inside = torch.zeros_like(lambdas)
         else:
             above = torch.searchsorted(-table, -lambdas.contiguous()).clamp(1, len(table) - 1)
-            low, high = table[above - 1], table[above]
+            low, high = table.take(above - 1), table.take(above)
             inside = above - 1 + ((lambdas - low) / (high - low)).clamp(max=1)
-        return torch.where(lambdas > table[0], torch.expm1(2 * (table[0] - lambdas)), inside)
+        first = float(self._lambdas[0])
+        return torch.where(lambdas > first, torch.expm1(2 * (first - lambdas)), inside)
 
     def _time(self, lambdas):
         """The same for a number or a numpy array."""

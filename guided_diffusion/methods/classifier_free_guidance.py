@@ -49,6 +49,10 @@ class ClassifierFreeGuidance(Method):
             return denoise
         return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process)
 
+    def suspect(self, process):
+        guides = self.guidance_scale != 1
+        return f"a --guidance_scale nearer to 1 than {self.guidance_scale:g} moves images less" if guides else ""
+
     def guided(self, alpha_bar):
         """Whether the levels alpha_bar [N] are in the interval: a bool where that is known of all, else bool [N]."""
         least, most = (ratio(1, min(max(level, 0.0), 1.0)) - 1 for level in reversed(bounds(alpha_bar)))
@@ -120,7 +124,7 @@ class FreeGuidedDenoiser:
         twice = bounded(torch.cat([t, t]), *bounds(t))
         with self.process.repeating(len(x)):
             answer = self.denoise(torch.cat([x, x]), twice, asked)
-        told, untold = _part(answer, slice(len(x))), _part(answer, slice(len(x), None))
+        told, untold = (_part(answer, torch.narrow, 0, start, len(x)) for start in (0, len(x)))
         mixed = untold if self.scale == 0 else _mixed(untold, told, self.scale)
         return mixed.where(guided, told)
 
@@ -133,11 +137,12 @@ class FreeGuidedDenoiser:
         with self.process.repeating(len(rows) - len(x)):
             answer = self.denoise(x[rows], t[rows], asked)
         if self.scale == 0:
-            return _part(answer, rows.argsort())
+            return _part(answer, torch.index_select, 0, rows.argsort())
         if not len(inside):
             return answer
-        untold, told = _part(answer, slice(len(x), None)), _part(answer, slice(len(x)))
-        mixed = _mixed(untold, _part(told, inside), self.scale)
+        told = _part(answer, torch.narrow, 0, 0, len(x))
+        untold = _part(answer, torch.narrow, 0, len(x), len(inside))
+        mixed = _mixed(untold, _part(told, torch.index_select, 0, inside), self.scale)
         parts = {name: getattr(told, name).clone() for name in ("x0", "eps") if name in mixed.given}
         for name, values in parts.items():
             values[inside] = getattr(mixed, name)
@@ -161,10 +166,10 @@ def _left_out(cond, scale):
     return without
 
 
-def _part(prediction, rows):
-    """The Prediction of some of the samples."""
+def _part(prediction, pick, *rows):
+    """The Prediction of some of the samples, of which `pick(tensor, *rows)` gives tensors."""
     derived = {"x0", "eps"} - {*prediction.given}
     values = {f.name: None if f.name in derived else getattr(prediction, f.name) for f in fields(prediction)}
-    values = {name: None if value is None else value[rows] for name, value in values.items()}
+    values = {name: None if value is None else pick(value, *rows) for name, value in values.items()}
     bounded(values["alpha_bar"], *bounds(prediction.alpha_bar))
     return replace(prediction, **values)

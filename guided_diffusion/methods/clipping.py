@@ -27,6 +27,10 @@ class Clipping(Method):
             return denoise
         return ClippedDenoiser(denoise)
 
+    def suspect(self, process):
+        bounds = self.clip_denoised or process.method(Thresholding).dynamic
+        return "" if bounds else "--clip_denoised True bounds what is predicted"
+
 
 @dataclass
 class Thresholding(Method):
@@ -110,4 +114,4 @@ def quantile(rows, share):
     below = math.floor(rank)
     # the largest first; the last two of them are those on either side of the rank
     largest = rows.topk(rows.shape[1] - below, dim=1).values
-    return torch.lerp(largest[:, -1], largest[:, max(largest.shape[1] - 2, 0)], rank - below)
+    return torch.lerp(largest.select(1, -1), largest.select(1, max(largest.shape[1] - 2, 0)), rank - below)

@@ -91,5 +91,5 @@ class EpsilonScaledDenoiser:
             self._on_device[t.device] = torch.tensor(self.grid, dtype=real(t.device), device=t.device)
         grid = self._on_device[t.device]
         above = torch.searchsorted(grid, t.to(grid.dtype).contiguous()).clamp(1, len(grid) - 1)
-        low, high = grid[above - 1], grid[above]
+        low, high = grid.take(above - 1), grid.take(above)
         return (above - 1 + (t - low) / (high - low)).clamp(0, len(grid) - 1)

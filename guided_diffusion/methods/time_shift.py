@@ -62,15 +62,15 @@ class Search:
 
     def _nearest(self, x, center):
         """(the timesteps [N] of the windows that are nearest, bool [N] whether they lie at an end of the window)."""
-        table, variance = self._table(x.device), pixel_variance(x)[:, None]
+        table, variance = self._table(x.device), pixel_variance(x).unsqueeze(1)
         # the table goes on with its last entry, so that every window is a slice of it
         if (middle := shared(center)) is not center:
             first = max(middle - self.half, 0)
-            nearest = (table[first : first + 2 * self.half + 1] - variance).abs_().argmin(dim=1)
+            nearest = (table.narrow(0, first, 2 * self.half + 1) - variance).abs_().argmin(dim=1)
         else:
             first = (center - self.half).clamp(min=0)
-            window = first[:, None] + torch.arange(2 * self.half + 1, device=x.device)
-            nearest = (table[window] - variance).abs_().argmin(dim=1)
+            window = first.unsqueeze(1) + torch.arange(2 * self.half + 1, device=x.device)
+            nearest = (table.take(window) - variance).abs_().argmin(dim=1)
         found = (nearest + first).clamp(max=self.last)
         return found, (nearest == 0) | (nearest == 2 * self.half) | (found == self.last)
 
@@ -200,7 +200,7 @@ class Net(Variant):
             return self.search(x, everywhere(round(time), t)).to(t.dtype)
         if t.device not in self._on_device:
             self._on_device[t.device] = torch.tensor(self._moved, device=t.device)
-        moved = self._on_device[t.device][t.ceil().long()]
+        moved = self._on_device[t.device].take(t.ceil().long())
         return torch.where(moved, self.search(x, t.round().long(), used=moved), t)
 
 

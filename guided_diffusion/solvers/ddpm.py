@@ -42,6 +42,7 @@ class DDPM(Solver):
     takes = ("var_type", "variance_floor")
     stochastic = True
     published = True
+    reads_variance = True
     guided_by_mean = True
 
     def __init__(self, schedule, var_type=ModelVarType.FIXED_LARGE, variance_floor=None):
@@ -63,7 +64,7 @@ class DDPM(Solver):
             moved = add(moved, variance, prediction.gradient)
         if last is not True:
             drawn = noise(x)
-            moved = add(moved, spread, drawn if last is False else drawn * per_sample(~last, x))
+            moved = add(moved, spread, drawn if last is False else drawn * per_sample(last.logical_not(), x))
         return Step(moved, prediction, state)
 
     def _spread(self, prediction, q, last):

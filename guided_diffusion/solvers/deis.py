@@ -58,9 +58,11 @@ class DEIS(Solver):
             here = half_log_snr(shared(prediction.alpha_bar))
             # an empty step: to the data there are no differences
             there = where(to_data, here, half_log_snr(target))
-            integrals = self._integrals([time for time, _ in history], here, there)
-            moved = add_(moved, -sqrt(target) * sum(integrals[1:]), prediction.eps)
-            for integral, (_, eps) in zip(integrals[1:], history[1:]):
+            # that of the newest follows from the others
+            _, *integrals = self._integrals([time for time, _ in history], here, there)
+            if integrals:
+                moved = add_(moved, -sqrt(target) * sum(integrals), prediction.eps)
+            for integral, (_, eps) in zip(integrals, history[1:]):
                 moved = add_(moved, sqrt(target) * integral, eps)
         return Step(moved, prediction, history[: self.degree])
 

@@ -109,16 +109,16 @@ class NoiseSchedule:
             raise ValueError("betas must be one-dimensional and lie strictly between 0 and 1; the last alone may be 1")
         self.num_timesteps = len(betas)
         self.ends_in_noise = bool(betas[-1] == 1)
-        levels = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas), [0.0]]))
-        self._tables = levels, half_log_snr(levels)[1:-1]
-        self._levels, self._lambdas = self._tables[0].tolist(), self._tables[1].numpy()
+        self._levels = [1.0, *np.cumprod(1 - betas).tolist(), 0.0]
+        self._lambdas = np.array([*map(half_log_snr, self._levels[1:-1])])
         self.noisiest = float(self._lambdas[-1])
         self._on_device = {}
 
     def table(self, device):
         """(alpha_bar [T + 2] of times -1..T, lambda [T] of times 0..T-1) on a device."""
         if device not in self._on_device:
-            self._on_device[device] = tuple(table.to(device, real(device)) for table in self._tables)
+            tables = np.array(self._levels), self._lambdas
+            self._on_device[device] = tuple(torch.from_numpy(table).to(device, real(device)) for table in tables)
         return self._on_device[device]
 
     def alpha_bar(self, t):

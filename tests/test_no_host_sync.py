@@ -3,16 +3,25 @@
 On such tensors there are no values to read; whatever would read one, or copy between devices, is a failure here.
 """
 
+import contextlib
+
 import pytest
 import sampled
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from guided_diffusion import dist_util, logger
 from guided_diffusion.methods import STACK
 from guided_diffusion.methods.time_shift import VARIANTS
+from guided_diffusion.objectives import OBJECTIVES, ClassifierObjective
 from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.resample import SamplerFlags
+from guided_diffusion.script_util import diffusion_of
 from guided_diffusion.solvers import SOLVERS
+from guided_diffusion.training.flags import TrainFlags
+from guided_diffusion.training.loop import Loop
+from guided_diffusion.training.precision import Precision
 
 SHAPE = (4, 3, 8, 8)
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")
@@ -45,7 +54,8 @@ class Watch(TorchDispatchMode):
         assert name not in WAITING, name
         result = func(*args, **kwargs)
         if name in ("_to_copy", "copy_"):
-            ends = [value.device.type for value in (args[-1] if name == "copy_" else args[0], result)]
+            source = args[1] if name == "copy_" else args[0]
+            ends = source.device.type, result.device.type
             assert ends[0] == ends[1], f"{name} from {ends[0]} to {ends[1]}"
         if not name.startswith("prim::"):
             self.counted.append(name)
@@ -114,3 +124,63 @@ def test_no_kind_of_network_waits(prediction, rescaled):
     flags = DiffusionFlags(prediction=prediction, rescale_timesteps=rescaled, learn_sigma=True, timestep_respacing="5")
     process = flags.create((), sampled.SolverFlags(solver="ddim"))
     walked(process)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+class Small(torch.nn.Module):
+    """A network, or with classes a classifier, of one product, on a GPU."""
+
+    takes = ("y",)
+
+    def __init__(self, outputs, classes=0):
+        super().__init__()
+        self.weight, self.classes = torch.nn.Parameter(torch.empty(3, classes or outputs, device="cuda")), classes
+
+    def forward(self, x, t, y=None):
+        out = (x.movedim(1, -1) + t.float().reshape(-1, 1, 1, 1)) @ self.weight
+        return out.mean(dim=(1, 2)) if self.classes else out.movedim(-1, 1)
+
+
+def objective(name, learned, **flags):
+    diffusion = diffusion_of(DiffusionFlags(learn_sigma=learned, **flags), ())
+    sampler = SamplerFlags().create(diffusion)
+    return OBJECTIVES[name](diffusion, sampler) if name in OBJECTIVES else ClassifierObjective(diffusion, sampler)
+
+
+def arrived(tensor, device):
+    """What `dist_util.sent` gives, which cannot go to a GPU that is not there."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def backward(network, value):
+    """Gradients of a scalar, in the shapes of the weights."""
+    assert value.ndim == 0
+    for p in network.parameters():
+        p.grad = torch.ones_like(p) if p.grad is None else p.grad + 1
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "classifier"])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("more", [{}, {"microbatch": 3, "grad_clip": 1.0}], ids=["plain", "parts"])
+def test_no_training_step_waits(name, learned, more, tmp_path, monkeypatch):
+    """From the second step on, when all tables are on the device; of what is sent there, nothing is waited for."""
+    logger.configure(str(tmp_path), "log")
+    monkeypatch.setattr(Precision, "param_norm", lambda self: 1.0)  # of the weights that it begins with
+    classes, loss = 5 if name == "classifier" else 0, objective(name, learned)
+    monkeypatch.setattr(dist_util, "sent", arrived)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        loop = Loop(
+            model=Small(6 if learned else 3, classes),
+            objective=loss,
+            data=iter(()),
+            flags=TrainFlags(log_interval=100, **more),
+            resolved={},
+        )
+        # a graph needs the streams of a GPU that is there; what it runs are kernels alone
+        monkeypatch.setattr(torch.Tensor, "backward", lambda value: backward(loop.model, value))
+        for step in range(3):
+            batch, extra = torch.randn(SHAPE), {"y": torch.zeros(SHAPE[0], dtype=torch.long)}
+            with torch.no_grad(), Watch() if step else contextlib.nullcontext():
+                loop.run_step(batch, extra)

@@ -18,19 +18,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    [
-        "flags",
-        "files",
-        "crops",
-        "image_labels",
-        "schedule",
-        "losses",
-        "nn",
-        "jobs",
-        "distributed",
-        "jobs.random_state",
-        "jobs.slow_steps",
-    ],
+    ["flags", "files", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
+    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],

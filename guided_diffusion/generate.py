@@ -12,7 +12,8 @@ import torch
 from . import dist_util, logger, methods
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
-from .image_datasets import describe
+from .image_labels import mapping, of_text
+from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
 from .seams import Conditioning
@@ -173,8 +174,14 @@ def dataset_in_order(data, unet, flags):
     :param unet: UNetFlags, which say their size and channels, and whether they have classes.
     """
     still, size = dataclasses.replace(data, random_flip=False), unet.image_size
-    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels)
-    logger.log(describe(dataset))
+    known = {"known": of_text(unet.class_names), "numbers": True}
+    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels, **known)
+    report(dataset)
+    if not unet.class_names and any(name != str(number) for number, name in enumerate(dataset.class_names or ())):
+        logger.warn(
+            f"--model_path does not name its classes, which are taken to be {mapping(dataset.class_names, True)}; "
+            "--class_names says what they are"
+        )
     if flags.num_samples > len(dataset):
         logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
         flags = dataclasses.replace(flags, num_samples=len(dataset))

@@ -226,10 +226,12 @@ class Images(Dataset):
         if self.passed:
             yield said_of_passed(self.passed)
         if self.class_names is not None:
-            empty = [name for n, name in enumerate(self.class_names) if n not in set(self.labels.tolist())]
+            there = set(self.labels.tolist())
+            empty = [name for number, name in enumerate(self.class_names) if number not in there]
             if empty:
-                yield f"no image of {len(empty)} of the {len(self.class_names)} classes: {image_labels.mapping(empty)}"
-            if self.num_classes is not None and self.num_classes > len(self.class_names):
+                shown = image_labels.shown(empty)
+                yield f"no image of {len(empty)} of the {len(self.class_names)} classes: {shown}"
+            if self.num_classes is not None and self.num_classes > len(self.class_names) > 0:
                 yield (
                     f"--num_classes is {self.num_classes}, of which the data have {len(self.class_names)}: "
                     "nothing is learnt of the others"

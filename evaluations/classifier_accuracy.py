@@ -6,13 +6,15 @@ python evaluations/classifier_accuracy.py --classifier_path models/digits16_clas
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from evaluations.features import with_channels
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
-from guided_diffusion.image_files import read_npz
+from guided_diffusion.image_arrays import read_arrays
+from guided_diffusion.image_labels import of_text, shown
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import ClassifierFlags
 
@@ -44,12 +46,29 @@ def predictions(classifier, images, batch_size):
     return torch.cat(said).numpy()
 
 
+def as_known(labels, named, names, path):
+    """Labels [N] of named classes as the numbers that a classifier has for these names.
+
+    :raises UserError: for labels that have no name, or one that the classifier does not know.
+    """
+    if not ((labels >= 0) & (labels < len(named))).all():
+        raise UserError(f"--samples {path} has labels beyond the {len(named)} classes that it names")
+    there = [named[label] for label in labels]
+    unknown = sorted(set(there) - set(names))
+    if unknown:
+        raise UserError(f"--samples {path} has the class {unknown[0]}; the classifier knows {shown(names)}")
+    return np.array([names.index(name) for name in there])
+
+
 def main(parsed):
     settings = parsed[AccuracyFlags]
-    images, labels = read_npz(settings.samples, "samples")
+    images, labels, named = read_arrays(settings.samples, "samples")
     if labels is None:
         raise UserError(f"--samples {settings.samples} has no arr_1; expected the labels there")
     parsed, classifier = checkpoints.load_classifier(parsed, settings.classifier_path)
+    names = of_text(parsed[ClassifierFlags].class_names)
+    if named and names:
+        labels = as_known(labels, named, names, settings.samples)
     size = parsed[ClassifierFlags].image_size
     if images.shape[1:3] != (size, size):
         raise UserError(
@@ -64,7 +83,8 @@ def main(parsed):
     logger.log(f"{right.sum()} of {len(right)} images are of their class: {100 * right.mean():.1f} %")
     for label in sorted(set(labels.tolist())):
         mine = right[labels == label]
-        logger.log(f"  class {label}: {mine.sum()} of {len(mine)}")
+        name = f" {names[label]}" if label < len(names) and names[label] != str(label) else ""
+        logger.log(f"  class {label}{name}: {mine.sum()} of {len(mine)}")
 
 
 if __name__ == "__main__":

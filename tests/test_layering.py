@@ -19,6 +19,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 LAYERS = [
     ["errors"],
     ["flags", "files", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
+    ["kernels"],
+    ["kernels.functions", "kernels.winograd"],
     ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],

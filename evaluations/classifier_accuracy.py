@@ -6,7 +6,6 @@ python evaluations/classifier_accuracy.py --classifier_path models/digits16_clas
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from evaluations.features import with_channels
@@ -14,7 +13,7 @@ from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.image_arrays import read_arrays
-from guided_diffusion.image_labels import of_text, shown
+from guided_diffusion.image_labels import of_text, renumbered
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import ClassifierFlags
 
@@ -46,20 +45,6 @@ def predictions(classifier, images, batch_size):
     return torch.cat(said).numpy()
 
 
-def as_known(labels, named, names, path):
-    """Labels [N] of named classes as the numbers that a classifier has for these names.
-
-    :raises UserError: for labels that have no name, or one that the classifier does not know.
-    """
-    if not ((labels >= 0) & (labels < len(named))).all():
-        raise UserError(f"--samples {path} has labels beyond the {len(named)} classes that it names")
-    there = [named[label] for label in labels]
-    unknown = sorted(set(there) - set(names))
-    if unknown:
-        raise UserError(f"--samples {path} has the class {unknown[0]}; the classifier knows {shown(names)}")
-    return np.array([names.index(name) for name in there])
-
-
 def main(parsed):
     settings = parsed[AccuracyFlags]
     images, labels, named = read_arrays(settings.samples, "samples")
@@ -67,8 +52,7 @@ def main(parsed):
         raise UserError(f"--samples {settings.samples} has no arr_1; expected the labels there")
     parsed, classifier = checkpoints.load_classifier(parsed, settings.classifier_path)
     names = of_text(parsed[ClassifierFlags].class_names)
-    if named and names:
-        labels = as_known(labels, named, names, settings.samples)
+    labels = renumbered(labels, named, names, f"--samples {settings.samples}")
     size = parsed[ClassifierFlags].image_size
     if images.shape[1:3] != (size, size):
         raise UserError(

@@ -131,6 +131,22 @@ def labels_of_array(path, labels, names, count):
     return labels.astype(np.int64), names
 
 
+def renumbered(labels, named, known, where):
+    """Labels [N] of named classes as the numbers of these names among the known; as they are where either has none.
+
+    :param where: the flag and path of the labels, for errors.
+    :raises UserError: for labels without a name, and names that are not known.
+    """
+    if labels is None or not named or not known:
+        return labels
+    if not ((labels >= 0) & (labels < len(named))).all():
+        raise UserError(f"{where} has labels beyond the {len(named)} classes that it names")
+    there = [named[label] for label in labels]
+    if unknown := sorted(set(there) - set(known)):
+        raise UserError(f"{where} has the class {unknown[0]}; expected those of the network: {shown(known)}")
+    return np.array([known.index(name) for name in there], dtype=np.int64)
+
+
 def chosen(text, count, names=(), flag="classes"):
     """The classes [K] of a list such as "flower,3": names, or numbers where no class has that name.
 

@@ -23,7 +23,16 @@ from .crops import augmented
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 from .image_arrays import checksums, read_arrays
-from .image_files import TRAITS, find_images, kind_of, open_picture, said_of_passed, size_in_bytes, traits_of
+from .image_files import (
+    EXTENSIONS,
+    TRAITS,
+    find_images,
+    kind_of,
+    open_picture,
+    said_of_passed,
+    size_in_bytes,
+    traits_of,
+)
 from .images import as_picture
 
 # files of which `report` says what is lost in reading, at most
@@ -34,7 +43,9 @@ LOOKED_AT = {"local": 1000, "remote": 16}
 class DataFlags(FlagGroup):
     """The training images."""
 
-    data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
+    data_dir: str = flag(
+        "", f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file."
+    )
     class_source: str = flag(
         "auto",
         "Where classes are read from: sub-folders, or file-name prefixes.",

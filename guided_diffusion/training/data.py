@@ -26,15 +26,12 @@ def training_images(parsed, network):
     flags, values = parsed[TrainFlags], parsed.values()
     labelled = values.get("class_cond", True)  # a classifier has no such flag
     counted = "num_classes" in parsed.given or flags.resume_checkpoint
-    dataset = parsed[DataFlags].dataset(
-        values[network.size_flag],
-        labelled,
-        values["num_classes"] if counted else None,
-        flags.seed,
-        values["image_channels"],
-        known=image_labels.of_text(values["class_names"]),
-        more=bool(flags.init_from),
-    )
+    known, count = image_labels.of_text(values["class_names"]), values["num_classes"] if counted else None
+    told = (values[network.size_flag], labelled, count, flags.seed, values["image_channels"])
+    dataset = parsed[DataFlags].dataset(*told, known=known, more=bool(flags.init_from))
+    if flags.resume_checkpoint and not known and dataset.class_source in ("folder", "prefix"):
+        # a run that was begun before classes had names had them in the order of text
+        dataset = parsed[DataFlags].dataset(*told, known=sorted(dataset.class_names))
     if labelled:
         if not counted:
             kept = values["num_classes"] if flags.init_from and _has_classes(flags.init_from) else 0

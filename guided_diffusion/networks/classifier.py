@@ -54,13 +54,13 @@ class ClassifierFlags(FlagGroup):
         """What the classifier computes in: torch.float16 or torch.float32."""
         return torch.float16 if self.classifier_use_fp16 else torch.float32
 
-    def create(self):
+    def create(self, cls=EncoderUNetModel):
         """The EncoderUNetModel of these flags, with `num_classes` logits, its weights in float32."""
         size, resolutions = self.image_size, self.classifier_attention_resolutions
         mult = channel_multipliers(self.classifier_channel_mult, size, name="classifier_channel_mult")
         check_divisible(size, len(mult))
         try:
-            return EncoderUNetModel(
+            return cls(
                 image_size=size,
                 in_channels=self.image_channels,
                 model_channels=self.classifier_width,

@@ -97,6 +97,7 @@ class GaussianDiffusion:
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param grid: the kept training timesteps; None keeps all.
     :param methods: Method objects, of those that need no classifier.
+    :param clip_variance: hold learned variances in their interval.
     :ivar process: the Process.
     :ivar timestep_map: the kept training timesteps, increasing.
     :ivar betas: [num_timesteps] (float64) noise of each kept step, one of the tables that all methods read; so are
@@ -116,6 +117,7 @@ class GaussianDiffusion:
         rescale_timesteps=False,
         grid=None,
         methods=(),
+        clip_variance=False,
     ):
         self.loss_type = loss_type
         self.model_mean_type = model_mean_type
@@ -127,6 +129,7 @@ class GaussianDiffusion:
             mean_type=model_mean_type,
             var_type=model_var_type,
             rescale_timesteps=rescale_timesteps,
+            clip_variance=clip_variance,
             methods=methods,
         )
         self._bare = self.process.bare()
@@ -289,7 +292,8 @@ class GaussianDiffusion:
             # what SpacedDiffusion wraps takes step indices, and the clock says training timesteps
             model = getattr(model, "model", model) if hasattr(model, "timestep_map") else model
             told = network_time(self.process.clock(x, self._time(t)), self.schedule, self.rescale_timesteps)
-        return split_output(model(x, told, **cond).to(x.dtype), x, self.model_var_type)
+        output = model(x, told, **cond).to(x.dtype)
+        return split_output(output, x, self.model_var_type, self.process.clip_variance)
 
     def _x0_of(self, output, x, t):
         """x_0 [N, C, ...] that a network's output stands for."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from .. import dist_util, files, logger, process
+from ..averages import young
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
-from ..networks import NETWORKS, SuperResFlags, UNetFlags
+from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
 from .read import load_into, parts, read_flags, sidecar_path, write  # noqa: F401 (the package's own names)
 from .resolve import described, initialise, noising, process_groups, recognised, resolve, resumed  # noqa: F401 (likewise)
 
@@ -52,10 +53,10 @@ def load_network(parsed):
 
     A script with flags for the sizes of a super-resolution network expects one.
 
-    :return: (the resolved Parsed flags, the network on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
     parsed = resolved(parsed)
-    return parsed, _open(parsed, parsed[CheckpointFlags].model_path, _network(parsed))
+    return parsed, _fast(parsed, _open(parsed, parsed[CheckpointFlags].model_path, _network(parsed)))
 
 
 def load_process(parsed, *methods):
@@ -104,7 +105,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
 
     Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
 
-    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode, fast for inference).
     """
     fixed, override = set(), False
     if UNetFlags in parsed.groups:
@@ -113,7 +114,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
     parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
-    return parsed, _open(parsed, path, CLASSIFIER, flag)
+    return parsed, _fast(parsed, _open(parsed, path, CLASSIFIER, flag))
 
 
 def _open(parsed, path, network, flag="model_path"):
@@ -126,20 +127,33 @@ def _open(parsed, path, network, flag="model_path"):
     return model.eval()
 
 
+def _fast(parsed, model):
+    """The network as the scripts run it, by their --conv where they have it."""
+    flags = parsed.groups.get(ConvFlags)
+    compute_by(None if flags is None else flags.algorithm())
+    return for_inference(model)
+
+
 def _advise(path, trained):
     """Warn of a moving average that is still mostly its start, and of raw weights beside an average.
 
     :param trained: {flag: value} of its training; {} where they are not known.
     """
     folder, name = files.split(path)
-    average = re.fullmatch(r"ema_(0?\.\d+)_(\d+)\.pt", name)
-    if average:
-        rate, step = float(average[1]), int(average[2])
-        if rate**step > 0.125 and not trained.get("init_from"):
-            logger.warn(
-                f"{name} still holds {100 * rate**step:.0f} % of the untrained weights after {step} steps: "
-                "expect noise; train longer, or with a lower --ema_rate"
-            )
+    said = _young(name, trained)
+    if said and not trained.get("init_from"):
+        logger.warn(
+            f"{name} {said}, untrained ones: expect noise as far as that is much; train longer, with a lower "
+            "--ema_rate, or with --ema_warmup True"
+        )
     raw = re.fullmatch(r"model(\d+)\.pt", name)
-    if raw and any(re.fullmatch(rf"ema_.*_{raw[1]}\.pt", other) for other, _ in files.entries(folder or ".")):
-        logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
+    if raw:
+        averages = (n for n, _ in files.entries(folder or ".") if re.fullmatch(rf"ema_.*_{raw[1]}\.pt", n))
+        if any(trained.get("init_from") or not _young(average, trained) for average in averages):
+            logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
+
+
+def _young(name, trained):
+    """What is to be said of the moving average in a file of this name, if it is one, that has hardly begun to move."""
+    average = re.fullmatch(r"ema_(0?\.\d+|0|1)_(\d+)\.pt", name)
+    return young(float(average[1]), int(average[2]), bool(trained.get("ema_warmup"))) if average else ""

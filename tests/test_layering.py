@@ -18,8 +18,9 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    ["flags", "files", "schedule", "losses", "nn", "averages", "learned_variance"],
-    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
+    ["files"],
+    ["flags", "schedule", "losses", "nn", "averages", "learned_variance"],
+    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps", "jobs.terminal"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],

@@ -13,7 +13,7 @@ from .. import dist_util, files, flags, logger, presets
 from ..distributed import launchers
 from ..errors import UserError
 from ..flags import flag
-from . import folder_lock
+from . import folder_lock, terminal
 
 # seconds that other ranks leave rank 0 to say an error first
 PATIENCE = 2
@@ -31,6 +31,7 @@ class RunFlags(flags.FlagGroup):
     dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
 
 
+@terminal.lasting()
 def run(name, description, groups, body, overrides=None, argv=None, positional=()):
     """Parse the command line, join the ranks, open the output folder, and call `body(parsed)`.
 

@@ -49,6 +49,9 @@ class TrainFlags(FlagGroup):
         "Checkpoint to take the weights from and nothing else, with --resume_checkpoint auto where that finds none; "
         "its classes may differ.",
     )
+    checkpoint_key: str = flag(
+        "", "Key of the weights in an --init_from that holds several, such as state_dict or ema.", shared=True
+    )
     grad_clip: float = flag(
         0.0,
         "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.",

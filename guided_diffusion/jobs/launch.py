@@ -13,6 +13,7 @@ from .. import dist_util, files, flags, logger, presets
 from ..distributed import launchers
 from ..errors import UserError
 from ..flags import flag
+from ..networks import ConvFlags, computing_by, described
 from . import folder_lock, terminal
 
 # seconds that other ranks leave rank 0 to say an error first
@@ -122,6 +123,8 @@ def announce(parsed, file_name="flags.json"):
         if name in parsed.given and values.get(switch) is False:
             logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():
+        if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
+            logger.log(described(computing_by()))
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
         if not dry_run:
             files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")

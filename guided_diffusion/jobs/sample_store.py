@@ -236,7 +236,8 @@ def read_settings(folder):
     """What a run was begun with, from its folder of chunks.
 
     :return: a dict of "decisive" ({flag: value} of all that decides the images, files by their hash), "files" ({flag:
-        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank) and "rounding" ({"device": text,
+        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank), "winograd" (the fewest
+        channels of a layer that is computed so, 0 for none; not there in older runs) and "rounding" ({"device": text,
         "torch": text}).
     :raises UserError: if they are damaged.
     """
@@ -248,6 +249,7 @@ def read_settings(folder):
             and all(entry.keys() == {"path", "sha256"} for entry in saved["files"].values())
             and isinstance(saved["threads"], int)
             and saved["threads"] > 0
+            and isinstance(saved.get("winograd", 0), int)
             and saved["rounding"].keys() == {"device", "torch"}
         )
     except (UserError, KeyError, TypeError, AttributeError):

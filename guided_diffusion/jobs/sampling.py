@@ -10,6 +10,7 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
+from ..networks import DIRECT, compute_by, computing_by, described
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
 
@@ -79,14 +80,26 @@ def _settings(parsed):
         read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
-    return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}
+    return {
+        "decisive": decisive,
+        "files": read,
+        "threads": torch.get_num_threads(),
+        "winograd": computing_by() if dist_util.dev().type == "cpu" else DIRECT,
+        "rounding": rounding,
+    }
 
 
 def _follow(begun, settings):
     """Compute as the first run of the folder did, in as many threads; where that is not enough for its bytes, warn."""
-    if dist_util.dev().type == "cpu" and begun["threads"] != torch.get_num_threads():
-        torch.set_num_threads(begun["threads"])
-        logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+    if dist_util.dev().type == "cpu":
+        if begun["threads"] != torch.get_num_threads():
+            torch.set_num_threads(begun["threads"])
+            logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+        # a folder that says nothing of it is older than there was a choice
+        algorithm = begun.get("winograd", DIRECT)
+        if algorithm != computing_by():
+            compute_by(algorithm)
+            logger.log(f"{described(algorithm)}, as this folder was begun")
     for name, value in settings["rounding"].items():
         if begun["rounding"][name] != value:
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")

@@ -11,7 +11,16 @@ from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
 from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
 from .read import load_into, parts, read_flags, sidecar_path, write  # noqa: F401 (the package's own names)
-from .resolve import described, initialise, noising, process_groups, recognised, resolve, resumed  # noqa: F401 (likewise)
+from .resolve import (  # noqa: F401 (likewise)
+    described,
+    initialise,
+    key_for,
+    noising,
+    process_groups,
+    recognised,
+    resolve,
+    resumed,
+)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
@@ -21,6 +30,9 @@ class CheckpointFlags(FlagGroup):
     """The diffusion checkpoint."""
 
     model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.", content=True)
+    checkpoint_key: str = flag(
+        "", "Key of the weights in a checkpoint that holds several, such as state_dict or ema.", shared=True
+    )
     override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.", idle=True)
 
 
@@ -120,7 +132,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
 def _open(parsed, path, network, flag="model_path"):
     """The network of resolved flags with the weights at `path`, on this rank's device in eval mode."""
     model, dtype = network.create(parsed), parsed[network.groups[0]].dtype
-    load_into(model, path, flag)
+    load_into(model, path, flag, key=key_for(flag, parsed.values()))
     model.to(dist_util.dev())
     if dtype is not torch.float32:
         model.convert_to(dtype)

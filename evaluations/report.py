@@ -103,7 +103,7 @@ def caveats(reference, samples, extract):
 
 
 def say(report):
-    """Print a report: what was scored, the notes, and a line per score as guided-diffusion's evaluator has it."""
+    """Print a report: what was scored, the notes, and a line per score, as guided-diffusion's evaluator, of 4 digits."""
     for name in ("reference", "samples"):
         about = report[name]
         logger.log(
@@ -113,4 +113,4 @@ def say(report):
     for note in report["notes"]:
         logger.warn(note)
     for name, value in report["scores"].items():
-        logger.log(f"{title(name)}: {value}")
+        logger.log(f"{title(name)}: {value:.4g}")

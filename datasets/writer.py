@@ -8,16 +8,17 @@ import numpy as np
 from PIL import Image
 
 
-def write_images(out_dir, images, labels=None):
-    """Write `<label>_<index>.png`, or `<index>.png` without labels, into `out_dir`, and `<out_dir>.npz`.
+def write_images(out_dir, images, labels=None, classes=None):
+    """Write `<class>_<index>.png`, or `<index>.png` without labels, into `out_dir`, and `<out_dir>.npz`.
 
     :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels; arr_0 in the .npz.
     :param labels: integers [N]; arr_1 in the .npz, as int64.
+    :param classes: the name of each label, sorted; `classes` in the .npz. None calls them by their numbers.
     :return: the absolute paths of both.
     :raises ValueError: if the folder already holds a PNG of another data set, since a reader would mix the two.
     """
     folder = os.path.abspath(out_dir)
-    prefixes = [""] * len(images) if labels is None else [f"{label}_" for label in labels]
+    prefixes = [""] * len(images) if labels is None else [f"{classes[i] if classes else i}_" for i in labels]
     names = [f"{prefix}{index:05d}.png" for index, prefix in enumerate(prefixes)]
     os.makedirs(folder, exist_ok=True)
     foreign = {name for name in os.listdir(folder) if name.endswith(".png")} - set(names)
@@ -26,28 +27,38 @@ def write_images(out_dir, images, labels=None):
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
-    np.savez(folder + ".npz", *arrays)
+    np.savez(folder + ".npz", *arrays, **({"classes": classes} if classes else {}))
     return folder, folder + ".npz"
 
 
-def parser(description, out_dir, image_size, splits):
-    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and --split."""
+def parser(description, out_dir, image_size, splits=()):
+    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and, with splits, --split."""
     p = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
     p.add_argument("--image_size", type=int, default=image_size, help="height and width in pixels")
-    p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
+    if splits:
+        p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
     return p
 
 
 def run(make, args):
-    """Write what `make(args)` returns, (images, labels or None), and say where; a ValueError exits with 2."""
+    """Write what `make(args)` returns, the arguments of `write_images`, and say where; errors as of `say`."""
+
+    def written(args):
+        images, *named = make(args)
+        paths = write_images(args.out_dir, images, *named)
+        height, width = images.shape[1:3]
+        return f"wrote {len(images):,} images of {height}x{width} to {paths[0]} and {paths[1]}"
+
+    say(written, args)
+
+
+def say(call, args):
+    """Print what `call(args)` returns; a ValueError or an OSError exits with 2 and its sentence."""
     try:
-        images, labels = make(args)
-        paths = write_images(args.out_dir, images, labels)
+        print(call(args))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    height, width = images.shape[1:3]
-    print(f"wrote {len(images):,} images of {height}x{width} to {paths[0]} and {paths[1]}")

@@ -4,7 +4,8 @@ Its methods call each other as published: the loops call `self.p_sample` or `sel
 `self.p_mean_variance`, `self.condition_mean` and `self.condition_score`, and those `self._predict_...`; an override
 acts wherever the method is used. All read the tables of numbers below, which may be replaced. Methods of papers
 (`methods`) act within: denoisers are wrapped in `p_mean_variance`, times and states are moved in the loops, noise in
-`training_losses`. What needs no such class is in `process`, `sampling` and `solvers`.
+`training_losses`. What needs no such class is in `process`, `sampling` and `solvers`; `denoiser` and `sample_records`
+lead there.
 
 Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step indices 0..num_timesteps-1,
 `model(x, t, **model_kwargs)` is a network, `denoised_fn(x0) -> x0` and
@@ -23,6 +24,7 @@ import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
 from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .methods.method import no_corruption
 from .nn import mean_flat
 from .process import Process
 from .sampling import no_correction
@@ -70,6 +72,7 @@ class GaussianDiffusion:
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param grid: the kept training timesteps; None keeps all.
     :param methods: Method objects, of those that need no classifier.
+    :param clip_variance: hold learned variances in their interval.
     :ivar process: the Process.
     :ivar timestep_map: the kept training timesteps, increasing.
     :ivar betas: [num_timesteps] (float64) noise of each kept step, one of the tables that all methods read; so are
@@ -89,6 +92,7 @@ class GaussianDiffusion:
         rescale_timesteps=False,
         grid=None,
         methods=(),
+        clip_variance=False,
     ):
         self.loss_type = loss_type
         self.model_mean_type = model_mean_type
@@ -100,8 +104,10 @@ class GaussianDiffusion:
             mean_type=model_mean_type,
             var_type=model_var_type,
             rescale_timesteps=rescale_timesteps,
+            clip_variance=clip_variance,
             methods=methods,
         )
+        self._bare = self.process.bare()
         self.schedule = self.process.schedule
         self.num_timesteps = len(self.process.grid)
         grid = self.process.grid
@@ -185,7 +191,7 @@ class GaussianDiffusion:
             _extract_into_tensor(table, t, x_start.shape)
             for table in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod)
         )
-        return signal * x_start + spread * noise
+        return _combined(signal, x_start, spread, noise)
 
     def q_posterior_mean_variance(self, x_start, x_t, t):
         """Mean, variance and (floored) log variance of q(x_{t-1} | x_t, x_0)."""
@@ -198,7 +204,7 @@ class GaussianDiffusion:
                 self.posterior_log_variance_clipped,
             )
         )
-        return of_x0 * x_start + of_xt * x_t, variance, log_variance
+        return _combined(of_x0, x_start, of_xt, x_t), variance, log_variance
 
     # -- p: from noise to data --------------------------------------------------------------------
 
@@ -218,7 +224,6 @@ class GaussianDiffusion:
 
     def _predicted(self, model, x, t, cond):
         """The network's x_0 and variance output (or None), [N, C, ...], with what methods make of them."""
-        times = self._time(t)
 
         def network(x, time, cond):
             index = t if time is times else self._index(time)
@@ -232,6 +237,7 @@ class GaussianDiffusion:
         if denoise is network:
             output, variance = self._asked(model, x, t, cond)
             return self._x0_of(output, x, t), variance
+        times = self._time(t)
         prediction = denoise(x, times, cond)
         return self._x0_after(prediction, t), prediction.variance
 
@@ -259,7 +265,8 @@ class GaussianDiffusion:
             # what SpacedDiffusion wraps takes step indices, and the clock says training timesteps
             model = getattr(model, "model", model) if hasattr(model, "timestep_map") else model
             told = network_time(self.process.clock(x, self._time(t)), self.schedule, self.rescale_timesteps)
-        return split_output(model(x, told, **cond).to(x.dtype), x, self.model_var_type)
+        output = model(x, told, **cond).to(x.dtype)
+        return split_output(output, x, self.model_var_type, self.process.clip_variance)
 
     def _x0_of(self, output, x, t):
         """x_0 [N, C, ...] that a network's output stands for."""
@@ -283,20 +290,20 @@ class GaussianDiffusion:
             large = np.where(self.alphas_cumprod_prev < 1, self.betas, floor)
             return tuple(_extract_into_tensor(table, t, x.shape) for table in (large, np.log(large)))
         # Nichol & Dhariwal 2021, equation 15
-        least = _extract_into_tensor(self.posterior_log_variance_clipped, t, x.shape)
-        most = _extract_into_tensor(np.log(self.betas), t, x.shape)
-        log_variance = torch.lerp(least, most, (output + 1) / 2)
+        least, most = self.posterior_log_variance_clipped, np.log(self.betas)
+        middle, half = (_extract_into_tensor(table, t, x.shape) for table in ((most + least) / 2, (most - least) / 2))
+        log_variance = torch.addcmul(middle, half, output)
         return log_variance.exp(), log_variance
 
     def _predict_xstart_from_eps(self, x_t, t, eps):
         """x_0 of noise `eps` in x_t."""
         scale = _extract_into_tensor(self.sqrt_recip_alphas_cumprod, t, x_t.shape)
-        return scale * x_t - _extract_into_tensor(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape) * eps
+        return _combined(scale, x_t, -_extract_into_tensor(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape), eps)
 
     def _predict_xstart_from_v(self, x_t, t, v):
         """x_0 of a velocity (Salimans & Ho 2022, appendix D)."""
         signal = _extract_into_tensor(self.sqrt_alphas_cumprod, t, x_t.shape)
-        return signal * x_t - _extract_into_tensor(self.sqrt_one_minus_alphas_cumprod, t, x_t.shape) * v
+        return _combined(signal, x_t, -_extract_into_tensor(self.sqrt_one_minus_alphas_cumprod, t, x_t.shape), v)
 
     def _predict_xstart_from_xprev(self, x_t, t, xprev):
         """x_0 whose posterior has the mean `xprev`."""
@@ -307,7 +314,7 @@ class GaussianDiffusion:
         """The noise in x_t if its image is `pred_xstart`; pure noise is all of it."""
         scale = _extract_into_tensor(self.sqrt_recip_alphas_cumprod, t, x_t.shape)
         spread = _extract_into_tensor(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape)
-        eps = (scale * x_t - pred_xstart) / spread
+        eps = (scale * x_t).sub_(pred_xstart).div_(spread)
         return eps.where(spread.isfinite(), x_t) if self.schedule.ends_in_noise else eps
 
     # -- guidance -----------------------------------------------------------------------------------
@@ -361,8 +368,8 @@ class GaussianDiffusion:
     def _drawn(self, out, noise, t):
         """The draw of a step whose mean and log variance are in `out`; the step to the data has no noise."""
         noisy = _extract_into_tensor(np.where(self.alphas_cumprod_prev < 1, 1.0, 0.0), t, noise.shape)
-        sample = out["mean"] + noisy * torch.exp(0.5 * out["log_variance"]) * noise
-        return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+        spread = (0.5 * out["log_variance"]).exp_()
+        return {"sample": torch.addcmul(out["mean"], noisy * spread, noise), "pred_xstart": out["pred_xstart"]}
 
     def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
         """One DDIM step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
@@ -389,11 +396,13 @@ class GaussianDiffusion:
         level, before = self.alphas_cumprod, self.alphas_cumprod_prev
         sigma = eta * np.sqrt((1 - before) / (1 - level) * np.clip(1 - level / before, 0, None))
         direction = np.sqrt(np.clip(1 - before - sigma**2, 0, None))
-        signal, direction, sigma = (
-            _extract_into_tensor(table, t, x.shape) for table in (np.sqrt(before), direction, sigma)
-        )
+        signal, direction = (_extract_into_tensor(table, t, x.shape) for table in (np.sqrt(before), direction))
+        sample = _combined(signal, x0, direction, eps)
         # drawn at eta = 0 too: the published order of draws under a global seed
-        return {"sample": signal * x0 + direction * eps + sigma * torch.randn_like(x), "pred_xstart": x0}
+        noise = torch.randn_like(x)
+        if eta != 0:
+            sample = torch.addcmul(sample, _extract_into_tensor(sigma, t, x.shape), noise)
+        return {"sample": sample, "pred_xstart": x0}
 
     def ddim_reverse_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
@@ -405,7 +414,7 @@ class GaussianDiffusion:
             _extract_into_tensor(table, t, x.shape)
             for table in (np.sqrt(self.alphas_cumprod_next), np.sqrt(1 - self.alphas_cumprod_next))
         )
-        return {"sample": signal * x0 + spread * eps, "pred_xstart": x0}
+        return {"sample": _combined(signal, x0, spread, eps), "pred_xstart": x0}
 
     def plms_sample(
         self,
@@ -615,7 +624,9 @@ class GaussianDiffusion:
     def _moved_step(self, step, model, x, i, told):
         """What `step` gives at step index i, between the times and with the corrections that methods say."""
         t = torch.full((len(x),), i, device=x.device)
-        times, ends = self._time(t), torch.full_like(t, self.timestep_map[i - 1] if i else -1)
+        times, ends = (
+            torch.full_like(t, time) for time in (self.timestep_map[i], self.timestep_map[i - 1] if i else -1)
+        )
         start, end = self.process.coupling(i, x, times, ends)
         if start is times and end is ends:
             out = step(model, x, t, **told)
@@ -626,6 +637,23 @@ class GaussianDiffusion:
             prediction = Prediction.from_x0(x, self.schedule.alpha_bar(start), out["pred_xstart"])
             out = {**out, "sample": self.process.correction(out["sample"], prediction, start, end)}
         return out
+
+    def denoiser(self, model, model_kwargs=None, clip_denoised=True):
+        """The denoiser `(x_t, t) -> Prediction` of a network that solvers ask, t being training timesteps [N].
+
+        Overrides of a subclass belong to the loops above; this is what the scripts run.
+        """
+        denoise = self.process.denoiser(model, model_kwargs)
+
+        def clipped(x, t):
+            prediction = denoise(x, t)
+            return prediction.with_x0(prediction.x0.clamp(-1, 1))
+
+        return clipped if clip_denoised else denoise
+
+    def sample_records(self, solver, denoise, x, noise=torch.randn_like):
+        """The records of a solver over this process's grid; see `Process.sample_records`."""
+        return self.process.sample_records(solver, denoise, x, noise)
 
     # -- training and likelihood ------------------------------------------------------------------
 
@@ -639,10 +667,12 @@ class GaussianDiffusion:
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self._corrupted(x_start, t, noise)
         # nothing that wraps denoisers is for training
-        with self._changed({"process": self.process.bare()}):
+        with self._changed({"process": self._bare}):
             return self._losses(model, x_start, x_t, t, model_kwargs or {}, noise)
 
     def _corrupted(self, x_start, t, noise):
+        if self.process.corruption is no_corruption:
+            return self.q_sample(x_start, t, noise=noise)
         times = self._time(t)
         noise, level = self.process.corruption(noise, times)
         if level is times:
@@ -729,8 +759,13 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
     """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
-    entries = torch.as_tensor(arr).float().to(timesteps.device)[timesteps]
-    return entries.reshape(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+    entries = torch.as_tensor(arr, device=timesteps.device)[timesteps].float()
+    return entries.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+
+
+def _combined(a, x, b, y):
+    """a x + b y, [N, ...], in two passes over memory."""
+    return torch.addcmul(a * x, b, y)
 
 
 def _detached(out):

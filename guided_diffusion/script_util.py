@@ -154,6 +154,7 @@ def diffusion_of(flags, methods=(), grid=None):
         loss_type=loss,
         rescale_timesteps=flags.rescale_timesteps,
         methods=methods,
+        clip_variance=flags.clip_variance,
     )
 
 
@@ -203,11 +204,13 @@ def create_gaussian_diffusion(
     prediction="eps",
     rescale_zero_terminal_snr=False,
     spacing="published",
+    clip_variance=False,
     **methods,
 ):
     """A SpacedDiffusion of published flags; an empty `timestep_respacing` keeps all steps.
 
     :param spacing: "published", or a name in spacing.SPACINGS, with a number of steps as `timestep_respacing`.
+    :param clip_variance: hold learned variances in their interval.
     :param methods: flags of methods that need no classifier, such as `eps_scaler` (a number, or text as --eps_scaler
         takes it) or `do_time_shift`.
     """
@@ -223,6 +226,7 @@ def create_gaussian_diffusion(
         rescale_timesteps=rescale_timesteps,
         rescale_learned_sigmas=rescale_learned_sigmas,
         sigma_small=sigma_small and not learn_sigma,
+        clip_variance=clip_variance,
     )
     grid = SpacingFlags(spacing).grid(NoiseSchedule(flags.betas), timestep_respacing)
     return diffusion_of(flags, of_values(methods), grid)

@@ -1,8 +1,12 @@
 """Files of tensors, as `torch.save` writes them: read so that none of them can run code."""
 
 import errno
+import io
 import pickle
 import re
+import struct
+import zipfile
+import zlib
 
 import torch
 
@@ -20,6 +24,8 @@ def load_checkpoint(path, map_location="cpu"):
         with files.open_read(path) as file:
             start = file.read(8)
             _expect_checkpoint(path, start)
+            if start.startswith(b"PK"):
+                _expect_whole(path, file)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError:
@@ -51,6 +57,9 @@ def load_state_dict(path, map_location="cpu"):
     if strange:
         kind = type(state[strange[0]]).__name__
         raise UserError(f"checkpoint {path} holds a {kind} at {strange[0]!r}, expected a dict of tensors")
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"the weights of {path} are not finite numbers ({bad[0]} for one); expected another checkpoint")
     return state
 
 
@@ -59,6 +68,21 @@ def _expect_checkpoint(path, start):
         raise UserError(f"checkpoint {path} is empty")
     if not start.startswith((b"PK", b"\x80")):
         raise UserError(f"checkpoint {path} is no file of torch.save (it begins with {start!r})")
+
+
+def _expect_whole(path, file):
+    """Compare the parts of a zip with their checksums, which torch does not look at."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+            file.seek(0, io.SEEK_END)
+            if claimed > file.tell():  # torch.save compresses nothing
+                raise UserError(f"checkpoint {path} is damaged: it claims {claimed} bytes in a file of {file.tell()}")
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error) as error:
+        raise UserError(f"checkpoint {path} is truncated or damaged ({error})") from error
+    if bad is not None:
+        raise UserError(f"checkpoint {path} is damaged: the checksum of its part {bad} is another")
 
 
 def _culprit(error):

@@ -122,16 +122,31 @@ def main(parsed):
     made = by_index(flags, make_batch)
     log_calls(process, flags.num_samples)
     if made is not None:
-        if not all(np.isfinite(made[name]).all() for name in ("noisiest", "reconstruction")):
-            raise UserError(
-                f"--gamma {parsed[SolverFlags].gamma} made states beyond all numbers; expected nearer to {EXACT}"
-            )
+        refuse_not_finite(made, parsed[SolverFlags].gamma)
         save(made, grid, edit_class)
         logger.log(
             f"states at timestep {grid[-1]}: standard deviation {made['noisiest'].std():.3g}; that of noise is 1"
         )
         report(made, "reconstruction", f"BDIA with --gamma {parsed[SolverFlags].gamma}")
         report(made, "ddim", "DDIM, for comparison")
+
+
+def refuse_not_finite(made, gamma):
+    """Validate what was made.
+
+    :param made: {name: array [N, ...]} of the whole run, as `main` makes it.
+    :raises UserError: if some of it is not finite.
+    """
+    bad = {name: (~np.isfinite(values).reshape(len(values), -1).all(1)).sum() for name, values in made.items()}
+    count = len(made["original"])
+    if bad["ddim"]:
+        raise UserError(
+            f"{bad['ddim']} of {count} images are not finite numbers by plain DDIM either: --model_path predicts none"
+        )
+    if worst := max(bad.values()):
+        raise UserError(
+            f"--gamma {gamma} made states beyond all numbers of {worst} of {count} images; expected nearer to {EXACT}"
+        )
 
 
 def by_ddim(process, denoise, x):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import dist_util, files, logger, process
+from ..averages import young
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
 from ..networks import NETWORKS, SuperResFlags, UNetFlags
@@ -132,14 +133,20 @@ def _advise(path, trained):
     :param trained: {flag: value} of its training; {} where they are not known.
     """
     folder, name = files.split(path)
-    average = re.fullmatch(r"ema_(0?\.\d+)_(\d+)\.pt", name)
-    if average:
-        rate, step = float(average[1]), int(average[2])
-        if rate**step > 0.125 and not trained.get("init_from"):
-            logger.warn(
-                f"{name} still holds {100 * rate**step:.0f} % of the untrained weights after {step} steps: "
-                "expect noise; train longer, or with a lower --ema_rate"
-            )
+    said = _young(name, trained)
+    if said and not trained.get("init_from"):
+        logger.warn(
+            f"{name} {said}, untrained ones: expect noise as far as that is much; train longer, with a lower "
+            "--ema_rate, or with --ema_warmup True"
+        )
     raw = re.fullmatch(r"model(\d+)\.pt", name)
-    if raw and any(re.fullmatch(rf"ema_.*_{raw[1]}\.pt", other) for other, _ in files.entries(folder or ".")):
-        logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
+    if raw:
+        averages = (n for n, _ in files.entries(folder or ".") if re.fullmatch(rf"ema_.*_{raw[1]}\.pt", n))
+        if any(trained.get("init_from") or not _young(average, trained) for average in averages):
+            logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
+
+
+def _young(name, trained):
+    """What is to be said of the moving average in a file of this name, if it is one, that has hardly begun to move."""
+    average = re.fullmatch(r"ema_(0?\.\d+|0|1)_(\d+)\.pt", name)
+    return young(float(average[1]), int(average[2]), bool(trained.get("ema_warmup"))) if average else ""

@@ -90,16 +90,34 @@ def check(folder, step):
     :raises UserError: naming the first file that is missing, truncated or altered.
     """
     for name, entry in read(folder, step)["files"].items():
-        path, listed = files.join(folder, name), entry["size"]
-        try:
-            size = files.size(path)
-            if size != listed:
-                raise UserError(f"{path} has {size} bytes and its manifest says {listed}: it is truncated or altered")
-            altered = files.sha256(path) != entry["sha256"]
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror or error}); its manifest lists it") from error
-        if altered:
-            raise UserError(f"{path} is damaged: its checksum is not that of its manifest")
+        _compare(files.join(folder, name), entry)
+
+
+def _compare(path, entry):
+    try:
+        size = files.size(path)
+        if size != entry["size"]:
+            raise UserError(
+                f"{path} has {size} bytes and its manifest says {entry['size']}: it is truncated or altered"
+            )
+        altered = files.sha256(path) != entry["sha256"]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); its manifest lists it") from error
+    if altered:
+        raise UserError(f"{path} is damaged: its checksum is not that of its manifest")
+
+
+def check_listed(path):
+    """Compare a file with the manifest beside it that lists it, if one does.
+
+    :raises UserError: if it is truncated or altered.
+    """
+    folder, name = files.split(path)
+    step = re.search(r"(\d+)\.pt$", name)
+    if step and files.exists(path) and files.exists(path_of(folder, int(step[1]))):
+        entry = read(folder, int(step[1]))["files"].get(name)
+        if entry:
+            _compare(files.join(folder, name), entry)
 
 
 def forget(folder, step):

@@ -9,6 +9,7 @@ import torch
 from .. import files
 from ..errors import UserError
 from ..tensor_files import load_state_dict
+from . import manifest
 
 # Tensors whose shapes depend on the classes: those of the class embedding, and of a classifier's last layers.
 HEAD = re.compile(r"(label_emb|out)\.")
@@ -114,6 +115,7 @@ def _version(path):
 
 def _read(path, flag):
     try:
+        manifest.check_listed(path)
         return load_state_dict(path)
     except UserError as error:
         raise UserError(f"--{flag}: {error}") from error

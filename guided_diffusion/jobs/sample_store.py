@@ -6,6 +6,8 @@ A run is cut into chunks of consecutive images. `OUT_DIR/STEM.chunks/` holds
     images_00000016_00000031.chunk     images 16 to 31, finished: the SHA-256 of an npz, and the npz, with the images
                                        as `arr_0` and their labels, if any, as `arr_1`
     finished_100.json                  the npz that 100 images became, its size and its SHA-256
+    not_finite_00000016_00000031.json  those of images 16 to 31 that are not finite numbers: {index: the step, from 1,
+                                       after which they have not been}
 
 A chunk is complete or not there. Once all chunks have become the npz they are deleted, unless a larger run of the
 folder needs them; the other two files stay.
@@ -36,6 +38,7 @@ class SampleStore:
 
     def __init__(self, out_dir, stem):
         self.out_dir = out_dir
+        self.stem = stem
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
     def begin(self, settings, alone, defaults=None):
@@ -93,7 +96,17 @@ class SampleStore:
         return [c for c in chunks if _name(c) not in there]
 
     def save(self, chunk, arrays):
-        """Keep the {name: array [n, ...]} of a chunk, on disk when this returns."""
+        """Keep the {name: array [n, ...]} of a chunk, on disk when this returns.
+
+        :param arrays: "bad_from", where it is there, says which are not finite; see `generate.watched_images`.
+        """
+        arrays = dict(arrays)
+        bad = {i: int(step) for i, step in zip(chunk, arrays.pop("bad_from", ())) if step}
+        note = files.join(self.folder, _note(chunk))
+        if bad:
+            files.write_text(note, json.dumps(bad) + "\n")
+        elif files.exists(note):
+            files.remove(note)
         content = io.BytesIO()
         np.savez(content, **arrays)
         digest = hashlib.sha256(content.getbuffer()).digest()
@@ -133,6 +146,36 @@ class SampleStore:
         files.write_text(self._record(count), json.dumps(record) + "\n")
         self._clean(name, count)
         return path, picture
+
+    def not_finite(self, chunks):
+        """{index: the step, from 1, after which it has not been finite} of the images of these chunks."""
+        there, found = self._names(("not_finite_",)), {}
+        for chunk in chunks:
+            if _note(chunk) in there:
+                with contextlib.suppress(ValueError, AttributeError, TypeError):
+                    saved = json.loads(files.read_text(files.join(self.folder, _note(chunk))))
+                    found |= {int(i): int(step) for i, step in saved.items()}
+        return found
+
+    def keep_finite(self, chunks, bad):
+        """Join the images of a run but those of the indices `bad`, as `STEM_finite_NxHxWxC.npz`; its chunks stay.
+
+        :return: the path, whose `indices` say which images it has; None where there are none.
+        """
+        left = [i for chunk in chunks for i in chunk if i not in bad]
+        if not left:
+            return None
+        first = self._whole(chunks[0])
+        shape = (len(left), *first["arr_0"].shape[1:])
+        path = files.join(self.out_dir, f"{self.stem}_finite_{'x'.join(map(str, shape))}.npz")
+
+        def parts(key):
+            for chunk in chunks:
+                yield self._whole(chunk)[key][[i not in bad for i in chunk]]
+
+        members = {key: (array.dtype, (len(left), *array.shape[1:]), parts(key)) for key, array in first.items()}
+        files.stream_npz(path, members | {"indices": (np.dtype(np.int64), (len(left),), [np.array(left)])})
+        return path
 
     def _parts(self, chunks, key):
         return (self._whole(chunk)[key] for chunk in chunks)
@@ -238,6 +281,10 @@ def _is_recorded(path, record):
 
 def _name(chunk):
     return f"images_{chunk.start:08d}_{chunk.stop - 1:08d}.chunk"
+
+
+def _note(chunk):
+    return f"not_finite_{chunk.start:08d}_{chunk.stop - 1:08d}.json"
 
 
 def _last(name):

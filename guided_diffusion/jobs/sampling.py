@@ -111,13 +111,16 @@ def _make(store, parsed, process, make_batch, name, then):
     _fill(store, missing, sum(map(len, mine)), make_batch, then)
     log_calls(process)
     add_up(process)
-    lines = [line for method in process.methods for line in method.report(process)]
+    lines = process.report()
     if lines and len(missing) < len(chunks):
         logger.log(f"of the {sum(map(len, missing))} images that this run made:")
     for line in lines:
         logger.log(line)
-    if dist_util.is_main():
-        _finish(store, chunks, name)
+    failed = dist_util.broadcast_object(
+        _finish(store, chunks, name, _suspects(parsed, process)) if dist_util.is_main() else None
+    )
+    if failed:
+        raise UserError(failed)
 
 
 def add_up(process):
@@ -154,17 +157,23 @@ def _fill(store, missing, total, make_batch, then):
                 interruption.stop(number, f"{kept} of {total} images are kept, and {then}")
 
 
-def _finish(store, chunks, name):
-    """Write the npz, unless other shards still have to add to it or were faster."""
+def _finish(store, chunks, name, suspects):
+    """Write the npz, unless other shards still have to add to it or were faster.
+
+    :param suspects: sentences on what may have thrown images beyond all numbers.
+    :return: what is wrong, where there is none at the end; else None.
+    """
     if not store.absent(chunks):
+        if bad := store.not_finite(chunks):
+            return _not_finite(bad, chunks[-1].stop, store.keep_finite(chunks, bad), suspects)
         with folder_lock.claimed(*files.split(store.folder)) as other:
             if other:
                 logger.log(f"{other} is writing the npz")
-                return
+                return None
             try:
                 for path in store.assemble(chunks, name):
                     logger.log(f"saved {path}")
-                return
+                return None
             except FileNotFoundError:  # another shard has done it and deleted the chunks
                 pass
     path, absent = store.finished(chunks[-1].stop), store.absent(chunks)
@@ -172,6 +181,22 @@ def _finish(store, chunks, name):
         logger.log(f"saved {path}, by another shard")
     else:
         logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")
+    return None
+
+
+def _suspects(parsed, process):
+    sixteen = ["--use_bf16 True reaches further than --use_fp16 True"] if parsed.values().get("use_fp16") else []
+    return [*sixteen, *process.suspects()]
+
+
+def _not_finite(bad, count, path, suspects):
+    """The sentence that ends a run with images {index: step} that are not finite.
+
+    :param path: of the others; None where there are none.
+    """
+    kept = f"{path} has the other {count - len(bad)}" if path else "so no npz is written"
+    said = f"{len(bad)} of {count} images are not finite numbers, the first of them from step {min(bad.values())} on"
+    return "; ".join([said, kept, *suspects])
 
 
 def log_grid(process):

@@ -48,6 +48,10 @@ class ClassifierFreeGuidance(Method):
             return denoise
         return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process)
 
+    def suspect(self, process):
+        guides = self.guidance_scale != 1
+        return f"a --guidance_scale nearer to 1 than {self.guidance_scale:g} moves images less" if guides else ""
+
     def guided(self, alpha_bar):
         """Whether the levels alpha_bar [N] are in the interval: bool [N]."""
         sigma = (1 / alpha_bar - 1).sqrt()

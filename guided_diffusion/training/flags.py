@@ -24,7 +24,15 @@ class TrainFlags(FlagGroup):
         legal=at_least(0),
         lasting=True,
     )
+    lr_warmup_steps: int = flag(
+        0, "Steps over which the learning rate first rises linearly to --lr.", legal=at_least(0), lasting=True
+    )
     ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.", lasting=True)
+    ema_warmup: bool = flag(
+        False,
+        "After n steps the rates are at most (1 + n) / (10 + n), so that the averages soon forget the first weights.",
+        lasting=True,
+    )
     log_interval: int = flag(10, "Steps between log lines.", legal=at_least(1))
     save_interval: int = flag(10000, "Steps between checkpoints.", legal=at_least(1))
     sample_interval: int = flag(
@@ -76,6 +84,15 @@ class TrainFlags(FlagGroup):
             if not valid:
                 raise UserError(f"--ema_rate has {rate!r}; expected numbers from 0 to 1, such as 0.9999")
         return rates
+
+    def lr_at(self, step):
+        """The learning rate of the step after `step` earlier ones."""
+        lr = self.lr
+        if self.lr_anneal_steps:
+            lr *= 1 - step / self.lr_anneal_steps
+        if self.lr_warmup_steps:
+            lr *= min(1, (step + 1) / self.lr_warmup_steps)
+        return lr
 
     def first_step(self):
         """The step that training starts after: 0, or that of the checkpoint it resumes."""

@@ -6,6 +6,7 @@ import math
 import torch
 
 from .. import dist_util, files, logger
+from ..averages import rate_at, young
 from ..errors import UserError
 from ..images import save_grid
 from ..jobs import interruption, random_state, slow_steps
@@ -126,6 +127,7 @@ class Loop:
         if self.step % self.flags.log_interval == 0 or not clock.logged or draws or scored or ends:
             logger.logkv("step", self.step)
             logger.logkv("samples", self.samples)
+            logger.logkvs(self.objective.logged())
             clock.log(self.step)
             logger.dumpkvs()
         if draws:
@@ -161,7 +163,7 @@ class Loop:
 
     def run_step(self, batch, extra):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
-        self._anneal_lr()
+        self._set_lr()
         batch = batch.to(self.device)
         cond = self.conditioning(batch, {k: torch.as_tensor(v).to(self.device) for k, v in extra.items()})
         size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
@@ -184,18 +186,16 @@ class Loop:
             logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
         if stepped:
             for rate, params in self.ema.items():
-                update_ema(params, self.model.parameters(), rate=float(rate))
+                update_ema(params, self.model.parameters(), rate_at(float(rate), self.step, self.flags.ema_warmup))
             self.objective.stepped(self.model)
         else:
             logger.warn(f"step {self.step + 1}: the loss or a gradient is not finite, so the weights stay as they are")
             self._raise_if_diverged(grad_norm, param_norm)
             self.objective.skipped()
 
-    def _anneal_lr(self):
-        if self.flags.lr_anneal_steps:
-            lr = self.flags.lr * (1 - self.step / self.flags.lr_anneal_steps)
-            for group in self.opt.param_groups:
-                group["lr"] = lr
+    def _set_lr(self):
+        for group in self.opt.param_groups:
+            group["lr"] = self.flags.lr_at(self.step)
 
     def _raise_if_diverged(self, grad_norm, param_norm):
         """Let a step pass that changed nothing, unless none has been better for long or no later one can be.
@@ -245,6 +245,12 @@ class Loop:
         path = files.join(logger.get_dir(), f"preview_{self.step:06d}.png")
         save_grid(path, images)
         logger.log(f"wrote {path}")
+        self._say_young(*list(self.ema)[:1])
+
+    def _say_young(self, *rates):
+        for rate in rates:
+            if said := young(float(rate), self.step, self.flags.ema_warmup):
+                logger.log(f"the moving average {rate} {said}")
 
     def save(self):
         """Write model, moving averages and optimiser under their published names, the state, and then the manifest.
@@ -259,6 +265,7 @@ class Loop:
             raise self._diverged(self.step, f"the norm of the weights is {norm:g}, so they are not saved,")
         random = dist_util.gather_object(random_state.capture(self.device))
         self.files.write(self.step, self._parts(random))
+        self._say_young(*self.ema)
         if not self.precision.bad_steps:
             self.files.prune()
 

@@ -159,9 +159,7 @@ def _moments(mean, covariance, what):
     :raises UserError: if they are not those of any features.
     """
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not mean.size:
-        raise UserError(
-            f"{what} have shapes {list(mean.shape)} and {list(covariance.shape)}, expected [D] and [D, D]"
-        )
+        raise UserError(f"{what} have shapes {list(mean.shape)} and {list(covariance.shape)}, expected [D] and [D, D]")
     if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
         raise UserError(f"{what} are {mean.dtype} and {covariance.dtype}, expected real numbers")
     mean, covariance = (torch.from_numpy(np.asarray(part, np.float64)) for part in (mean, covariance))

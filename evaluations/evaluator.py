@@ -18,7 +18,7 @@ from evaluations.activations import Activations, activations_of
 from evaluations.batches import open_images
 from evaluations.features import FeatureFlags
 from evaluations.scores import ScoreFlags, compute, title
-from guided_diffusion import dist_util, files, logger
+from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 from guided_diffusion.jobs import launch
@@ -30,7 +30,9 @@ class EvaluatorFlags(FlagGroup):
 
     reference: str = flag("", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.")
     samples: str = flag("", "Images to be scored, likewise, or the output folder of a sampling script.")
-    more_samples: str = flag("", "Further sets of them, for a table of all: paths with spaces between, quoted as in a shell.")
+    more_samples: str = flag(
+        "", "Further sets of them, for a table of all: paths with spaces between, quoted as in a shell.", many=True
+    )
     batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1))
     json: str = flag("", "File for the scores and all that decides them, which compare.py compares.")
 
@@ -85,6 +87,7 @@ def measure(images, features, batch_size, keep, keep_spatial=False):
 def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     metrics = scoring.chosen(parsed[FeatureFlags].of_inception)
+    report.make_room(settings.json, "json")
     reference = open_images(settings.reference, "reference")
     sets = [open_images(path, "samples") for path in [settings.samples, *shlex.split(settings.more_samples)]]
     for samples in sets:
@@ -118,15 +121,17 @@ def main(parsed):
         return
     if len(sets) > 1:
         folder = logger.get_dir()
-        rows = [runs.Row(found["samples"]["path"], found["samples"]["count"], found["scores"], runs.first_images(samples))
-                for found, samples in zip(reports, sets)]
+        rows = [
+            runs.Row(found["samples"]["path"], found["samples"]["count"], found["scores"], runs.first_images(samples))
+            for found, samples in zip(reports, sets)
+        ]
         runs.save(rows, folder)
         logger.log("\n" + runs.markdown(rows) + f"saved scores.md, scores.csv and scores.png in {folder}")
     if settings.json:
-        files.write_text(settings.json, json.dumps(reports[0] if len(sets) == 1 else {"runs": reports}, indent=1) + "\n")
+        files.write_text(
+            settings.json, json.dumps(reports[0] if len(sets) == 1 else {"runs": reports}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
-    launch.run(
-        "evaluator", __doc__, GROUPS, launch.alone(main), positional=("reference", "samples", "more_samples...")
-    )
+    launch.run("evaluator", __doc__, GROUPS, launch.alone(main), positional=("reference", "samples", "more_samples"))

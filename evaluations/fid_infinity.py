@@ -1,8 +1,8 @@
 """The Frechet distance of infinitely many samples (Chong and Forsyth 2020, arXiv:1911.07023, section 4).
 
 The distance of N samples is too high by about a constant over N. So it is taken at several N, a line is fitted over
-1/N, and its value at 0 is the answer. Departures: subsets have their classes in turn where the samples have, and at each
-N it is the mean over all subsets that do not overlap.
+1/N, and its value at 0 is the answer. Departures: subsets have their classes in turn where the samples have, and at
+each N it is the mean over all subsets that do not overlap.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from .metric import counted, working
 # numbers of samples that the line is fitted through, and the smallest as a share of all: as in the paper
 POINTS, SMALLEST = 15, 0.1
 # samples for each dimension from which on the distance is about linear in 1/N
-ENOUGH = 2
+ENOUGH = 2.4
 
 
 def extrapolated(features, reference, labels=None, seed=0):
@@ -31,7 +31,7 @@ def extrapolated(features, reference, labels=None, seed=0):
     if smallest > count / 2:
         notes = (
             f" is unreliable: {counted(count, 'sample')} are few for {dimension} dimensions, expected at least "
-            f"{2 * ENOUGH * dimension}",
+            f"{round(2 * ENOUGH * dimension)}",
         )
         smallest = count / 2
     sizes = sorted({int(size) // unit * unit for size in np.linspace(smallest, count, POINTS)} - {0, 1})

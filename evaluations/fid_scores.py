@@ -1,7 +1,7 @@
 """FID and the other Frechet distances as metrics: their notes, their standard errors, their extrapolation."""
 
 from . import fid, fid_infinity, jackknife
-from .metric import Found, counted
+from .metric import Found
 
 # variance of equal float32 features, relative to their squared mean
 ROUNDING = 1e-12

@@ -1,8 +1,8 @@
 """The standard error of a Frechet distance by the jackknife (Efron and Stein 1981, The jackknife estimate of variance).
 
 Near its smallest values the distance is a square of random deviations, of which the jackknife finds twice the variance,
-and the bootstrap more. So blocks are left out one by one and two by two: what two do beyond the sum of both is taken
-off, as in the paper's equation 1.4 for quadratic functionals.
+and the bootstrap more. So blocks are left out one by one and two by two, and what two do beyond the sum of both is
+taken off: the paper's correction of the bias, which is exact for such squares.
 """
 
 from itertools import combinations
@@ -13,7 +13,7 @@ import torch
 from .fid import MomentSum, distance_from
 from .metric import counted, working
 
-# blocks that are left out, at least and at most; the most that leave fewest samples over are taken
+# blocks that are left out, at least and at most: many, but so that few samples are over
 BLOCKS = (5, 10)
 
 
@@ -69,7 +69,7 @@ def standard_error(features, reference, labels=None, seed=0):
     rounds = count // unit
     if rounds < BLOCKS[0]:
         return None, (f" standard error undefined: expected at least {BLOCKS[0]} samples, found {count}",)
-    blocks = max(range(BLOCKS[0], BLOCKS[1] + 1), key=lambda number: (rounds // number * number, number))
+    blocks = max(range(BLOCKS[0], BLOCKS[1] + 1), key=lambda number: number * (rounds // number * number))
     size = rounds // blocks * unit
     if count - 2 * size <= dimension:
         notes += (
@@ -78,26 +78,26 @@ def standard_error(features, reference, labels=None, seed=0):
         )
     parts = [sum_of(features[order[start * size : (start + 1) * size]], reference) for start in range(blocks)]
     whole, distance = sum_of(features, reference), distance_from(reference)
-    pairs = list(combinations(range(blocks), 2))
-    with working(1 + blocks + len(pairs), "standard error") as add:
+    with working(1 + blocks + blocks * (blocks - 1) // 2, "standard error") as add:
 
         def without(*left_out):
             add(1)
             return distance(whole.without(*(parts[i] for i in left_out)).moments())
 
-        variance = jackknife_variance(without, pairs, blocks)
+        variance = jackknife_variance(without, blocks)
     return float(np.sqrt(variance * blocks * size / count)), notes
 
 
-def jackknife_variance(without, pairs, blocks):
+def jackknife_variance(without, blocks):
     """The variance of a statistic by leaving out one and two of its blocks.
 
     :param without: `(*numbers of blocks that are left out) -> the statistic of the others`.
-    :param pairs: all pairs of numbers of blocks.
+    :param blocks: their number.
     """
     whole, single = without(), np.array([without(i) for i in range(blocks)])
     both = [
-        blocks * whole - (blocks - 1) * (single[i] + single[j]) + (blocks - 2) * without(i, j) for i, j in pairs
+        blocks * whole - (blocks - 1) * (single[i] + single[j]) + (blocks - 2) * without(i, j)
+        for i, j in combinations(range(blocks), 2)
     ]
     first = (blocks - 1) ** 2 / blocks * single.var(ddof=1)
     second = np.square(both - np.mean(both)).sum() / (blocks * (blocks - 1))

@@ -61,8 +61,8 @@ class ScoreFlags(FlagGroup):
     )
     standard_error: bool = flag(
         False,
-        "Standard error of FID and other Frechet distances by the jackknife, within classes where the npz of the samples "
-        "has labels (arr_1), as many of each.",
+        "Standard error of FID and other Frechet distances by the jackknife: within classes where the npz of the "
+        "samples has labels (arr_1), as many of each.",
     )
     seed: int = flag(0, "Seed of the samples that standard errors and extrapolations leave out.", legal=at_least(0))
 
@@ -87,7 +87,11 @@ class ScoreFlags(FlagGroup):
         needs = [metric.needs for metric in METRICS if not metric.titles.keys().isdisjoint(metrics)]
         of_samples = any(samples for _, samples in needs)
         frechet = self.standard_error and not {"fid", "frechet_distance"}.isdisjoint(metrics)
-        return any(reference for reference, _ in needs), of_samples or frechet, self.standard_error and "sfid" in metrics
+        return (
+            any(reference for reference, _ in needs),
+            of_samples or frechet,
+            self.standard_error and "sfid" in metrics,
+        )
 
     def resampling(self, metrics):
         """{flag: value} of those that decide standard errors and extrapolations, as far as there are some.

@@ -1,4 +1,4 @@
-"""Tables of names that somebody chose, as csv and as Markdown: what would be code in a spreadsheet or a page is text."""
+"""Tables with names that somebody chose, as csv and Markdown: what a spreadsheet or a page would run is text."""
 
 import csv
 import html

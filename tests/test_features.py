@@ -8,7 +8,7 @@ import pytest
 import torch
 from embedded_models import CLASSIFIER, held_out_digits, says
 
-from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags, Features
+from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.unet import EncoderUNetModel
 

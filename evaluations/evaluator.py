@@ -20,7 +20,7 @@ from evaluations.features import FeatureFlags
 from evaluations.scores import ScoreFlags, compute, title
 from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
 from guided_diffusion.jobs import launch
 
 
@@ -33,7 +33,7 @@ class EvaluatorFlags(FlagGroup):
     more_samples: str = flag(
         "", "Further sets of them, for a table of all: paths with spaces between, quoted as in a shell.", many=True
     )
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1))
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     json: str = flag("", "File for the scores and all that decides them, which compare.py compares.")
 
 

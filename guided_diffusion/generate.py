@@ -11,7 +11,7 @@ import torch
 
 from . import dist_util, logger, methods
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
 from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
@@ -24,8 +24,8 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 

@@ -8,7 +8,7 @@ import torch
 from . import methods as table
 from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound, refuse_untaken
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import STEPS, FlagGroup, at_least, flag
 from .learned_variance import outside
 from .methods.method import no_corruption
 from .sampling import chain, chain_clocks, chain_corrections, no_coupling, sample
@@ -29,7 +29,9 @@ class DiffusionFlags(FlagGroup):
     """The diffusion process."""
 
     learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
-    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1), hidden=True, noising=True)
+    diffusion_steps: int = flag(
+        1000, "Number of training timesteps T.", legal=at_least(1, STEPS), hidden=True, noising=True
+    )
     noise_schedule: str = flag(
         "linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"), hidden=True, noising=True
     )

@@ -28,7 +28,7 @@ from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import log_calls, log_grid
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags, SpacingFlags
 from guided_diffusion.solvers import DDIM
 from guided_diffusion.solvers.flags import SolverFlags
@@ -47,6 +47,7 @@ GROUPS = [
     SampleFlags,
     SolverFlags,
     UNetFlags,
+    ConvFlags,
     DiffusionFlags,
     SpacingFlags,
     *methods.of_sampling(),
@@ -198,4 +199,4 @@ def report(made, name, method):
 
 
 if __name__ == "__main__":
-    launch.run("image_invert", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_invert", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -20,11 +20,11 @@ from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_i
 from guided_diffusion.image_datasets import DataFlags, load_data
 from guided_diffusion.jobs import launch
 from guided_diffusion.methods import Clipping
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.script_util import diffusion_of
 
-GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, ConvFlags, DiffusionFlags]
 OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
 
 
@@ -103,4 +103,4 @@ def report(terms):
 
 
 if __name__ == "__main__":
-    launch.run("image_nll", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_nll", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -18,24 +18,11 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-<<<<<<< HEAD
-    ["flags", "files", "schedule", "losses", "nn", "averages", "learned_variance"],
-    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
-=======
-    [
-        "flags",
-        "files",
-        "crops",
-        "image_labels",
-        "schedule",
-        "losses",
-        "nn",
-        "jobs",
-        "distributed",
-        "jobs.random_state",
-        "jobs.slow_steps",
-    ],
->>>>>>> data
+    ["files"],
+    ["flags", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
+    ["kernels"],
+    ["kernels.functions", "kernels.winograd"],
+    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps", "jobs.terminal"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],

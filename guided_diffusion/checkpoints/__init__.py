@@ -9,9 +9,18 @@ from .. import dist_util, files, logger, process
 from ..averages import young
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
-from ..networks import NETWORKS, SuperResFlags, UNetFlags
+from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
 from .read import load_into, parts, read_flags, sidecar_path, write  # noqa: F401 (the package's own names)
-from .resolve import described, initialise, noising, process_groups, recognised, resolve, resumed  # noqa: F401 (likewise)
+from .resolve import (  # noqa: F401 (likewise)
+    described,
+    initialise,
+    key_for,
+    noising,
+    process_groups,
+    recognised,
+    resolve,
+    resumed,
+)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
@@ -21,6 +30,9 @@ class CheckpointFlags(FlagGroup):
     """The diffusion checkpoint."""
 
     model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.", content=True)
+    checkpoint_key: str = flag(
+        "", "Key of the weights in a checkpoint that holds several, such as state_dict or ema.", shared=True
+    )
     override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.", idle=True)
 
 
@@ -53,10 +65,10 @@ def load_network(parsed):
 
     A script with flags for the sizes of a super-resolution network expects one.
 
-    :return: (the resolved Parsed flags, the network on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
     parsed = resolved(parsed)
-    return parsed, _open(parsed, parsed[CheckpointFlags].model_path, _network(parsed))
+    return parsed, _fast(parsed, _open(parsed, parsed[CheckpointFlags].model_path, _network(parsed)))
 
 
 def load_process(parsed, *methods):
@@ -105,7 +117,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
 
     Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
 
-    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode, fast for inference).
     """
     fixed, override = set(), False
     if UNetFlags in parsed.groups:
@@ -114,17 +126,24 @@ def load_classifier(parsed, path, flag="classifier_path"):
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
     parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
-    return parsed, _open(parsed, path, CLASSIFIER, flag)
+    return parsed, _fast(parsed, _open(parsed, path, CLASSIFIER, flag))
 
 
 def _open(parsed, path, network, flag="model_path"):
     """The network of resolved flags with the weights at `path`, on this rank's device in eval mode."""
     model, dtype = network.create(parsed), parsed[network.groups[0]].dtype
-    load_into(model, path, flag)
+    load_into(model, path, flag, key=key_for(flag, parsed.values()))
     model.to(dist_util.dev())
     if dtype is not torch.float32:
         model.convert_to(dtype)
     return model.eval()
+
+
+def _fast(parsed, model):
+    """The network as the scripts run it, by their --conv where they have it."""
+    flags = parsed.groups.get(ConvFlags)
+    compute_by(None if flags is None else flags.algorithm())
+    return for_inference(model)
 
 
 def _advise(path, trained):

@@ -20,7 +20,7 @@ import torch
 
 from .. import conditioning
 from ..errors import UserError
-from ..flags import at_least, flag
+from ..flags import at_least, flag, number
 from .method import Method
 
 
@@ -79,7 +79,7 @@ def _interval(text):
     if not text:
         return 0.0, float("inf")
     try:
-        low, high = (float(part) for part in text.split(","))
+        low, high = (number(part) for part in text.split(","))
     except ValueError:
         low, high = 0.0, 0.0
     if not 0 <= low < high:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import dist_util, logger, methods
+from .adapters import pair_of
 from .errors import UserError
 from .flags import FlagGroup, at_least, flag
 from .image_datasets import describe
@@ -135,7 +136,7 @@ def images(process, network, noise, cond):
     x = noise.normal(*network.shape).to(dist_util.dev())
     for record in process.sample_records(process.solver, process.denoiser(network, cond), x, noise):
         x = record.x
-    return x
+    return pair_of(network).decode(x)
 
 
 def batch_maker(process, network, conditioning: Conditioning, noise_at):

@@ -18,8 +18,8 @@ _waiting = {}
 
 
 def sidecar_path(path):
-    """Where the flags of a checkpoint lie: its name with .json for .pt."""
-    return re.sub(r"\.pt$", "", path) + ".json"
+    """Where the flags of a checkpoint lie: its name with .json for .pt or .safetensors."""
+    return re.sub(r"\.(pt|safetensors)$", "", path) + ".json"
 
 
 def write(path, state, flags=None):
@@ -72,6 +72,11 @@ def peek(path, flag="model_path"):
     return _waiting[version]
 
 
+def take(path, flag="model_path"):
+    """The state dict at `path`, which is not kept; as `peek`."""
+    return _waiting.pop(_version(path), None) or _read(path, flag)
+
+
 def load_into(model, path, flag="model_path", free_head=False):
     """Load the weights at `path` into a network.
 
@@ -80,7 +85,7 @@ def load_into(model, path, flag="model_path", free_head=False):
     :return: the names of those that did.
     :raises UserError: at most ten lines, if keys or shapes differ.
     """
-    state = _waiting.pop(_version(path), None) or _read(path, flag)
+    state = take(path, flag)
     expected = model.state_dict()
     left = [k for k in sorted({*state, *expected}) if free_head and HEAD.match(k) and not _alike(k, state, expected)]
     state = {k: v for k, v in state.items() if k not in left} | {k: expected[k] for k in left if k in expected}

@@ -44,7 +44,7 @@ def load_state_dict(path, map_location="cpu"):
     :return: {key: tensor}.
     :raises UserError: as `load_checkpoint`, and unless they are a dict of tensors.
     """
-    state = load_checkpoint(path, map_location)
+    state = load_safetensors(path) if path.endswith(".safetensors") else load_checkpoint(path, map_location)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors")
     strange = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
@@ -52,6 +52,25 @@ def load_state_dict(path, map_location="cpu"):
         kind = type(state[strange[0]]).__name__
         raise UserError(f"checkpoint {path} holds a {kind} at {strange[0]!r}, expected a dict of tensors")
     return state
+
+
+def load_safetensors(path):
+    """{key: tensor} of a file of safetensors, which holds nothing but data.
+
+    :raises UserError: if it is missing or damaged, or the package safetensors is.
+    """
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError(
+            f"{path} needs the package safetensors, which is not installed; expected it, or a .pt"
+        ) from None
+    try:
+        return safetensors.torch.load(files.read_bytes(path))
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise UserError(f"checkpoint {path} is truncated or damaged ({error})") from error
 
 
 def _expect_checkpoint(path, start):

@@ -12,13 +12,13 @@ from ..errors import UserError
 from ..flags import flags_of, marked
 from ..networks import UNetFlags
 from ..process import DiffusionFlags
-from . import diffusers
+from . import diffusers, dit, edm
 from .family import PIXELS, Adapter, Family, Found, pair_of
 
 __all__ = ["FAMILIES", "PIXELS", "Adapter", "Family", "Found", "find", "pair_of", "resolve"]
 
 # a file is of the first family whose keys it has; folders are those of diffusers
-FAMILIES = {"diffusers": diffusers.FAMILY}
+FAMILIES = {"diffusers": diffusers.FAMILY, "dit": dit.FAMILY, **edm.FAMILIES}
 # the name of this project's own networks
 OWN = "adm"
 

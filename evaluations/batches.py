@@ -12,7 +12,7 @@ import torch
 
 from guided_diffusion import files
 from guided_diffusion.errors import UserError
-from guided_diffusion.image_files import ZIP, list_image_files, open_picture
+from guided_diffusion.image_files import is_zip, list_image_files, open_picture
 from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
@@ -64,7 +64,7 @@ def open_images(path, flag):
     """
     if not path:
         raise UserError(f"--{flag} is not given; expected an npz or a folder of images")
-    if path.endswith(ZIP) or (files.is_folder(path) and not files.exists(files.join(path, "flags.json"))):
+    if is_zip(path) or (files.is_folder(path) and not files.exists(files.join(path, "flags.json"))):
         return _open_folder(path, flag)
     if files.is_folder(path):
         path = _samples_of(path, flag)
@@ -178,7 +178,7 @@ def _open_folder(path, flag):
     first, grey = open_picture(paths[0])
     size = first.size[::-1]
     batches = partial(_folder_batches, path, flag, paths, size)
-    kind, kept = ("zip", [path]) if path.endswith(ZIP) else ("folder", paths)
+    kind, kept = ("zip", [path]) if is_zip(path) else ("folder", paths)
     return ImageSet(flag, path, kind, len(paths), size, batches, kept, channels=1 if grey else 3)
 
 

@@ -15,7 +15,7 @@ from evaluations.features import FeatureFlags
 from evaluations.scores import ScoreFlags, compute
 from guided_diffusion import dist_util, files
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
 from guided_diffusion.jobs import launch
 
 
@@ -25,7 +25,7 @@ class EvaluatorFlags(FlagGroup):
 
     reference: str = flag("", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.")
     samples: str = flag("", "Images to be scored, likewise, or the output folder of a sampling script.")
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1))
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     json: str = flag("", "File for the scores and all that decides them, which compare.py compares.")
 
 

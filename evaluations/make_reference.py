@@ -16,7 +16,7 @@ from evaluations.batches import images_of_dataset, some_of
 from evaluations.features import FeatureFlags
 from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import IMAGES, SIDE, WIDTH, FlagGroup, at_least, flag
 from guided_diffusion.image_datasets import Images, describe
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks.levels import image_channels_flag
@@ -27,11 +27,13 @@ class ReferenceFlags(FlagGroup):
     """The reference."""
 
     data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
-    image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1))
+    image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1, SIDE))
     image_channels: int = image_channels_flag()
     out: str = flag("", "The npz to write.")
-    num_images: int = flag(10000, "Images to keep for precision and recall, drawn at random.", legal=at_least(1))
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1))
+    num_images: int = flag(
+        10000, "Images to keep for precision and recall, drawn at random.", legal=at_least(1, IMAGES)
+    )
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     skip_bad: bool = flag(False, "Skip unreadable images, instead of stopping.")
     seed: int = flag(0, "Decides which images are kept.", legal=at_least(0))
 

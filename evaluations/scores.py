@@ -48,7 +48,7 @@ class ScoreFlags(FlagGroup):
     bootstrap: int = flag(
         0,
         "Draws of the bootstrap for the standard error of FID; 0 gives none.",
-        legal=Legal("0 or at least 2", lambda value: value == 0 or value >= 2),
+        legal=Legal("0 or at least 2, at most 1000000", lambda value: value == 0 or 2 <= value <= 10**6),
     )
     seed: int = flag(0, "Seed of the bootstrap.", legal=at_least(0))
 

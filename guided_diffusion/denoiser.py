@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .errors import UserError
+from .learned_variance import hold
 from .schedule import per_sample, posterior
 
 
@@ -124,10 +125,20 @@ class NetworkDenoiser:
     :param previous: [T] integers, for PREVIOUS_X alone: the time that the output for time t lies at.
     :param clock: `(x, t) -> t`, the time that the network is told instead of t; None tells it t.
     :param takes: names in cond that the network is told; None tells it all.
+    :param clip_variance: hold learned variances in their interval.
     """
 
     def __init__(
-        self, model, schedule, mean_type, var_type, rescale_timesteps=False, previous=None, clock=None, takes=None
+        self,
+        model,
+        schedule,
+        mean_type,
+        var_type,
+        rescale_timesteps=False,
+        previous=None,
+        clock=None,
+        takes=None,
+        clip_variance=False,
     ):
         self.model = model
         self.schedule = schedule
@@ -137,6 +148,7 @@ class NetworkDenoiser:
         self.previous = previous
         self.clock = clock
         self.takes = takes
+        self.clip_variance = clip_variance
 
     def __call__(self, x, t, cond):
         return self.interpret(x, t, *self.network(x, t, cond))
@@ -147,7 +159,7 @@ class NetworkDenoiser:
         if self.takes is not None:
             cond = {name: cond[name] for name in self.takes if name in cond}
         output = self.model(x, network_time(told, self.schedule, self.rescale_timesteps), **cond).float()
-        return split_output(output, x, self.var_type)
+        return split_output(output, x, self.var_type, self.clip_variance)
 
     def interpret(self, x, t, output, variance=None):
         """The Prediction that an output of `network` stands for."""
@@ -163,9 +175,10 @@ class NetworkDenoiser:
         return Prediction.from_x0(x, alpha_bar, x0, variance)
 
 
-def split_output(output, x, var_type):
+def split_output(output, x, var_type, clip_variance=False):
     """A network's output for x [N, C, ...] as (what it predicts, its variance part or None), each of x's shape.
 
+    :param clip_variance: hold the variance part, where it is a fraction, in its interval.
     :raises UserError: if it has another number of channels than `var_type` needs.
     """
     channels = x.shape[1]
@@ -175,7 +188,10 @@ def split_output(output, x, var_type):
             f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
             f"--learn_sigma {var_type.is_learned} does not fit this network"
         )
-    return tuple(output.split(channels, dim=1)) if var_type.is_learned else (output, None)
+    if not var_type.is_learned:
+        return output, None
+    said, variance = output.split(channels, dim=1)
+    return said, hold(variance) if clip_variance and var_type is ModelVarType.LEARNED_RANGE else variance
 
 
 def network_time(t, schedule, rescale_timesteps):

@@ -7,6 +7,7 @@ goes the same way but needs no MPI, opens no socket and never communicates: torc
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import socket
@@ -208,8 +209,9 @@ def _summary(launch, device, hosts):
 def _end_with(sentence):
     """End this process because another rank has died; called outside the main thread, which may wait for that one."""
     if sentence:
-        sys.__stderr__.write(f"{sentence}\n")
-        sys.__stderr__.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
+            sys.__stderr__.write(f"{sentence}\n")
+            sys.__stderr__.flush()
         time.sleep(0.5)  # the launcher drops what it has not yet passed on
     else:
         time.sleep(1.5 if _comm is None else 30)  # mpirun ends all with the status of the rank that says why

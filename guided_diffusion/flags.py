@@ -33,12 +33,17 @@ class Legal:
 
 POSITIVE = Legal("above 0", lambda value: value > 0)
 FRACTION = Legal("0 to 1", lambda value: 0 <= value <= 1)
-COUNT_OR_UNSET = Legal("-1 or at least 1", lambda value: value == -1 or value >= 1)
+
+# Bounds of counts, far above what anybody uses and far below what no memory holds.
+IMAGES, SIDE, WIDTH, STEPS, THREADS = 10**7, 2**14, 2**16, 10**6, 2**10
+
+COUNT_OR_UNSET = Legal(f"-1 or at least 1, at most {WIDTH}", lambda value: value == -1 or 1 <= value <= WIDTH)
 
 
-def at_least(low):
-    """Legal values from `low` up."""
-    return Legal(f"at least {low}", lambda value: value >= low)
+def at_least(low, most=2**63 - 1):
+    """Legal values from `low` up to `most`, which is said where it is one that memory sets."""
+    shown = f"at least {low}" if most == 2**63 - 1 else f"at least {low}, at most {most}"
+    return Legal(shown, lambda value: low <= value <= most)
 
 
 def flag(
@@ -126,6 +131,8 @@ class FlagGroup:
             if isinstance(value, float) and not math.isfinite(value):
                 text = f", {legal.text}" if legal else ""
                 raise UserError(f"--{field.name} is {value}; expected a finite number{text}")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError(f"--{field.name} is {value}; expected a number below 2^63")
             if legal is not None and not (isinstance(value, numbers.Real) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value!r}; expected {legal.text}")
 
@@ -135,6 +142,32 @@ class FlagGroup:
         :param given: {flag: value} of those that somebody set, if only to their default.
         :raises UserError: naming the first.
         """
+
+
+def whole(text):
+    """The integer that a text of ASCII digits is, with a sign or without.
+
+    :raises ValueError: for any other text, such as 1_0 or digits of another script, which Python would take.
+    """
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,400}\s*", text):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def number(text):
+    """The float that a text of ASCII digits is, or nan or inf, which no flag has as a legal value.
+
+    :raises ValueError: as `whole`.
+    """
+    if not re.fullmatch(
+        r"\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity|nan)\s*", text, re.IGNORECASE
+    ):
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
+
+
+# what argparse calls them in its errors
+whole.__name__, number.__name__ = "int", "float"
 
 
 def str2bool(text):
@@ -261,6 +294,9 @@ def _shown(value):
     return repr(value) if value == "" else str(value)
 
 
+_CONVERSIONS = {bool: str2bool, int: whole, float: number}
+
+
 def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
@@ -273,7 +309,7 @@ def _add(section, field, default):
     section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,
-        type=str2bool if kind is bool else _one_of(choices) if choices else kind,
+        type=_one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind),
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
         help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),
@@ -324,6 +360,6 @@ def int_list(text, name):
     :param name: of the flag, for the error.
     """
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [whole(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UserError(f"--{name} is {text!r}; expected whole numbers with commas between") from None

@@ -16,6 +16,7 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import contextlib
 import enum
+import inspect
 import math
 from collections import deque
 
@@ -48,6 +49,9 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
+# what the loops take beside the published arguments
+OF_FORKS = ("skip_timesteps", "init_image", "randomize_class", "cond_fn_with_grad")
+
 
 class LossType(enum.Enum):
     """What `training_losses` minimises."""
@@ -62,6 +66,27 @@ class LossType(enum.Enum):
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
+def _to_the_end(progressive):
+    """The method that gives the images [N, C, ...] at the end of a progressive loop, and takes its arguments.
+
+    An override of that loop is always told what the published one is told, and by name.
+    """
+    signature = inspect.signature(progressive)
+    others = list(signature.parameters.values())[3:]
+    published = {p.name: p.default for p in others if p.name not in OF_FORKS}
+
+    def loop(self, model, shape, *args, **kwargs):
+        signature.bind(self, model, shape, *args)
+        told = published | {p.name: value for p, value in zip(others, args)} | kwargs
+        return _last(getattr(self, progressive.__name__)(model, shape, **told))["sample"]
+
+    loop.__name__ = progressive.__name__.removesuffix("_progressive")
+    loop.__qualname__ = progressive.__qualname__.removesuffix("_progressive")
+    loop.__doc__ = f"Images [N, C, ...] at the end of `{progressive.__name__}`, whose arguments it takes."
+    loop.__signature__ = signature
+    return loop
+
+
 class GaussianDiffusion:
     """A diffusion process over a grid of training timesteps; here the grid is all of them.
 
@@ -72,6 +97,7 @@ class GaussianDiffusion:
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
     :param grid: the kept training timesteps; None keeps all.
     :param methods: Method objects, of those that need no classifier.
+    :param clip_variance: hold learned variances in their interval.
     :ivar process: the Process.
     :ivar timestep_map: the kept training timesteps, increasing.
     :ivar betas: [num_timesteps] (float64) noise of each kept step, one of the tables that all methods read; so are
@@ -91,6 +117,7 @@ class GaussianDiffusion:
         rescale_timesteps=False,
         grid=None,
         methods=(),
+        clip_variance=False,
     ):
         self.loss_type = loss_type
         self.model_mean_type = model_mean_type
@@ -102,6 +129,7 @@ class GaussianDiffusion:
             mean_type=model_mean_type,
             var_type=model_var_type,
             rescale_timesteps=rescale_timesteps,
+            clip_variance=clip_variance,
             methods=methods,
         )
         self._bare = self.process.bare()
@@ -110,7 +138,9 @@ class GaussianDiffusion:
         grid = self.process.grid
         ends = [-1, *grid[:-1]], [*grid[1:], self.schedule.num_timesteps]
         self._own_tables = self._tables(*map(torch.tensor, (grid, *ends)))
-        vars(self).update(self._own_tables)
+        # a subclass that spaces its steps itself has said before which they are
+        said = {name: value for name, value in vars(self).items() if name == "timestep_map"}
+        vars(self).update(self._own_tables | said)
 
     def _tables(self, t, s, above):
         """{attribute: table} of steps from training timesteps t [S] to s [S]; `above` are the next noisier ones."""
@@ -262,17 +292,18 @@ class GaussianDiffusion:
             # what SpacedDiffusion wraps takes step indices, and the clock says training timesteps
             model = getattr(model, "model", model) if hasattr(model, "timestep_map") else model
             told = network_time(self.process.clock(x, self._time(t)), self.schedule, self.rescale_timesteps)
-        return split_output(model(x, told, **cond).to(x.dtype), x, self.model_var_type)
+        output = model(x, told, **cond).to(x.dtype)
+        return split_output(output, x, self.model_var_type, self.process.clip_variance)
 
     def _x0_of(self, output, x, t):
         """x_0 [N, C, ...] that a network's output stands for."""
         if self.model_mean_type is ModelMeanType.START_X:
             return output
         if self.model_mean_type is ModelMeanType.EPSILON:
-            return self._predict_xstart_from_eps(x, t, output)
+            return self._predict_xstart_from_eps(x_t=x, t=t, eps=output)
         if self.model_mean_type is ModelMeanType.VELOCITY:
             return self._predict_xstart_from_v(x, t, output)
-        return self._predict_xstart_from_xprev(x, t, output)
+        return self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output)
 
     def _variance(self, output, x, t):
         """Variance and log variance of p(x_{t-1} | x_t), each of x's shape, by the variance output or a table."""
@@ -345,7 +376,9 @@ class GaussianDiffusion:
 
     def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         """One ancestral step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         noise = torch.randn_like(x)
         if cond_fn is not None:
             out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -355,7 +388,9 @@ class GaussianDiffusion:
         """As `p_sample`, with gradients from x to what `cond_fn` is given."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             noise = torch.randn_like(x)
             if cond_fn is not None:
                 out["mean"] = self.condition_mean_with_grad(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -369,7 +404,9 @@ class GaussianDiffusion:
 
     def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
         """One DDIM step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         if cond_fn is not None:
             out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
         return self._ddim_step(out["pred_xstart"], x, t, eta)
@@ -380,7 +417,9 @@ class GaussianDiffusion:
         """As `ddim_sample`, with gradients from x to what `cond_fn` is given; `pred_xstart` is the unguided one."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            unguided = out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             if cond_fn is not None:
                 out = self.condition_score_with_grad(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
         step = self._ddim_step(out["pred_xstart"].detach(), x.detach(), t, eta)
@@ -404,7 +443,9 @@ class GaussianDiffusion:
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
             raise ValueError("the reverse ODE is deterministic: eta must be 0")
-        x0 = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+        x0 = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )["pred_xstart"]
         eps = self._predict_eps_from_xstart(x, t, x0)
         signal, spread = (
             _extract_into_tensor(table, t, x.shape)
@@ -437,7 +478,9 @@ class GaussianDiffusion:
         def asked(x, t):
             with torch.set_grad_enabled(cond_fn_with_grad and cond_fn is not None):
                 x = x.detach().requires_grad_() if cond_fn_with_grad else x
-                unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+                unguided = out = self.p_mean_variance(
+                    model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+                )
                 if cond_fn is not None:
                     guide = self.condition_score_with_grad if cond_fn_with_grad else self.condition_score
                     out = guide(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
@@ -460,10 +503,6 @@ class GaussianDiffusion:
         return {"sample": x0.where(last, sample), "pred_xstart": unguided, "old_eps": seen[-3:]}
 
     # -- loops --------------------------------------------------------------------------------------
-
-    def p_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole ancestral loop; arguments as `p_sample_loop_progressive`."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def p_sample_loop_progressive(
         self,
@@ -508,10 +547,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
         )
 
-    def ddim_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole DDIM loop; arguments as `ddim_sample_loop_progressive`."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
-
     def ddim_sample_loop_progressive(
         self,
         model,
@@ -546,10 +581,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
             eta=eta,
         )
-
-    def plms_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole PLMS loop; arguments as `plms_sample_loop_progressive`."""
-        return _last(self.plms_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def plms_sample_loop_progressive(
         self,
@@ -587,6 +618,10 @@ class GaussianDiffusion:
             order=order,
             old_out=None,
         )
+
+    p_sample_loop = _to_the_end(p_sample_loop_progressive)
+    ddim_sample_loop = _to_the_end(ddim_sample_loop_progressive)
+    plms_sample_loop = _to_the_end(plms_sample_loop_progressive)
 
     def _walk(self, step, model, shape, noise, device, progress, skip_timesteps, init_image, randomize_class, **told):
         """Yields what `step` gives at each step index, noisiest first, without gradients.
@@ -678,8 +713,9 @@ class GaussianDiffusion:
 
     def _losses(self, model, x_start, x_t, t, cond, noise):
         total = self.num_timesteps
+        states = {"x_start": x_start, "x_t": x_t, "t": t}
         if self.loss_type.is_vb():
-            bound = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=cond)["output"]
+            bound = self._vb_terms_bpd(model, **states, clip_denoised=False, model_kwargs=cond)["output"]
             return {"loss": bound * total if self.loss_type is LossType.RESCALED_KL else bound}
 
         terms = {}
@@ -687,7 +723,7 @@ class GaussianDiffusion:
         if variance is not None:
             # the bound teaches the variance alone (Nichol & Dhariwal 2021, section 3.1)
             said = torch.cat([output.detach(), variance], dim=1)
-            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, x_start, x_t, t, clip_denoised=False)["output"]
+            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, **states, clip_denoised=False)["output"]
             if self.loss_type is LossType.RESCALED_MSE:
                 terms["vb"] = terms["vb"] * total / 1000
         terms["mse"] = mean_flat((self._target(x_start, x_t, t, noise) - output) ** 2)
@@ -754,9 +790,9 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
-    """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
+    """The entries of a table at indices [N], or as many axes as they have, as float32, in a shape [N, ...]."""
     entries = torch.as_tensor(arr, device=timesteps.device)[timesteps].float()
-    return entries.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+    return entries.view(*entries.shape, *[1] * (len(broadcast_shape) - entries.ndim)).expand(broadcast_shape)
 
 
 def _combined(a, x, b, y):
@@ -773,4 +809,5 @@ def _last(outputs):
 
 
 def _device_of(model):
-    return next(model.parameters()).device if hasattr(model, "parameters") else torch.device("cpu")
+    parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    return torch.device("cpu") if parameter is None else parameter.device

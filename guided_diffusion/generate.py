@@ -12,7 +12,7 @@ import torch
 from . import dist_util, logger, methods
 from .adapters import pair_of
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
 from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
@@ -25,8 +25,8 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
@@ -133,14 +133,25 @@ def images(process, network, noise, cond):
     :param noise: IndexedNoise or GlobalNoise, which draws the start and each step's noise.
     :param cond: {name: tensor [N, ...]} of what the network is told.
     """
+    return watched_images(process, network, noise, cond)[0]
+
+
+def watched_images(process, network, noise, cond):
+    """(`images`, int64 [N]): the second says after which step, from 1, an image has not been finite; 0 if it is."""
     x = noise.normal(*network.shape).to(dist_util.dev())
+    bad_from = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    steps = len(process.grid)
     for record in process.sample_records(process.solver, process.denoiser(network, cond), x, noise):
         x = record.x
-    return pair_of(network).decode(x)
+        finite = x.flatten(1).abs().amax(1).isfinite()
+        bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
+    return pair_of(network).decode(x), bad_from
 
 
 def batch_maker(process, network, conditioning: Conditioning, noise_at):
     """`indices -> {"arr_0": images uint8 [n, H, W, C], "arr_1": labels}`, the labels where there are any.
+
+    Where images are not finite, "bad_from" is that of `watched_images`.
 
     :param conditioning: a Conditioning of sampling.
     :param noise_at: `indices -> noise`, as of `noise_of`.
@@ -149,7 +160,9 @@ def batch_maker(process, network, conditioning: Conditioning, noise_at):
     def make_batch(indices):
         noise = noise_at(indices)
         cond = on_device(conditioning.of_indices(noise, indices))
-        return as_arrays(images(process, network, noise, cond), cond.get("y"))
+        x, bad_from = watched_images(process, network, noise, cond)
+        arrays = as_arrays(x, cond.get("y"))
+        return arrays | {"bad_from": bad_from.cpu().numpy()} if bad_from.any() else arrays
 
     return make_batch
 
@@ -214,6 +227,9 @@ def preview_sampler(flags, count, cond, steps=25):
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))
-        return to_uint8(images(process, network, noise, on_device(cond)))
+        x, bad_from = watched_images(process, network, noise, on_device(cond))
+        if bad := int((bad_from > 0).sum()):
+            logger.warn(f"{bad} of {len(x)} samples in training are not finite numbers, and are drawn black")
+        return to_uint8(x)
 
     return preview

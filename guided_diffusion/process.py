@@ -9,13 +9,18 @@ import torch
 from . import methods as table
 from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound, refuse_untaken
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import STEPS, FlagGroup, at_least, flag
+from .learned_variance import outside
 from .methods.method import no_corruption
 from .sampling import chain, chain_clocks, chain_corrections, no_coupling, sample
 from .schedule import NoiseSchedule, get_named_beta_schedule, rescale_zero_terminal_snr
 from .solvers.ddpm import floor_of
 from .solvers.flags import SolverFlags
 from .spacing import SPACINGS, space_timesteps, spaced
+
+OUTSIDE = "learned variances outside their interval"
+# share of them at a timestep from which on a run says it
+TO_SAY = 0.01
 
 PREDICTIONS = {"eps": ModelMeanType.EPSILON, "x0": ModelMeanType.START_X, "v": ModelMeanType.VELOCITY}
 
@@ -25,7 +30,9 @@ class DiffusionFlags(FlagGroup):
     """The diffusion process."""
 
     learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
-    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1), hidden=True, noising=True)
+    diffusion_steps: int = flag(
+        1000, "Number of training timesteps T.", legal=at_least(1, STEPS), hidden=True, noising=True
+    )
     noise_schedule: str = flag(
         "linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"), hidden=True, noising=True
     )
@@ -59,6 +66,12 @@ class DiffusionFlags(FlagGroup):
         needs="learn_sigma",
     )
     sigma_small: bool = flag(False, "The fixed variance is the posterior's, not beta; for networks that learn none.")
+    clip_variance: bool = flag(
+        False,
+        "Hold the learned variance between the posterior's and beta, which nothing does as published.",
+        free=True,
+        needs="learn_sigma",
+    )
     # betas [T] of a network of others, where no name of a schedule says them
     table: Any = field(default=None, repr=False, compare=False)
 
@@ -122,6 +135,7 @@ class DiffusionFlags(FlagGroup):
             mean_type=self.mean_type,
             var_type=self.var_type,
             rescale_timesteps=self.rescale_timesteps,
+            clip_variance=self.clip_variance,
             methods=methods,
             solver=solver,
         )
@@ -191,6 +205,7 @@ class Process:
     :param mean_type: what the network's output means (ModelMeanType).
     :param var_type: where the variance comes from (ModelVarType).
     :param rescale_timesteps: networks see times scaled to 0..1000, as floats.
+    :param clip_variance: hold learned variances in their interval.
     :param methods: Method objects, at most one of a class; they act in the order of methods.STACK, a subclass where its
         base does, and those that are not in it after all others.
     :param solver: SolverFlags; None in training.
@@ -214,6 +229,7 @@ class Process:
         mean_type=ModelMeanType.EPSILON,
         var_type=ModelVarType.FIXED_LARGE,
         rescale_timesteps=False,
+        clip_variance=False,
         methods=(),
         solver=None,
     ):
@@ -222,6 +238,7 @@ class Process:
         self.mean_type = mean_type
         self.var_type = var_type
         self.rescale_timesteps = rescale_timesteps
+        self.clip_variance = clip_variance
         self.variance_floor = floor_of(schedule, self.grid)
         self.methods = sorted(methods, key=table.place)
         self.tallies = {}
@@ -247,6 +264,7 @@ class Process:
             mean_type=self.mean_type,
             var_type=self.var_type,
             rescale_timesteps=self.rescale_timesteps,
+            clip_variance=self.clip_variance,
         )
 
     def tally(self, name, rows, columns):
@@ -284,6 +302,7 @@ class Process:
             previous,
             self.clock,
             takes,
+            self.clip_variance,
         )
 
     def wrapped(self, denoise):
@@ -293,13 +312,42 @@ class Process:
         return denoise
 
     def counted(self, denoise):
-        """The denoiser, with its calls counted."""
+        """The denoiser, with its calls counted, and the variances outside their interval that the solver reads."""
+        reads = self.solver is not None and self.solver.reads_variance
+        reads = reads and self.var_type is ModelVarType.LEARNED_RANGE and not self.clip_variance
+        tally = self.tally(OUTSIDE, 2, self.schedule.num_timesteps) if reads else None
 
         def counted(x, t, cond):
             self.network_calls += x.shape[0]
-            return denoise(x, t, cond)
+            prediction = denoise(x, t, cond)
+            if tally is not None:
+                share = outside(prediction.variance)
+                tally.add(t.long(), torch.stack([share, torch.ones_like(share)]))
+            return prediction
 
         return counted
+
+    def report(self):
+        """Lines for the end of a run: of learned variances outside their interval, and of the methods."""
+        return [*self._report_of_variances(), *(line for method in self.methods for line in method.report(self))]
+
+    def suspects(self):
+        """Sentences on what may have thrown images beyond all numbers."""
+        return [*self._report_of_variances(), *filter(None, (method.suspect(self) for method in self.methods))]
+
+    def _report_of_variances(self):
+        if OUTSIDE not in self.tallies:
+            return
+        shares = (self.tallies[OUTSIDE].values[0] / self.tallies[OUTSIDE].values[1]).nan_to_num(0.0)
+        shares[self.grid[0]] = 0  # the step to the data draws no noise
+        worst = int(shares.argmax())
+        if shares[worst] >= TO_SAY:
+            step = len(self.grid) - sum(t < worst for t in self.grid)
+            yield (
+                f"learned variances outside their interval by more than its width: {100 * shares[worst]:.0f} % at "
+                f"timestep {worst} (step {step} of {len(self.grid)}), the most of all; --clip_variance True holds them "
+                "inside"
+            )
 
     def denoiser(self, model, cond=None):
         """The finished stack `(x_t, t) -> Prediction` of a network.

@@ -52,7 +52,7 @@ class SpacedDiffusion(GaussianDiffusion):
         return t
 
 
-@dataclass
+@dataclass(eq=False)
 class _WrappedModel:
     """A network, or a `cond_fn`, that takes step indices in place of training timesteps.
 

@@ -28,7 +28,7 @@ from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import log_calls, log_grid
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags, SpacingFlags
 from guided_diffusion.solvers import DDIM
 from guided_diffusion.solvers.flags import SolverFlags
@@ -47,6 +47,7 @@ GROUPS = [
     SampleFlags,
     SolverFlags,
     UNetFlags,
+    ConvFlags,
     DiffusionFlags,
     SpacingFlags,
     *methods.of_sampling(),
@@ -122,16 +123,31 @@ def main(parsed):
     made = by_index(flags, make_batch)
     log_calls(process, flags.num_samples)
     if made is not None:
-        if not all(np.isfinite(made[name]).all() for name in ("noisiest", "reconstruction")):
-            raise UserError(
-                f"--gamma {parsed[SolverFlags].gamma} made states beyond all numbers; expected nearer to {EXACT}"
-            )
+        refuse_not_finite(made, parsed[SolverFlags].gamma)
         save(made, grid, edit_class)
         logger.log(
             f"states at timestep {grid[-1]}: standard deviation {made['noisiest'].std():.3g}; that of noise is 1"
         )
         report(made, "reconstruction", f"BDIA with --gamma {parsed[SolverFlags].gamma}")
         report(made, "ddim", "DDIM, for comparison")
+
+
+def refuse_not_finite(made, gamma):
+    """Validate what was made.
+
+    :param made: {name: array [N, ...]} of the whole run, as `main` makes it.
+    :raises UserError: if some of it is not finite.
+    """
+    bad = {name: (~np.isfinite(values).reshape(len(values), -1).all(1)).sum() for name, values in made.items()}
+    count = len(made["original"])
+    if bad["ddim"]:
+        raise UserError(
+            f"{bad['ddim']} of {count} images are not finite numbers by plain DDIM either: --model_path predicts none"
+        )
+    if worst := max(bad.values()):
+        raise UserError(
+            f"--gamma {gamma} made states beyond all numbers of {worst} of {count} images; expected nearer to {EXACT}"
+        )
 
 
 def by_ddim(process, denoise, x):
@@ -183,4 +199,4 @@ def report(made, name, method):
 
 
 if __name__ == "__main__":
-    launch.run("image_invert", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_invert", __doc__, GROUPS, launch.alone(main), OVERRIDES)

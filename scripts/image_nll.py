@@ -20,11 +20,11 @@ from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_i
 from guided_diffusion.image_datasets import DataFlags, load_data
 from guided_diffusion.jobs import launch
 from guided_diffusion.methods import Clipping
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.script_util import diffusion_of
 
-GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, ConvFlags, DiffusionFlags]
 OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
 
 
@@ -79,8 +79,16 @@ def published_data(parsed):
 
 
 def report(terms):
-    """Log bits per dimension with their standard error, and save the mean of each term at each step, noisiest first."""
+    """Log bits per dimension with their standard error, and save the mean of each term at each step, noisiest first.
+
+    :raises UserError: at the end, if those of some images are not finite, which are left out.
+    """
+    count = len(terms["total_bpd"])
+    finite = np.isfinite(terms["total_bpd"])
+    terms = {name: values[finite] for name, values in terms.items()}
     total = terms["total_bpd"]
+    if len(total) == 0:
+        raise UserError(f"the bound of all {count} images is not finite: --model_path predicts no finite numbers")
     error = total.std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else float("nan")
     logger.log(
         f"{len(total)} images: {total.mean():.4f} +- {error:.4f} bits/dim "
@@ -90,7 +98,9 @@ def report(terms):
         path = files.join(logger.get_dir(), f"{name}_terms.npz")
         files.write_npz(path, {"arr_0": terms[name].mean(axis=0)})
         logger.log(f"saved {path}")
+    if len(total) < count:
+        raise UserError(f"the bound of {count - len(total)} of {count} images is not finite; they are left out above")
 
 
 if __name__ == "__main__":
-    launch.run("image_nll", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_nll", __doc__, GROUPS, launch.alone(main), OVERRIDES)

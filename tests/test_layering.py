@@ -18,7 +18,11 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 # A module imports from lower lines only.
 LAYERS = [
     ["errors"],
-    ["flags", "files", "schedule", "losses", "nn", "jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
+    ["files"],
+    ["flags", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
+    ["kernels"],
+    ["kernels.functions", "kernels.winograd"],
+    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps", "jobs.terminal"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],
@@ -34,7 +38,9 @@ LAYERS = [
     ["objectives.sampled"],
     ["objectives.*"],
     ["objectives"],
-    ["image_files", "jobs.sample_store"],
+    ["image_arrays", "jobs.sample_store"],
+    ["image_files"],
+    ["image_stream"],
     ["image_datasets", "base_samples"],
     ["conditioning.conditioning"],
     ["conditioning.*"],

@@ -24,7 +24,7 @@ from evaluations.fid import Moments, frechet_distance, moments_of
 from guided_diffusion import checkpoints, conditioning, dist_util, files, flags, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.generate import IndexedNoise, SampleFlags, images, on_device
+from guided_diffusion.generate import IndexedNoise, SampleFlags, on_device, watched_images
 from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs.sampling import add_up
 from guided_diffusion.networks import UNetFlags
@@ -129,8 +129,12 @@ def made_row(sampler, target):
         noise = IndexedNoise(sampling.seed + repeat, indices)
         cond = on_device(told.of_indices(noise, indices))
         begin = time.perf_counter()
-        made = to_uint8(images(process, network, noise, cond))
+        x, bad_from = watched_images(process, network, noise, cond)
+        made = to_uint8(x)
         seconds = time.perf_counter() - begin
+        if bad := int((bad_from > 0).sum()):
+            causes = "".join(f"; {cause}" for cause in process.suspects())
+            raise UserError(f"{sampler.name}: {bad} of {len(x)} images are not finite numbers{causes}")
         shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
         return target.extract(made).pool.cpu(), made[:shown], seconds
 

@@ -7,12 +7,22 @@ from functools import partial
 import torch
 
 from .. import adapters, dist_util, files, logger, process
+from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
-from ..networks import NETWORKS, SuperResFlags, UNetFlags
+from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
-from .resolve import described, initialise, noising, process_groups, recognised, resolve, resumed  # noqa: F401 (likewise)
+from .resolve import (  # noqa: F401 (likewise)
+    described,
+    initialise,
+    key_for,
+    noising,
+    process_groups,
+    recognised,
+    resolve,
+    resumed,
+)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
@@ -30,6 +40,9 @@ class CheckpointFlags(FlagGroup):
         "", "Whose network --model_path is; empty tells by what lies there.", ("", adapters.OWN, *adapters.FAMILIES)
     )
     vae: str = flag("", "Folder of the autoencoder (diffusers) of a network of latents that brings none.", content=True)
+    checkpoint_key: str = flag(
+        "", "Key of the weights in a checkpoint that holds several, such as state_dict or ema.", shared=True
+    )
     override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.", idle=True)
 
 
@@ -77,7 +90,8 @@ def _open_found(found, path, expected, given):
 
 def _create(found, parsed, path):
     """The network of an adapters.Found, on this rank's device in eval mode."""
-    network = found.create(parsed, None if files.is_folder(path) else take(path))
+    key = parsed.values().get("checkpoint_key", "")
+    network = found.create(parsed, None if files.is_folder(path) else take(path, key=key))
     network.convert_to(parsed[UNetFlags].dtype)
     return network.to(dist_util.dev()).eval()
 
@@ -87,10 +101,12 @@ def load_network(parsed):
 
     A script with flags for the sizes of a super-resolution network expects one.
 
-    :return: (the resolved Parsed flags, the network on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
     parsed, path, found = resolved(parsed), parsed[CheckpointFlags].model_path, _found(parsed)
-    return parsed, _open(parsed, path, _network(parsed)) if found is None else _create(found, parsed, path)
+    if found is not None:
+        return parsed, _create(found, parsed, path)
+    return parsed, _fast(parsed, _open(parsed, path, _network(parsed)))
 
 
 def load_process(parsed, *methods):
@@ -137,13 +153,13 @@ def resolved(parsed, log=True):
 def _found(parsed):
     """The adapters.Found of --model_path, None for a network of this project."""
     source = parsed[CheckpointFlags]
-    return _of_others(source.model_path, source.network, source.vae)
+    return _of_others(source.model_path, source.network, source.vae, key=source.checkpoint_key)
 
 
-def _of_others(path, family="", vae="", flag="model_path"):
+def _of_others(path, family="", vae="", flag="model_path", key=""):
     """The adapters.Found at a path, None for a network of this project, as flags beside it show."""
     own = path and not family and files.exists(sidecar_path(path))
-    return adapters.find(path, partial(peek, flag=flag), adapters.OWN if own else family, vae)
+    return adapters.find(path, partial(peek, flag=flag, key=key), adapters.OWN if own else family, vae)
 
 
 def _network(parsed):
@@ -155,7 +171,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
 
     Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
 
-    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode, fast for inference).
     """
     fixed, override = set(), False
     if UNetFlags in parsed.groups:
@@ -170,17 +186,24 @@ def load_classifier(parsed, path, flag="classifier_path"):
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
     parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
-    return parsed, _open(parsed, path, CLASSIFIER, flag)
+    return parsed, _fast(parsed, _open(parsed, path, CLASSIFIER, flag))
 
 
 def _open(parsed, path, network, flag="model_path"):
     """The network of resolved flags with the weights at `path`, on this rank's device in eval mode."""
     model, dtype = network.create(parsed), parsed[network.groups[0]].dtype
-    load_into(model, path, flag)
+    load_into(model, path, flag, key=key_for(flag, parsed.values()))
     model.to(dist_util.dev())
     if dtype is not torch.float32:
         model.convert_to(dtype)
     return model.eval()
+
+
+def _fast(parsed, model):
+    """The network as the scripts run it, by their --conv where they have it."""
+    flags = parsed.groups.get(ConvFlags)
+    compute_by(None if flags is None else flags.algorithm())
+    return for_inference(model)
 
 
 def _advise(path, trained):
@@ -189,14 +212,20 @@ def _advise(path, trained):
     :param trained: {flag: value} of its training; {} where they are not known.
     """
     folder, name = files.split(path)
-    average = re.fullmatch(r"ema_(0?\.\d+)_(\d+)\.pt", name)
-    if average:
-        rate, step = float(average[1]), int(average[2])
-        if rate**step > 0.125 and not trained.get("init_from"):
-            logger.warn(
-                f"{name} still holds {100 * rate**step:.0f} % of the untrained weights after {step} steps: "
-                "expect noise; train longer, or with a lower --ema_rate"
-            )
+    said = _young(name, trained)
+    if said and not trained.get("init_from"):
+        logger.warn(
+            f"{name} {said}, untrained ones: expect noise as far as that is much; train longer, with a lower "
+            "--ema_rate, or with --ema_warmup True"
+        )
     raw = re.fullmatch(r"model(\d+)\.pt", name)
-    if raw and any(re.fullmatch(rf"ema_.*_{raw[1]}\.pt", other) for other, _ in files.entries(folder or ".")):
-        logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
+    if raw:
+        averages = (n for n, _ in files.entries(folder or ".") if re.fullmatch(rf"ema_.*_{raw[1]}\.pt", n))
+        if any(trained.get("init_from") or not _young(average, trained) for average in averages):
+            logger.warn(f"{name} holds the raw weights; the ema_*_{raw[1]}.pt beside it usually samples better")
+
+
+def _young(name, trained):
+    """What is to be said of the moving average in a file of this name, if it is one, that has hardly begun to move."""
+    average = re.fullmatch(r"ema_(0?\.\d+|0|1)_(\d+)\.pt", name)
+    return young(float(average[1]), int(average[2]), bool(trained.get("ema_warmup"))) if average else ""

@@ -121,7 +121,7 @@ def mpi_size(env):
 def told_rank(env):
     """Return the rank that the launcher's variables tell, for use before the ranks have met; 0 where they do not."""
     names = {"torchrun": ("RANK",), "mpirun": MPI_RANKS, "srun": ("SLURM_PROCID",), "python": ()}[launcher_of(env)]
-    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 0)
+    return next((int(env[name]) for name in names if re.fullmatch("[0-9]{1,18}", env.get(name, ""))), 0)
 
 
 def first_host(nodes):
@@ -145,7 +145,7 @@ def choose_device(wanted, local_rank, gpus):
     :raises UserError: for another word, and for a GPU that is not there.
     """
     name = wanted or ("cuda" if gpus else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,6})?", name):
         raise UserError(f"--device {name}: expected cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -182,7 +182,7 @@ def usable_cores():
 def _number(env, name):
     """The integer from 0 that the variable `name` holds; it has to be there."""
     text = env.get(name, "")
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise UserError(f"environment variable {name} is {text!r}, expected a whole number from the launcher")
     return int(text)
 

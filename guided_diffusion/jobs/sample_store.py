@@ -6,6 +6,8 @@ A run is cut into chunks of consecutive images. `OUT_DIR/STEM.chunks/` holds
     images_00000016_00000031.chunk     images 16 to 31, finished: the SHA-256 of an npz, and the npz, with the images
                                        as `arr_0` and their labels, if any, as `arr_1`
     finished_100.json                  the npz that 100 images became, its size and its SHA-256
+    not_finite_00000016_00000031.json  those of images 16 to 31 that are not finite numbers: {index: the step, from 1,
+                                       after which they have not been}
 
 A chunk is complete or not there. Once all chunks have become the npz they are deleted, unless a larger run of the
 folder needs them; the other two files stay.
@@ -16,6 +18,7 @@ import hashlib
 import io
 import json
 import re
+import time
 
 import numpy as np
 
@@ -36,6 +39,7 @@ class SampleStore:
 
     def __init__(self, out_dir, stem):
         self.out_dir = out_dir
+        self.stem = stem
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
     def begin(self, settings, alone, defaults=None):
@@ -56,6 +60,8 @@ class SampleStore:
 
     def _begin(self, settings, alone, defaults):
         files.make_folder(self.folder)
+        if alone:
+            files.remove_unfinished(self.folder, time.time())
         path = files.join(self.folder, "settings.json")
         if not files.exists(path) or (alone and not self._names(("images_", "finished_"))):
             files.write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -93,7 +99,17 @@ class SampleStore:
         return [c for c in chunks if _name(c) not in there]
 
     def save(self, chunk, arrays):
-        """Keep the {name: array [n, ...]} of a chunk, on disk when this returns."""
+        """Keep the {name: array [n, ...]} of a chunk, on disk when this returns.
+
+        :param arrays: "bad_from", where it is there, says which are not finite; see `generate.watched_images`.
+        """
+        arrays = dict(arrays)
+        bad = {i: int(step) for i, step in zip(chunk, arrays.pop("bad_from", ())) if step}
+        note = files.join(self.folder, _note(chunk))
+        if bad:
+            files.write_text(note, json.dumps(bad) + "\n")
+        elif files.exists(note):
+            files.remove(note)
         content = io.BytesIO()
         np.savez(content, **arrays)
         digest = hashlib.sha256(content.getbuffer()).digest()
@@ -134,6 +150,36 @@ class SampleStore:
         self._clean(name, count)
         return path, picture
 
+    def not_finite(self, chunks):
+        """{index: the step, from 1, after which it has not been finite} of the images of these chunks."""
+        there, found = self._names(("not_finite_",)), {}
+        for chunk in chunks:
+            if _note(chunk) in there:
+                with contextlib.suppress(UserError, ValueError, AttributeError, TypeError):
+                    saved = files.read_json(files.join(self.folder, _note(chunk)), "numbers of images")
+                    found |= {int(i): int(step) for i, step in saved.items()}
+        return found
+
+    def keep_finite(self, chunks, bad):
+        """Join the images of a run but those of the indices `bad`, as `STEM_finite_NxHxWxC.npz`; its chunks stay.
+
+        :return: the path, whose `indices` say which images it has; None where there are none.
+        """
+        left = [i for chunk in chunks for i in chunk if i not in bad]
+        if not left:
+            return None
+        first = self._whole(chunks[0])
+        shape = (len(left), *first["arr_0"].shape[1:])
+        path = files.join(self.out_dir, f"{self.stem}_finite_{'x'.join(map(str, shape))}.npz")
+
+        def parts(key):
+            for chunk in chunks:
+                yield self._whole(chunk)[key][[i not in bad for i in chunk]]
+
+        members = {key: (array.dtype, (len(left), *array.shape[1:]), parts(key)) for key, array in first.items()}
+        files.stream_npz(path, members | {"indices": (np.dtype(np.int64), (len(left),), [np.array(left)])})
+        return path
+
     def _parts(self, chunks, key):
         return (self._whole(chunk)[key] for chunk in chunks)
 
@@ -168,8 +214,10 @@ class SampleStore:
         The chunks stay where there are some of a larger run, which needs them too.
         """
         chunks = self._names(("images_",))
-        unfinished = [n for n, _ in files.entries(self.out_dir) if n.startswith(f"{name}.") and n.endswith(".tmp")]
-        doomed = [(self.out_dir, n) for n in unfinished]
+        unfinished = re.compile(re.escape(name) + files.TEMPORARY)
+        doomed = [
+            (self.out_dir, n) for n, folder in files.entries(self.out_dir) if not folder and unfinished.fullmatch(n)
+        ]
         if all(_last(n) < count for n in chunks):
             doomed += [(self.folder, n) for n in chunks]
         for folder, name in doomed:
@@ -177,28 +225,34 @@ class SampleStore:
                 files.remove(files.join(folder, name))
 
     def _names(self, starts):
-        return {name for name, _ in files.entries(self.folder) if name.startswith(starts)}
+        """Names of a run's files that begin so, of unfinished ones too; what others put here is none."""
+        own = re.compile(
+            rf"(images_\d+_\d+\.chunk|not_finite_\d+_\d+\.json|finished_\d+\.json)({files.TEMPORARY})?", re.A
+        )
+        return {name for name, _ in files.entries(self.folder) if name.startswith(starts) and own.fullmatch(name)}
 
 
 def read_settings(folder):
     """What a run was begun with, from its folder of chunks.
 
     :return: a dict of "decisive" ({flag: value} of all that decides the images, files by their hash), "files" ({flag:
-        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank) and "rounding" ({"device": text,
+        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank), "winograd" (the fewest
+        channels of a layer that is computed so, 0 for none; not there in older runs) and "rounding" ({"device": text,
         "torch": text}).
     :raises UserError: if they are damaged.
     """
     path = files.join(folder, "settings.json")
     try:
-        saved = json.loads(files.read_text(path))
+        saved = files.read_json(path, "the settings of a run")
         whole = (
             isinstance(saved["decisive"], dict)
             and all(entry.keys() == {"path", "sha256"} for entry in saved["files"].values())
             and isinstance(saved["threads"], int)
             and saved["threads"] > 0
+            and isinstance(saved.get("winograd", 0), int)
             and saved["rounding"].keys() == {"device", "torch"}
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged; give another --out_dir, or delete {folder}")
@@ -224,11 +278,11 @@ def origin(path):
 def _read_record(path):
     """What became of a run, {"file": name, "size": bytes, "sha256": text}; None where it is not there or damaged."""
     try:
-        record = json.loads(files.read_text(path))
+        record = files.read_json(path, "what became of a run")
         return (
             record if files.split(record["file"])[1] == record["file"] and {"size", "sha256"} < record.keys() else None
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, UserError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -238,6 +292,10 @@ def _is_recorded(path, record):
 
 def _name(chunk):
     return f"images_{chunk.start:08d}_{chunk.stop - 1:08d}.chunk"
+
+
+def _note(chunk):
+    return f"not_finite_{chunk.start:08d}_{chunk.stop - 1:08d}.json"
 
 
 def _last(name):

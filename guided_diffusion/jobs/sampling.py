@@ -10,6 +10,7 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
+from ..networks import DIRECT, compute_by, computing_by, described
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
 
@@ -79,14 +80,26 @@ def _settings(parsed):
         read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
-    return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}
+    return {
+        "decisive": decisive,
+        "files": read,
+        "threads": torch.get_num_threads(),
+        "winograd": computing_by() if dist_util.dev().type == "cpu" else DIRECT,
+        "rounding": rounding,
+    }
 
 
 def _follow(begun, settings):
     """Compute as the first run of the folder did, in as many threads; where that is not enough for its bytes, warn."""
-    if dist_util.dev().type == "cpu" and begun["threads"] != torch.get_num_threads():
-        torch.set_num_threads(begun["threads"])
-        logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+    if dist_util.dev().type == "cpu":
+        if begun["threads"] != torch.get_num_threads():
+            torch.set_num_threads(begun["threads"])
+            logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+        # a folder that says nothing of it is older than there was a choice
+        algorithm = begun.get("winograd", DIRECT)
+        if algorithm != computing_by():
+            compute_by(algorithm)
+            logger.log(f"{described(algorithm)}, as this folder was begun")
     for name, value in settings["rounding"].items():
         if begun["rounding"][name] != value:
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
@@ -111,13 +124,17 @@ def _make(store, parsed, process, make_batch, name, then):
     _fill(store, missing, sum(map(len, mine)), make_batch, then)
     log_calls(process)
     add_up(process)
-    lines = [line for method in process.methods for line in method.report(process)]
+    lines = process.report()
     if lines and len(missing) < len(chunks):
         logger.log(f"of the {sum(map(len, missing))} images that this run made:")
     for line in lines:
         logger.log(line)
+    failed = None
     if dist_util.is_main():
-        _finish(store, chunks, name)
+        failed = _finish(store, chunks, mine, name, _suspects(parsed, process))
+    failed = dist_util.broadcast_object(failed)
+    if failed:
+        raise UserError(failed)
 
 
 def add_up(process):
@@ -154,24 +171,49 @@ def _fill(store, missing, total, make_batch, then):
                 interruption.stop(number, f"{kept} of {total} images are kept, and {then}")
 
 
-def _finish(store, chunks, name):
-    """Write the npz, unless other shards still have to add to it or were faster."""
+def _finish(store, chunks, mine, name, suspects):
+    """Write the npz, unless other shards still have to add to it or were faster.
+
+    :param mine: the chunks of this job, which has just seen them whole.
+    :param suspects: sentences on what may have thrown images beyond all numbers.
+    :return: what is wrong, where there is none at the end; else None.
+    """
     if not store.absent(chunks):
+        if bad := store.not_finite(chunks):
+            return _not_finite(bad, chunks[-1].stop, store.keep_finite(chunks, bad), suspects)
         with folder_lock.claimed(*files.split(store.folder)) as other:
             if other:
                 logger.log(f"{other} is writing the npz")
-                return
+                return None
             try:
                 for path in store.assemble(chunks, name):
                     logger.log(f"saved {path}")
-                return
+                return None
             except FileNotFoundError:  # another shard has done it and deleted the chunks
                 pass
     path, absent = store.finished(chunks[-1].stop), store.absent(chunks)
     if path:
         logger.log(f"saved {path}, by another shard")
+    elif lost := sum(map(len, store.absent(mine))):
+        return f"{lost} images have vanished from {store.folder} meanwhile; the same command makes them again"
     else:
         logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")
+    return None
+
+
+def _suspects(parsed, process):
+    sixteen = ["--use_bf16 True reaches further than --use_fp16 True"] if parsed.values().get("use_fp16") else []
+    return [*sixteen, *process.suspects()]
+
+
+def _not_finite(bad, count, path, suspects):
+    """The sentence that ends a run with images {index: step} that are not finite.
+
+    :param path: of the others; None where there are none.
+    """
+    kept = f"{path} has the other {count - len(bad)}" if path else "so no npz is written"
+    said = f"{len(bad)} of {count} images are not finite numbers, the first of them from step {min(bad.values())} on"
+    return "; ".join([said, kept, *suspects])
 
 
 def log_grid(process):

@@ -21,7 +21,7 @@ import torch
 
 from .. import conditioning
 from ..errors import UserError
-from ..flags import at_least, flag
+from ..flags import at_least, flag, number
 from .method import Method
 
 
@@ -55,6 +55,10 @@ class ClassifierFreeGuidance(Method):
             return denoise
         return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process, self.guidance_channels or None)
 
+    def suspect(self, process):
+        guides = self.guidance_scale != 1
+        return f"a --guidance_scale nearer to 1 than {self.guidance_scale:g} moves images less" if guides else ""
+
     def guided(self, alpha_bar):
         """Whether the levels alpha_bar [N] are in the interval: bool [N]."""
         sigma = (1 / alpha_bar - 1).sqrt()
@@ -82,7 +86,7 @@ def _interval(text):
     if not text:
         return 0.0, float("inf")
     try:
-        low, high = (float(part) for part in text.split(","))
+        low, high = (number(part) for part in text.split(","))
     except ValueError:
         low, high = 0.0, 0.0
     if not 0 <= low < high:

@@ -41,6 +41,10 @@ class ClassifierGuidance(Method):
         by_mean = process.solver is not None and process.solver.guided_by_mean
         return (MeanGuidedDenoiser if by_mean else ScoreGuidedDenoiser)(denoise, gradient)
 
+    def suspect(self, process):
+        guides = self.classifier is not None and self.classifier_scale
+        return f"a lower --classifier_scale than {self.classifier_scale:g} moves images less" if guides else ""
+
     def check(self, process, solver):
         if process.schedule.ends_in_noise and self.classifier_scale and self.gradient(process) is not None:
             raise UserError(

@@ -25,6 +25,10 @@ class Clipping(Method):
             return denoise
         return ClippedDenoiser(denoise)
 
+    def suspect(self, process):
+        bounds = self.clip_denoised or process.method(Thresholding).dynamic
+        return "" if bounds else "--clip_denoised True bounds what is predicted"
+
 
 @dataclass
 class Thresholding(Method):

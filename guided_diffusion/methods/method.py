@@ -91,6 +91,10 @@ class Method(FlagGroup):
         """Lines for the end of a run."""
         return ()
 
+    def suspect(self, process):
+        """What of its flags may have thrown images beyond all numbers, in a sentence; "" for nothing."""
+        return ""
+
 
 def no_corruption(noise, t):
     """The corruption that leaves training alone."""

@@ -171,6 +171,10 @@ class Objective:
         for auxiliary in self._auxiliaries().values():
             auxiliary.discard()
 
+    def logged(self):
+        """{name: number} of its own for a log row, the same on all ranks, which call this together."""
+        return {}
+
     def state_dict(self):
         """{name: state as tensors and plain values}, the same on all ranks; rank 0 alone calls it."""
         return {name: auxiliary.state_dict() for name, auxiliary in self._auxiliaries().items()}

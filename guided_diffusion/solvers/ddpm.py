@@ -41,6 +41,7 @@ class DDPM(Solver):
     takes = ("var_type", "variance_floor")
     stochastic = True
     published = True
+    reads_variance = True
     guided_by_mean = True
 
     def __init__(self, schedule, var_type=ModelVarType.FIXED_LARGE, variance_floor=None):

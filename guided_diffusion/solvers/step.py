@@ -32,6 +32,7 @@ class Solver:
     :cvar stochastic: its images depend on the noise that it draws.
     :cvar fixed_ends: it measures one step against the one before, so the ends of steps must stay.
     :cvar published: the published scripts have it; it draws noise once a step.
+    :cvar reads_variance: its images depend on a learned variance.
     :cvar guided_by_mean: a classifier moves its mean (Dhariwal & Nichol 2021, algorithm 1), in place of the score.
     """
 
@@ -42,6 +43,7 @@ class Solver:
     stochastic = False
     fixed_ends = False
     published = False
+    reads_variance = False
     guided_by_mean = False
 
     def __call__(self, denoise, x, t, s, state, noise):

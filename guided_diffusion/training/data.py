@@ -25,6 +25,13 @@ def training_data(data_flags, flags, image_size, class_cond=False, num_classes=N
     )
 
 
+def first_batch(data_flags, flags, image_size, class_cond=False, num_classes=None, image_channels=3):
+    """(batch, extra) of this rank's first step, wherever the run goes on."""
+    dataset = data_flags.dataset(image_size, class_cond, num_classes, flags.seed, image_channels)
+    place = {"rank": dist_util.rank(), "size": dist_util.world_size(), "num_workers": 0}
+    return next(batches(dataset, flags.batch_size, **place))
+
+
 def _next_batch(flags):
     state = resume.read_state(flags.resume_checkpoint) if flags.resume_checkpoint else None
     if state is None:

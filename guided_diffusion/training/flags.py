@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..checkpoints import resume
 from ..errors import UserError
-from ..flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
+from ..flags import COUNT_OR_UNSET, POSITIVE, WIDTH, FlagGroup, at_least, flag, number
 
 
 @dataclass
@@ -14,7 +14,7 @@ class TrainFlags(FlagGroup):
     iterations: int = flag(
         0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",), legal=at_least(0)
     )
-    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1), lasting=True)
+    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1, WIDTH), lasting=True)
     microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET, lasting=True)
     lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
     weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
@@ -24,7 +24,15 @@ class TrainFlags(FlagGroup):
         legal=at_least(0),
         lasting=True,
     )
+    lr_warmup_steps: int = flag(
+        0, "Steps over which the learning rate first rises linearly to --lr.", legal=at_least(0), lasting=True
+    )
     ema_rate: str = flag("0.9999", "Rates of the moving averages of the weights, with commas.", lasting=True)
+    ema_warmup: bool = flag(
+        False,
+        "After n steps the rates are at most (1 + n) / (10 + n), so that the averages soon forget the first weights.",
+        lasting=True,
+    )
     log_interval: int = flag(10, "Steps between log lines.", legal=at_least(1))
     save_interval: int = flag(10000, "Steps between checkpoints.", legal=at_least(1))
     sample_interval: int = flag(
@@ -40,6 +48,9 @@ class TrainFlags(FlagGroup):
         "",
         "Checkpoint to take the weights from and nothing else, with --resume_checkpoint auto where that finds none; "
         "its classes may differ.",
+    )
+    checkpoint_key: str = flag(
+        "", "Key of the weights in an --init_from that holds several, such as state_dict or ema.", shared=True
     )
     grad_clip: float = flag(
         0.0,
@@ -70,12 +81,21 @@ class TrainFlags(FlagGroup):
         rates = [part.strip() for part in self.ema_rate.split(",") if part.strip()]
         for rate in rates:
             try:
-                valid = 0 <= float(rate) <= 1
+                valid = 0 <= number(rate) <= 1
             except ValueError:
                 valid = False
             if not valid:
                 raise UserError(f"--ema_rate has {rate!r}; expected numbers from 0 to 1, such as 0.9999")
         return rates
+
+    def lr_at(self, step):
+        """The learning rate of the step after `step` earlier ones."""
+        lr = self.lr
+        if self.lr_anneal_steps:
+            lr *= 1 - step / self.lr_anneal_steps
+        if self.lr_warmup_steps:
+            lr *= min(1, (step + 1) / self.lr_warmup_steps)
+        return lr
 
     def first_step(self):
         """The step that training starts after: 0, or that of the checkpoint it resumes."""

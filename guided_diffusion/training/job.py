@@ -1,6 +1,5 @@
 """The bodies of the training scripts."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..networks import ClassifierFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
-from .data import training_data
+from .data import first_batch, training_data
 from .flags import TrainFlags
 from .loop import Loop
 from .validation import held_out_losses
@@ -71,8 +70,7 @@ def train_diffusion(parsed, network, after_step=None):
 
     count, images, labels = SHOWN, None, None
     if told.shows_images:
-        batch, extra = next(data)
-        data = itertools.chain([(batch, extra)], data)
+        batch, extra = first_batch(parsed[DataFlags], settings, **images)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
     Loop(

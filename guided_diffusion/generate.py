@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import dist_util, logger, methods
+from .adapters import pair_of
 from .errors import UserError
 from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
 from .image_datasets import describe
@@ -144,7 +145,7 @@ def watched_images(process, network, noise, cond):
         x = record.x
         finite = x.flatten(1).abs().amax(1).isfinite()
         bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
-    return x, bad_from
+    return pair_of(network).decode(x), bad_from
 
 
 def batch_maker(process, network, conditioning: Conditioning, noise_at):

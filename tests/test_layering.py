@@ -22,7 +22,7 @@ LAYERS = [
     ["flags", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
     ["kernels"],
     ["kernels.functions", "kernels.winograd"],
-    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps", "jobs.terminal"],
+    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps", "jobs.terminal", "distributed.messages"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],

@@ -11,7 +11,7 @@ import torch
 from evaluations.features import with_channels
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
 from guided_diffusion.image_arrays import read_arrays
 from guided_diffusion.image_labels import of_text, renumbered
 from guided_diffusion.jobs import launch
@@ -24,7 +24,7 @@ class AccuracyFlags(FlagGroup):
 
     samples: str = flag("", "npz of the images: arr_0 uint8 [N, H, W, C], arr_1 their labels.")
     classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
-    batch_size: int = flag(100, "Images computed at once.", legal=at_least(1))
+    batch_size: int = flag(100, "Images computed at once.", legal=at_least(1, WIDTH))
 
     def __post_init__(self):
         super().__post_init__()

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from . import dist_util, logger, methods
+from .adapters import pair_of
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
 from .image_labels import mapping, of_text
 from .image_stream import report
 from .images import to_uint8
@@ -25,8 +26,8 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
@@ -145,7 +146,7 @@ def watched_images(process, network, noise, cond):
         x = record.x
         finite = x.flatten(1).abs().amax(1).isfinite()
         bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
-    return x, bad_from
+    return pair_of(network).decode(x), bad_from
 
 
 def batch_maker(process, network, conditioning: Conditioning, noise_at):

@@ -1,6 +1,5 @@
 """Images in one array on disk, .npz or .npy: memory-mapped where the bytes lie as they are, so that nothing waits."""
 
-import json
 import os
 import struct
 import zipfile
@@ -67,10 +66,8 @@ def _names_beside(path):
     beside = f"{os.path.splitext(path)[0]}.json"
     if not files.exists(beside):
         return None
-    try:
-        names = json.loads(files.read_text(beside))[CLASSES]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    content = files.read_json(beside, "the names of the classes of samples")
+    names = content.get(CLASSES) if isinstance(content, dict) else None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from . import files, image_labels, logger
 from .crops import augmented
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import THREADS, FlagGroup, at_least, flag
 from .image_arrays import checksums, read_arrays
 from .image_files import (
     EXTENSIONS,
@@ -60,7 +60,7 @@ class DataFlags(FlagGroup):
         "", "Colour behind transparent places, such as white or #808080; empty shows their hidden colour.", lasting=True
     )
     skip_bad: bool = flag(False, "Skip unreadable images and count them, instead of stopping.")
-    num_workers: int = flag(1, "Threads that read ahead; 0 reads when asked.", legal=at_least(0))
+    num_workers: int = flag(1, "Threads that read ahead; 0 reads when asked.", legal=at_least(0, THREADS))
 
     def __post_init__(self):
         super().__post_init__()

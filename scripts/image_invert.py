@@ -210,4 +210,4 @@ def report(made, name, method):
 
 
 if __name__ == "__main__":
-    launch.run("image_invert", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_invert", __doc__, GROUPS, launch.alone(main), OVERRIDES)

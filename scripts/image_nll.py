@@ -104,4 +104,4 @@ def report(terms):
 
 
 if __name__ == "__main__":
-    launch.run("image_nll", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_nll", __doc__, GROUPS, launch.alone(main), OVERRIDES)

@@ -209,7 +209,6 @@ BAD = {
     TRAIN + " --schedule_sampler often": ["--schedule_sampler", "often", "uniform"],
     TRAIN + " --resume_checkpoint {place}/none/model000002.pt": ["{place}/none/model000002.pt", "does not exist"],
     TRAIN + " --resume_checkpoint {place}/bare.pt": ["--resume_checkpoint", "{place}/bare.pt", "modelNNNNNN.pt"],
-    TRAIN + " --resume_checkpoint {place}/conditional/model000002.pt": ["step 2", "nothing to do"],
     TRAIN + " --resume_checkpoint {place}/conditional/model000002.pt --class_cond False": [
         "--resume_checkpoint",
         "--class_cond is False",

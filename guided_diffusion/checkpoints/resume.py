@@ -86,6 +86,10 @@ def _refuse_another(folder, source):
 
 def _newest(folder):
     complete = manifest.steps(folder)
+    for path in _unlisted(folder) if complete else ():
+        if step_of(path) > complete[0]:
+            name = files.split(manifest.path_of(folder, step_of(path)))[1]
+            logger.warn(f"{path} is not taken: it has no {name}, so it was not written to its end")
     for step in complete:
         try:
             manifest.check(folder, step)
@@ -127,7 +131,9 @@ def _refuse_unlisted(folder):
 
 
 def _checked(path):
-    """The path, if it is there and its manifest, where its folder has some, agrees."""
+    """The path, or that of what it links to, if it is there and its manifest, where its folder has some, agrees."""
+    if not _named(path) or not files.exists(beside(path, "opt")):
+        path = files.target(path)
     step = step_of(path)
     if not files.exists(path):
         raise UserError(f"--resume_checkpoint: checkpoint {path} does not exist")
@@ -148,10 +154,14 @@ def _checked(path):
 
 def step_of(path):
     """The step in the name of a checkpoint, model012345.pt."""
-    match = re.fullmatch(r"model(\d+)\.pt", files.split(path)[1])
+    match = _named(path)
     if not match:
         raise UserError(f"--resume_checkpoint {path} is not named as modelNNNNNN.pt, so its step is unknown")
     return int(match[1])
+
+
+def _named(path):
+    return re.fullmatch(r"model(\d+)\.pt", files.split(path)[1], re.ASCII)
 
 
 def beside(path, name):
@@ -173,6 +183,18 @@ def read_state(path):
     if not files.exists(state):
         return None
     content = load_checkpoint(state)
-    if not isinstance(content, dict) or not content.keys() >= STATE:
+    if not _is_state(content):
         raise UserError(f"{state} is not the state of a training run")
+    if content["step"] != step_of(path):
+        raise UserError(f"{state} is that of step {content['step']}; expected step {step_of(path)}, as its name says")
     return content
+
+
+def _is_state(content):
+    """Whether what a file holds has the entries of STATE, each of its type."""
+    if not isinstance(content, dict) or not content.keys() >= STATE:
+        return False
+    counts = [content["step"], content["samples"], content["seed"]]
+    size, scale = content["step_size"], content["lg_loss_scale"]
+    lists = [isinstance(part, list) for part in (size, content["random"])]
+    return all(isinstance(n, int) and n >= 0 for n in counts) and all(lists) and isinstance(scale, float | int | None)

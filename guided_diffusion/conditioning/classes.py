@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..flags import FlagGroup, Legal, at_least, flag
+from ..flags import IMAGES, FlagGroup, Legal, at_least, flag
 from ..image_labels import chosen, of_text
 from ..networks import ClassifierFlags, UNetFlags
 from .conditioning import Conditioning
@@ -19,7 +19,7 @@ class ClassFlags(FlagGroup):
     per_class: int = flag(
         0,
         "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.",
-        legal=at_least(0),
+        legal=at_least(0, IMAGES),
         idle=True,
     )
 

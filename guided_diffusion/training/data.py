@@ -26,7 +26,7 @@ def training_images(parsed, network):
     flags, values = parsed[TrainFlags], parsed.values()
     labelled = values.get("class_cond", True)  # a classifier has no such flag
     counted = "num_classes" in parsed.given or flags.resume_checkpoint
-    known, count = image_labels.of_text(values["class_names"]), values["num_classes"] if counted else None
+    known, count = image_labels.of_text(values.get("class_names", "")), values["num_classes"] if counted else None
     told = (values[network.size_flag], labelled, count, flags.seed, values["image_channels"])
     dataset = parsed[DataFlags].dataset(*told, known=known, more=bool(flags.init_from))
     if flags.resume_checkpoint and not known and dataset.class_source in ("folder", "prefix"):
@@ -70,7 +70,7 @@ def held_out_data(parsed, data_dir, start, size_flag="image_size"):
     """
     values = parsed.values()
     still = dataclasses.replace(parsed[DataFlags], data_dir=data_dir, random_flip=False, random_crop=False)
-    known = image_labels.of_text(values["class_names"])
+    known = image_labels.of_text(values.get("class_names", ""))
     size, channels = values[size_flag], values["image_channels"]
     dataset = still.dataset(size, True, values["num_classes"], parsed[TrainFlags].seed, channels, known=known)
     report(dataset)
@@ -88,6 +88,12 @@ def stream(dataset, parsed, start=0):
         num_workers=parsed[DataFlags].num_workers,
         start=start,
     )
+
+
+def first_batch(dataset, parsed):
+    """(batch, extra) of this rank's first step, wherever the run goes on."""
+    place = {"rank": dist_util.rank(), "size": dist_util.world_size(), "num_workers": 0}
+    return next(batches(dataset, parsed[TrainFlags].batch_size, **place))
 
 
 def next_batch(flags):

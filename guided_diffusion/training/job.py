@@ -1,6 +1,5 @@
 """The bodies of the training scripts."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..networks import ClassifierFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
-from .data import next_batch, stream, training_images, with_facts
+from .data import first_batch, next_batch, stream, training_images, with_facts
 from .flags import TrainFlags
 from .loop import Loop
 from .validation import held_out_losses
@@ -69,8 +68,7 @@ def train_diffusion(parsed, network, after_step=None):
 
     count, images, labels = SHOWN, None, None
     if told.shows_images:
-        batch, extra = next(data)
-        data = itertools.chain([(batch, extra)], data)
+        batch, extra = first_batch(dataset, parsed)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
     Loop(

@@ -15,6 +15,7 @@ from .flags import FlagGroup, at_least, flag
 from .image_datasets import describe
 from .images import to_uint8
 from .jobs import progress
+from .networks import for_inference
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -226,7 +227,7 @@ def preview_sampler(flags, count, cond, steps=25):
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))
-        x, bad_from = watched_images(process, network, noise, on_device(cond))
+        x, bad_from = watched_images(process, for_inference(network), noise, on_device(cond))
         if bad := int((bad_from > 0).sum()):
             logger.warn(f"{bad} of {len(x)} samples in training are not finite numbers, and are drawn black")
         return to_uint8(x)

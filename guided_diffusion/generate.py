@@ -17,6 +17,7 @@ from .image_labels import mapping, of_text
 from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
+from .networks import for_inference
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -234,7 +235,7 @@ def preview_sampler(flags, count, cond, steps=25):
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))
-        x, bad_from = watched_images(process, network, noise, on_device(cond))
+        x, bad_from = watched_images(process, for_inference(network), noise, on_device(cond))
         if bad := int((bad_from > 0).sum()):
             logger.warn(f"{bad} of {len(x)} samples in training are not finite numbers, and are drawn black")
         return to_uint8(x)

@@ -56,9 +56,9 @@ def train_diffusion(parsed, network, after_step=None):
     parsed = begin(parsed, network)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
     model, diffusion = network.create(parsed), diffusion_of(process, methods.chosen(parsed))
-    images = {"image_size": parsed.values()[network.size_flag], "image_channels": unet.image_channels}
-    images |= {"class_cond": unet.class_cond, "num_classes": unet.num_classes}
-    data = training_data(parsed[DataFlags], settings, **images)
+    form = {"image_size": parsed.values()[network.size_flag], "image_channels": unet.image_channels}
+    form |= {"class_cond": unet.class_cond, "num_classes": unet.num_classes}
+    data = training_data(parsed[DataFlags], settings, **form)
     if not launch.announce(parsed):
         return
     told = conditioning.of_training(parsed)
@@ -70,7 +70,7 @@ def train_diffusion(parsed, network, after_step=None):
 
     count, images, labels = SHOWN, None, None
     if told.shows_images:
-        batch, extra = first_batch(parsed[DataFlags], settings, **images)
+        batch, extra = first_batch(parsed[DataFlags], settings, **form)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
     Loop(

@@ -97,6 +97,7 @@ def _find_launch(env):
     if launcher == "srun":
         return launchers.slurm_launch(env)
     if launcher == "mpirun" and launchers.mpi_size(env) != 1:
+        launchers.refuse_left_over(env)
         return launchers.mpi_launch(env, *_join_mpi())
     return launchers.Launch(launcher)
 

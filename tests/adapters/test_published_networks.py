@@ -81,8 +81,7 @@ PRECONDITIONED = [
     (name, kind)
     for name, case in UNETS.items()
     for kind in PRECONDITIONINGS
-    if f"D.{kind}" in case["outputs"]
-    and (kind, case["args"].get("embedding_type")) != ("VPPrecond", "fourier")
+    if f"D.{kind}" in case["outputs"] and (kind, case["args"].get("embedding_type")) != ("VPPrecond", "fourier")
 ]
 
 

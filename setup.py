@@ -30,5 +30,10 @@ setup(
         "mpi4py>=4",
         "mpich; sys_platform != 'win32'",
     ],
-    extras_require={"data": ["scikit-learn"], "evaluator": ["tensorboard"], "plots": ["matplotlib"]},
+    extras_require={
+        "data": ["scikit-learn"],
+        "safetensors": ["safetensors"],
+        "evaluator": ["tensorboard"],
+        "plots": ["matplotlib"],
+    },
 )

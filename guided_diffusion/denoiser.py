@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import UserError
+from .errors import RefusedByAssertion, UserError
 from .learned_variance import hold
 from .scalars import combined, ratio, shared, sqrt
 from .schedule import posterior
@@ -228,7 +228,7 @@ def split_output(output, x, var_type, clip_variance=False):
     channels = x.shape[1]
     expected = 2 * channels if var_type.is_learned else channels
     if output.shape[:2] != (x.shape[0], expected):
-        raise UserError(
+        raise RefusedByAssertion(
             f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
             f"--learn_sigma {var_type.is_learned} does not fit this network"
         )

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from . import dist_util, logger, methods
+from .adapters import pair_of
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
-from .image_datasets import describe
+from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
+from .image_labels import mapping, of_text
+from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
+from .networks import for_inference
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -26,8 +29,8 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
@@ -199,7 +202,7 @@ def watched_images(process, network, noise, cond):
             noise.stepped(x)
             finite = x.flatten(1).sum(1).isfinite()
             bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
-    return x, bad_from
+    return pair_of(network).decode(x), bad_from
 
 
 def batch_maker(process, network, conditioning: Conditioning, noise_at):
@@ -228,8 +231,14 @@ def dataset_in_order(data, unet, flags):
     :param unet: UNetFlags, which say their size and channels, and whether they have classes.
     """
     still, size = dataclasses.replace(data, random_flip=False), unet.image_size
-    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels)
-    logger.log(describe(dataset))
+    known = {"known": of_text(unet.class_names), "numbers": True}
+    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels, **known)
+    report(dataset)
+    if not unet.class_names and any(name != str(number) for number, name in enumerate(dataset.class_names or ())):
+        logger.warn(
+            f"--model_path does not name its classes, which are taken to be {mapping(dataset.class_names, True)}; "
+            "--class_names says what they are"
+        )
     if flags.num_samples > len(dataset):
         logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
         flags = dataclasses.replace(flags, num_samples=len(dataset))
@@ -281,7 +290,7 @@ def preview_sampler(flags, count, cond, steps=25):
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))
-        x, bad_from = watched_images(process, network, noise, on_device(cond))
+        x, bad_from = watched_images(process, for_inference(network), noise, on_device(cond))
         if bad := int((bad_from > 0).sum()):
             logger.warn(f"{bad} of {len(x)} samples in training are not finite numbers, and are drawn black")
         return to_uint8(x)

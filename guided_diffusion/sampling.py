@@ -98,8 +98,8 @@ def chain(arrows, identity):
 def chain_clocks(clocks):
     """One clock `(x, t) -> t` that applies several in turn, of which None are left out; None where there are none."""
     clocks = [clock for clock in clocks if clock is not None]
-    if not clocks:
-        return None
+    if len(clocks) < 2:
+        return next(iter(clocks), None)
 
     def told(x, t):
         for clock in clocks:
@@ -112,8 +112,8 @@ def chain_clocks(clocks):
 def chain_corrections(corrections):
     """One correction `(x, prediction, t, s) -> x` that applies several in turn."""
     corrections = [correct for correct in corrections if correct is not no_correction]
-    if not corrections:
-        return no_correction
+    if len(corrections) < 2:
+        return next(iter(corrections), no_correction)
 
     def corrected(x, prediction, t, s):
         for correct in corrections:

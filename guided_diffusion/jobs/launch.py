@@ -14,7 +14,7 @@ from ..distributed import launchers
 from ..errors import UserError
 from ..flags import flag
 from ..networks import ConvFlags, computing_by, described
-from . import folder_lock
+from . import folder_lock, terminal
 
 # seconds that other ranks leave rank 0 to say an error first
 PATIENCE = 2
@@ -32,6 +32,7 @@ class RunFlags(flags.FlagGroup):
     dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
 
 
+@terminal.lasting()
 def run(name, description, groups, body, overrides=None, argv=None, positional=()):
     """Parse the command line, join the ranks, open the output folder, and call `body(parsed)`.
 

@@ -10,6 +10,7 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
+from ..image_labels import of_text
 from ..networks import DIRECT, compute_by, computing_by, described
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
@@ -54,7 +55,8 @@ def run(parsed, process, make_batch, name=None):
     if parsed[launch.RunFlags].dry_run:
         launch.announce(parsed)
         return
-    store = SampleStore(out_dir, name.removesuffix(".npz") if name else "samples")
+    stem, names = name.removesuffix(".npz") if name else "samples", of_text(parsed.values().get("class_names", ""))
+    store = SampleStore(out_dir, stem, names)
     then = (
         f"{store.folder} has to be deleted to begin anew"
         if parsed[RngFlags].published
@@ -129,9 +131,10 @@ def _make(store, parsed, process, make_batch, name, then):
         logger.log(f"of the {sum(map(len, missing))} images that this run made:")
     for line in lines:
         logger.log(line)
-    failed = dist_util.broadcast_object(
-        _finish(store, chunks, name, _suspects(parsed, process)) if dist_util.is_main() else None
-    )
+    failed = None
+    if dist_util.is_main():
+        failed = _finish(store, chunks, mine, name, _suspects(parsed, process))
+    failed = dist_util.broadcast_object(failed)
     if failed:
         raise UserError(failed)
 
@@ -170,9 +173,10 @@ def _fill(store, missing, total, make_batch, then):
                 interruption.stop(number, f"{kept} of {total} images are kept, and {then}")
 
 
-def _finish(store, chunks, name, suspects):
+def _finish(store, chunks, mine, name, suspects):
     """Write the npz, unless other shards still have to add to it or were faster.
 
+    :param mine: the chunks of this job, which has just seen them whole.
     :param suspects: sentences on what may have thrown images beyond all numbers.
     :return: what is wrong, where there is none at the end; else None.
     """
@@ -192,6 +196,8 @@ def _finish(store, chunks, name, suspects):
     path, absent = store.finished(chunks[-1].stop), store.absent(chunks)
     if path:
         logger.log(f"saved {path}, by another shard")
+    elif lost := sum(map(len, store.absent(mine))):
+        return f"{lost} images have vanished from {store.folder} meanwhile; the same command makes them again"
     else:
         logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")
     return None

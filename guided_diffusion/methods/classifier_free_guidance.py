@@ -9,6 +9,7 @@ is that of the answer with classes; where that is not asked, of the other.
 | --- | --- |
 | 1 + w of Ho & Salimans, equation 6; w of Kynkaanniemi et al., equation 3 | `guidance_scale` |
 | (sigma_lo, sigma_hi], sigma = noise / signal | `guidance_interval` |
+| C' < C of DiT's release, which guides three of four latent channels | `guidance_channels` |
 
 Epsilon Scaling stands inside: both answers are divided by the same lambda, and since the combination is linear with
 weights that add up to 1, this is the scaling of the combined eps; clipping stands outside and bounds the combined x0.
@@ -20,7 +21,7 @@ import torch
 
 from .. import conditioning
 from ..errors import UserError
-from ..flags import at_least, flag
+from ..flags import at_least, flag, number
 from ..scalars import bounded, bounds, ratio
 from .method import Method
 
@@ -38,16 +39,22 @@ class ClassifierFreeGuidance(Method):
         "", "LO,HI: guide only where noise / signal is above LO and at most HI; empty guides everywhere."
     )
 
+    guidance_channels: int = flag(
+        0, "Guide the first so many channels alone, 3 as DiT's release does; 0 guides all.", legal=at_least(0)
+    )
+
     def __post_init__(self):
         super().__post_init__()
         self.low, self.high = _interval(self.guidance_interval)
         if self.guidance_interval and self.guidance_scale == 1:
             raise UserError("--guidance_interval does nothing without --guidance_scale")
+        if self.guidance_channels and self.guidance_scale == 1:
+            raise UserError("--guidance_channels does nothing without --guidance_scale")
 
     def wrap(self, denoise, process):
         if self.guidance_scale == 1:
             return denoise
-        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process)
+        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process, self.guidance_channels or None)
 
     def suspect(self, process):
         guides = self.guidance_scale != 1
@@ -86,7 +93,7 @@ def _interval(text):
     if not text:
         return 0.0, float("inf")
     try:
-        low, high = (float(part) for part in text.split(","))
+        low, high = (number(part) for part in text.split(","))
     except ValueError:
         low, high = 0.0, 0.0
     if not 0 <= low < high:
@@ -103,20 +110,23 @@ class FreeGuidedDenoiser:
     :param scale: 1 is no guidance.
     :param guided: `alpha_bar [N] -> bool or bool [N]`, the samples that are; others have the answer with conditions.
     :param process: the Process, whose schedule has the levels.
+    :param channels: the first that are guided; None guides all. The others are those of the answer with conditions.
     """
 
-    def __init__(self, denoise, scale, guided, process):
+    def __init__(self, denoise, scale, guided, process, channels=None):
         self.denoise = denoise
         self.scale = scale
         self.guided = guided
         self.process = process
+        self.channels = channels
 
     def __call__(self, x, t, cond):
         left_out = _left_out(cond, self.scale)
         guided = self.guided(self.process.schedule.alpha_bar(t))
         if guided is False:
             return self.denoise(x, t, cond)
-        if guided is True and self.scale == 0:
+        alone = self.scale == 0 and self.channels is None
+        if guided is True and alone:
             return self.denoise(x, t, left_out)
         if guided is not True and guided.device.type == "cpu":
             return self._of_some(x, t, cond, left_out, guided)
@@ -125,33 +135,38 @@ class FreeGuidedDenoiser:
         with self.process.repeating(len(x)):
             answer = self.denoise(torch.cat([x, x]), twice, asked)
         told, untold = (_part(answer, torch.narrow, 0, start, len(x)) for start in (0, len(x)))
-        mixed = untold if self.scale == 0 else _mixed(untold, told, self.scale)
+        mixed = untold if alone else _mixed(untold, told, self.scale, self.channels)
         return mixed.where(guided, told)
 
     def _of_some(self, x, t, cond, left_out, guided):
         """The answer where some samples are guided and some are not, of which no answer is asked that has no use."""
         inside = guided.nonzero()[:, 0]
-        told = (~guided).nonzero()[:, 0] if self.scale == 0 else torch.arange(len(x), device=x.device)
+        alone = self.scale == 0 and self.channels is None
+        told = (~guided).nonzero()[:, 0] if alone else torch.arange(len(x), device=x.device)
         rows = torch.cat([told, inside])
         asked = {name: torch.cat([cond[name][told], left_out[name][inside]]) for name in cond}
         with self.process.repeating(len(rows) - len(x)):
             answer = self.denoise(x[rows], t[rows], asked)
-        if self.scale == 0:
+        if alone:
             return _part(answer, torch.index_select, 0, rows.argsort())
         if not len(inside):
             return answer
         told = _part(answer, torch.narrow, 0, 0, len(x))
         untold = _part(answer, torch.narrow, 0, len(x), len(inside))
-        mixed = _mixed(untold, _part(told, torch.index_select, 0, inside), self.scale)
+        mixed = _mixed(untold, _part(told, torch.index_select, 0, inside), self.scale, self.channels)
         parts = {name: getattr(told, name).clone() for name in ("x0", "eps") if name in mixed.given}
         for name, values in parts.items():
             values[inside] = getattr(mixed, name)
         return replace(told, **({"x0": None, "eps": None} | parts))
 
 
-def _mixed(untold, told, scale):
-    """without + scale (with - without), of whichever of x0 and eps the answers have."""
+def _mixed(untold, told, scale, channels):
+    """without + scale (with - without), of whichever of x0 and eps the answers have, in the first `channels`."""
     mixed = {name: torch.lerp(getattr(untold, name), getattr(told, name), scale) for name in told.given}
+    if channels is not None:
+        for name, values in mixed.items():
+            parts = values.narrow(1, 0, channels), getattr(told, name).narrow(1, channels, values.shape[1] - channels)
+            mixed[name] = torch.cat(parts, dim=1)
     return replace(told, **({"x0": None, "eps": None} | mixed))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..flags import flag
+from ..flags import flag, number
 from ..scalars import less, per_sample, real, shared
 from .method import Method
 
@@ -43,7 +43,7 @@ def parse_eps_scaler(value):
     :raises UserError: if it is neither, or if lambda would not be positive at the first step.
     """
     try:
-        *k, b = (float(part) for part in str(value).split(","))
+        *k, b = (number(part) for part in str(value).split(","))
         k = k[0] if k else 0.0
     except ValueError:
         raise UserError(f"--eps_scaler is {value!r}; expected B such as 1.005, or K,B such as 0.0004,1.0042") from None

@@ -8,6 +8,7 @@ with the time it finds differs between the paper (algorithm 3) and the released 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -82,6 +83,14 @@ class Search:
         return self._on_device[device]
 
 
+def _expected_variance(schedule, data_variance, t):
+    return 1 - schedule.alpha_bar(t) * (1 - data_variance)
+
+
+def _flipped_level(schedule, t):
+    return schedule.alpha_bar(schedule.num_timesteps - 1 - t)
+
+
 def pixel_variance(x):
     """Unbiased variance [N] (float64) over channels and pixels of x [N, C, ...].
 
@@ -111,7 +120,7 @@ class Variant:
     @staticmethod
     def variance(schedule, data_variance):
         """`t -> variance` expected at training timesteps, of states 1 - alpha_bar (1 - data_variance)."""
-        return lambda t: 1 - schedule.alpha_bar(t) * (1 - data_variance)
+        return partial(_expected_variance, schedule, data_variance)
 
     def deciding(self, i):
         """The timestep by which kept step i, which is not the noisiest, is moved or not."""
@@ -134,7 +143,7 @@ class Adm(Variant):
 
     @staticmethod
     def variance(schedule, data_variance):
-        return lambda t: schedule.alpha_bar(schedule.num_timesteps - 1 - t)
+        return partial(_flipped_level, schedule)
 
     def deciding(self, i):
         return self.grid[i]

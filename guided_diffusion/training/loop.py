@@ -10,6 +10,7 @@ from ..averages import rate_at, young
 from ..errors import UserError
 from ..images import save_grid
 from ..jobs import interruption, random_state, slow_steps
+from ..networks import for_training
 from ..nn import update_ema
 from ..seams import Objective
 from .log import Clock, log_loss_dict
@@ -61,6 +62,7 @@ class Loop:
         self.preview = preview
         self.after_step = after_step
         self.device = next(model.parameters()).device
+        self._ahead = self._trouble = None  # the next batch, or why there is none
         self.files = RunFiles(flags, resolved)
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
@@ -73,7 +75,8 @@ class Loop:
         fused = True if self.device.type == "cuda" else None
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay, fused=fused)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
-        self.ddp_model = dist_util.data_parallel(model)
+        self.fast_model = for_training(model)
+        self.ddp_model = dist_util.data_parallel(self.fast_model)
         # what of steps is not logged yet: their numbers, (t, terms) of their microbatches, and outcomes
         self._unread = []
         if flags.resume_checkpoint:
@@ -91,16 +94,16 @@ class Loop:
         """
         last = self.flags.last_step()
         if last is not None and self.step >= last:
-            raise UserError(
-                f"--resume_checkpoint is at step {self.step}, and training ends at step {last}: nothing to do"
-            )
+            logger.log(f"{self.flags.resume_checkpoint} is at step {self.step}, and training ends at step {last}")
+            self.files.prune()
+            return
         self.files.open_logs()
         clock = Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
             signal = 0
             while not signal and self.step != last:
                 self._next_step(clock, doing)
-                signal = asked()
+                signal = asked(self._trouble is not None)
                 if signal:
                     self._read()
                 if (signal or self.step == last or self._save_is_due()) and self._may_be_saved():
@@ -115,7 +118,7 @@ class Loop:
         :param doing: is told what is waited for; see `slow_steps.told`.
         """
         doing("the next batch", step=self.step + 1)
-        batch, extra = next(self.data)
+        batch, extra = next(self.data) if self._ahead is None else self._ahead
         doing("its loss and gradient, and for those of the other ranks")
         self.run_step(batch, extra)
         images = len(batch) * dist_util.world_size()
@@ -141,7 +144,17 @@ class Loop:
             doing("its preview, which rank 0 draws")
             with clock.stopped():
                 self.draw_preview()
+        if not ends:
+            self._look_ahead(doing)
         doing("the answer of the other ranks whether to stop")
+
+    def _look_ahead(self, doing):
+        """Take the next batch, or note what is wrong with it: the step in hand is saved first then."""
+        doing("the next batch", step=self.step + 1)
+        try:
+            self._ahead = next(self.data)
+        except Exception as error:
+            self._trouble = error
 
     def _save_is_due(self):
         """Whether a multiple of --save_interval lies between the last checkpoint and this step, or is this step."""
@@ -160,6 +173,8 @@ class Loop:
         """
         unsaved = f"step {self.step} is not saved, for its loss or gradient is not finite; {self.files.last_good()}"
         saved = self._may_be_saved()
+        if signal == interruption.TROUBLE:
+            self._end_in_trouble(f"saved at step {self.step}" if saved else unsaved)
         if signal and self.step != self.flags.last_step():
             advice = f"saved at step {self.step}" if saved else unsaved
             if self.files.saved_step is not None:
@@ -167,6 +182,18 @@ class Loop:
             interruption.stop(signal, advice)
         if not saved:
             raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
+
+    def _end_in_trouble(self, state):
+        """Say on every rank what was wrong with the next batch of some; an error of the program is raised as it is.
+
+        :param state: what is saved, in words.
+        """
+        known = isinstance(self._trouble, (UserError, OSError))
+        said = dist_util.gather_object(str(self._trouble) if known else None)
+        said = dist_util.broadcast_object(said and next(filter(None, said), "another rank cannot go on"))
+        if self._trouble is not None and not known:
+            raise self._trouble
+        raise UserError(f"{said}; {state}; --resume_checkpoint auto goes on from there")
 
     def run_step(self, batch, extra):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
@@ -179,7 +206,7 @@ class Loop:
         for start in starts:
             x, *told = (value.narrow(0, start, min(size, len(batch) - start)) for value in (batch, *cond.values()))
             told = dict(zip(cond, told))
-            wait = start != starts[-1] and self.ddp_model is not self.model
+            wait = start != starts[-1] and self.ddp_model is not self.fast_model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
                 with self.precision.autocast():
                     loss = self.objective(self.ddp_model, x, told)

@@ -87,7 +87,7 @@ def preconditioned():
                 yield name, kind
 
 
-@pytest.mark.parametrize("name, preconditioning", preconditioned())
+@pytest.mark.parametrize("name, preconditioning", list(preconditioned()))
 @torch.no_grad()
 def test_outputs_preconditioned(name, preconditioning):
     case = UNETS[name]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import UserError
+from .errors import RefusedByAssertion, UserError
 from .learned_variance import hold
 from .schedule import per_sample, posterior
 
@@ -184,7 +184,7 @@ def split_output(output, x, var_type, clip_variance=False):
     channels = x.shape[1]
     expected = 2 * channels if var_type.is_learned else channels
     if output.shape[:2] != (x.shape[0], expected):
-        raise UserError(
+        raise RefusedByAssertion(
             f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
             f"--learn_sigma {var_type.is_learned} does not fit this network"
         )

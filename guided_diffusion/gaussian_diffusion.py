@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
+from .errors import RefusedByAssertion
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .methods.method import no_corruption
 from .nn import mean_flat
@@ -214,6 +215,10 @@ class GaussianDiffusion:
     def q_sample(self, x_start, t, noise=None):
         """A draw of x_t given x_0, by `noise` of the same shape or a fresh one."""
         noise = torch.randn_like(x_start) if noise is None else noise
+        if noise.shape != x_start.shape:
+            raise RefusedByAssertion(
+                f"noise is {tuple(noise.shape)}; expected the shape of x_start, {tuple(x_start.shape)}"
+            )
         signal, spread = (
             _extract_into_tensor(table, t, x_start.shape)
             for table in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod)
@@ -240,6 +245,8 @@ class GaussianDiffusion:
 
         The mean is that of the predicted (and clipped) x_0, whatever the network predicts.
         """
+        if t.shape != x.shape[:1]:
+            raise RefusedByAssertion(f"t is {tuple(t.shape)}; expected an index for each of {len(x)} samples")
         x0, output = self._predicted(model, x, t, model_kwargs or {})
         if denoised_fn is not None:
             x0 = denoised_fn(x0)
@@ -442,7 +449,7 @@ class GaussianDiffusion:
     def ddim_reverse_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
-            raise ValueError("the reverse ODE is deterministic: eta must be 0")
+            raise RefusedByAssertion("the reverse ODE is deterministic: eta must be 0")
         x0 = self.p_mean_variance(
             model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
         )["pred_xstart"]

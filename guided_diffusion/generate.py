@@ -13,9 +13,11 @@ from . import dist_util, logger, methods
 from .adapters import pair_of
 from .errors import UserError
 from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
-from .image_datasets import describe
+from .image_labels import mapping, of_text
+from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
+from .networks import for_inference
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -174,8 +176,14 @@ def dataset_in_order(data, unet, flags):
     :param unet: UNetFlags, which say their size and channels, and whether they have classes.
     """
     still, size = dataclasses.replace(data, random_flip=False), unet.image_size
-    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels)
-    logger.log(describe(dataset))
+    known = {"known": of_text(unet.class_names), "numbers": True}
+    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels, **known)
+    report(dataset)
+    if not unet.class_names and any(name != str(number) for number, name in enumerate(dataset.class_names or ())):
+        logger.warn(
+            f"--model_path does not name its classes, which are taken to be {mapping(dataset.class_names, True)}; "
+            "--class_names says what they are"
+        )
     if flags.num_samples > len(dataset):
         logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
         flags = dataclasses.replace(flags, num_samples=len(dataset))
@@ -227,7 +235,7 @@ def preview_sampler(flags, count, cond, steps=25):
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))
-        x, bad_from = watched_images(process, network, noise, on_device(cond))
+        x, bad_from = watched_images(process, for_inference(network), noise, on_device(cond))
         if bad := int((bad_from > 0).sum()):
             logger.warn(f"{bad} of {len(x)} samples in training are not finite numbers, and are drawn black")
         return to_uint8(x)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from . import dist_util
-from .errors import UserError
+from .errors import UnknownName, UserError
 from .flags import FlagGroup, flag
 
 
@@ -31,7 +31,7 @@ def create_named_schedule_sampler(name, diffusion):
         return UniformSampler(diffusion)
     if name == "loss-second-moment":
         return LossSecondMomentResampler(diffusion)
-    raise UserError(f"--schedule_sampler is {name!r}; expected uniform or loss-second-moment")
+    raise UnknownName(f"--schedule_sampler is {name!r}; expected uniform or loss-second-moment")
 
 
 class ScheduleSampler(ABC):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .errors import UserError
+from .errors import RefusedByAssertion, UnknownName, UserError
 
 
 def betas_for_alpha_bar(num_diffusion_timesteps, alpha_bar, max_beta=0.999):
@@ -44,7 +44,7 @@ def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
         return np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64)
     if schedule_name == "cosine":
         return betas_for_alpha_bar(steps, _cosine_alpha_bar)
-    raise UserError(f"--noise_schedule is {schedule_name!r}; expected linear or cosine")
+    raise UnknownName(f"--noise_schedule is {schedule_name!r}; expected linear or cosine")
 
 
 def rescale_zero_terminal_snr(betas):
@@ -92,7 +92,7 @@ class NoiseSchedule:
     def __init__(self, betas):
         betas = np.asarray(betas, dtype=np.float64)
         if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-            raise ValueError("betas must be one-dimensional and lie strictly between 0 and 1; the last alone may be 1")
+            raise RefusedByAssertion("betas must be one row of numbers between 0 and 1; the last alone may be 1")
         self.num_timesteps = len(betas)
         self.ends_in_noise = bool(betas[-1] == 1)
         self._levels = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas), [0.0]]))

@@ -24,9 +24,10 @@ from guided_diffusion import checkpoints, dist_util, files, logger, methods
 from guided_diffusion.adapters import pair_of
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import SampleFlags, by_index, dataset_in_order, on_device
 from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.image_labels import as_text, chosen, of_text
 from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
@@ -41,7 +42,7 @@ from guided_diffusion.solvers.flags import SolverFlags
 class EditFlags(FlagGroup):
     """Editing."""
 
-    edit_class: int = flag(-1, "Also decode the images as this class; -1 does not.", legal=at_least(-1))
+    edit_class: str = flag("", "Also decode the images as this class, a name or a number; empty does not.")
 
 
 GROUPS = [
@@ -70,9 +71,9 @@ OVERRIDES = {
 SHOWN = 16  # images in the picture
 
 
-def check(parsed, unet, steps):
-    """Refuse what cannot be inverted or edited, and warn of a gamma that enlarges rounding errors."""
-    solver, edit_class = parsed[SolverFlags], parsed[EditFlags].edit_class
+def check(parsed, steps):
+    """Refuse what cannot be inverted, and warn of a gamma that enlarges rounding errors."""
+    solver = parsed[SolverFlags]
     if solver.name != "bdia":
         raise UserError(
             f"--solver {solver.name} cannot be inverted exactly; expected bdia, "
@@ -82,12 +83,6 @@ def check(parsed, unet, steps):
         raise UserError("--gamma 0 is DDIM, which has no exact way back; expected above 0")
     if steps < 2:
         raise UserError("--timestep_respacing keeps 1 timestep; expected at least 2, the pair that BDIA decodes from")
-    if edit_class >= 0 and not unet.class_cond:
-        raise UserError(
-            f"--edit_class has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
-        )
-    if edit_class >= unet.num_classes:
-        raise UserError(f"--edit_class is {edit_class}; expected 0 to {unet.num_classes - 1}")
     if solver.gamma < 1:
         logger.warn(
             f"--gamma {solver.gamma} can enlarge states and rounding errors by 1 / gamma at each step towards noise, "
@@ -95,10 +90,26 @@ def check(parsed, unet, steps):
         )
 
 
+def class_of_edits(parsed):
+    """The number of --edit_class; None where there is none.
+
+    :raises UserError: for a class that the network does not know.
+    """
+    text, unet = parsed[EditFlags].edit_class, parsed[UNetFlags]
+    if text in ("", "-1"):  # as it was written before classes had names
+        return None
+    if not unet.class_cond:
+        raise UserError(
+            f"--edit_class has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
+        )
+    found = chosen(as_text([text]), unet.num_classes, of_text(unet.class_names), "edit_class")
+    return found[0]
+
+
 def main(parsed):
     parsed, model, process = checkpoints.load_diffusion(parsed)
-    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, process.grid
-    check(parsed, unet, len(grid))
+    unet, edit_class, grid = parsed[UNetFlags], class_of_edits(parsed), process.grid
+    check(parsed, len(grid))
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
     if not launch.announce(parsed):
         return
@@ -117,9 +128,15 @@ def main(parsed):
             "before": before.x,
             "reconstruction": pair.decode(decode(denoise, bdia, grid, x, before)),
         }
+<<<<<<< HEAD
         naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, inside)
         made["ddim"] = pair.decode(by_ddim(process, denoise, naive))
         if edit_class >= 0:
+=======
+        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, images)
+        made["ddim"] = by_ddim(process, denoise, naive)
+        if edit_class is not None:
+>>>>>>> main
             other = {"y": torch.full_like(cond["y"], edit_class)}
             made["edit"] = pair.decode(by_ddim(process, process.denoiser(model, other), x))
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}

@@ -66,7 +66,8 @@ def published_data(parsed):
     :raises UserError: for a flag that published scripts do not have and that would change what is read.
     """
     values, flags = parsed.values(), parsed[SampleFlags]
-    for name, usual in {"class_source": "auto", "skip_bad": False, "image_channels": 3}.items():
+    usual_values = {"class_source": "auto", "skip_bad": False, "image_channels": 3, "exif": False, "background": ""}
+    for name, usual in usual_values.items():
         if values[name] != usual:
             raise UserError(f"--{name} {values[name]} has no counterpart in --rng published; expected {usual}")
     batches = load_data(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from embedded_models import CLASSIFIER, held_out_digits, says
 
-from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags, Features
+from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.unet import EncoderUNetModel
 
@@ -112,7 +112,7 @@ def test_a_classifier_of_other_channels_is_given_them(channels):
     classifier = EncoderUNetModel(8, channels, 32, 3, 1, (), channel_mult=(1,)).eval()
     features = ClassifierFeatures(classifier)
     facts = {"name": "classifier:other.pt", "dtype": "fp32"}
-    extract = Extractor(facts, lambda x: Features(features(x)), torch.device("cpu"), channels=classifier.in_channels)
+    extract = Extractor(facts, lambda x: (features(x),), torch.device("cpu"), channels=classifier.in_channels)
     images = np.random.default_rng(0).integers(256, size=(3, 8, 8, channels), dtype=np.uint8)
     seen = []
     classifier.input_blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

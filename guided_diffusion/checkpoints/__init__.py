@@ -185,6 +185,8 @@ def load_classifier(parsed, path, flag="classifier_path"):
         fixed = {"image_size", "image_channels", *noising()}
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
+            if parsed[UNetFlags].class_names:
+                fixed.add("class_names")
     parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
     return parsed, _fast(parsed, _open(parsed, path, CLASSIFIER, flag))
 

@@ -10,6 +10,7 @@ from ..averages import rate_at, young
 from ..errors import UserError
 from ..images import save_grid
 from ..jobs import interruption, random_state, slow_steps
+from ..networks import for_training
 from ..nn import update_ema
 from ..seams import Objective
 from .log import Clock, log_loss_dict
@@ -72,7 +73,8 @@ class Loop:
             raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
-        self.ddp_model = dist_util.data_parallel(model)
+        self.fast_model = for_training(model)
+        self.ddp_model = dist_util.data_parallel(self.fast_model)
         if flags.resume_checkpoint:
             self.files.load_averages(model, self.ema)
             self.files.load_optimizer(self.opt, self.device)
@@ -196,7 +198,7 @@ class Loop:
         for start in starts:
             part = slice(start, start + size)
             x, told = batch[part], {k: v[part] for k, v in cond.items()}
-            wait = start != starts[-1] and self.ddp_model is not self.model
+            wait = start != starts[-1] and self.ddp_model is not self.fast_model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
                 with self.precision.autocast():
                     loss = self.objective(self.ddp_model, x, told)

@@ -53,7 +53,7 @@ LAYERS = [
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
-    ["adapters.family", "adapters.edm_networks"],
+    ["adapters.family", "adapters.edm_networks", "adapters.adm_in_diffusers"],
     ["adapters.diffusers"],
     ["adapters.dit", "adapters.edm"],
     ["adapters"],

@@ -128,15 +128,9 @@ def main(parsed):
             "before": before.x,
             "reconstruction": pair.decode(decode(denoise, bdia, grid, x, before)),
         }
-<<<<<<< HEAD
         naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, inside)
         made["ddim"] = pair.decode(by_ddim(process, denoise, naive))
-        if edit_class >= 0:
-=======
-        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, images)
-        made["ddim"] = by_ddim(process, denoise, naive)
         if edit_class is not None:
->>>>>>> main
             other = {"y": torch.full_like(cond["y"], edit_class)}
             made["edit"] = pair.decode(by_ddim(process, process.denoiser(model, other), x))
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from guided_diffusion import files
+from guided_diffusion import files, image_labels
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_files import is_zip, list_image_files, open_picture
 from guided_diffusion.jobs import sample_store
@@ -27,7 +27,7 @@ STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 # the same of other features than Inception's, and the Extractor.identity of their network
 OTHER_STATISTICS = ("features_mu", "features_sigma", "features_network")
 # what rounding may do to a covariance, as shares of its largest number and, in float16, of its largest eigenvalue
-ASYMMETRY, NEGATIVE = 1e-6, 1e-4
+ASYMMETRY, NEGATIVE = 1e-6, 1e-3
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ImageSet:
         of its features, as far as they are stored.
     :ivar run: settings of the run that made the images, as of `sample_store.origin`; {} where they are not known.
     :ivar channels: of the first image: 1 for grey, 3, or 4 where there is a fourth.
-    :ivar labels: int [count] of their classes where an npz has them as arr_1, else None.
+    :ivar labels: int [count] of their classes, as arr_1 of an npz or names of files have them, else None.
     """
 
     flag: str
@@ -204,7 +204,18 @@ def _open_folder(path, flag):
     size = first.size[::-1]
     batches = partial(_folder_batches, path, flag, paths, size)
     kind, kept = ("zip", [path]) if is_zip(path) else ("folder", paths)
-    return ImageSet(flag, path, kind, len(paths), size, batches, kept, channels=1 if grey else 3)
+    labels, channels = _labels_of_names(path, paths), 1 if grey else 3
+    return ImageSet(flag, path, kind, len(paths), size, batches, kept, channels=channels, labels=labels)
+
+
+def _labels_of_names(folder, paths):
+    """The classes int [N] that names tell as for training; None where they do not, or tell each apart."""
+    try:
+        _, names = image_labels.names_of_files(folder, paths)
+    except UserError:
+        return None
+    kinds, labels = np.unique(names, return_inverse=True)
+    return labels if 1 < len(kinds) <= len(paths) / 2 else None
 
 
 def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):

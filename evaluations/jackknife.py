@@ -58,7 +58,7 @@ def standard_error(features, reference, labels=None, seed=0):
     if labels is None:
         notes = (
             " standard error is that of independent samples: too high if their classes were in turn, as there are no "
-            "labels (arr_1)",
+            "labels (arr_1 of an npz)",
         )
     elif unit > 1 and count // unit < BLOCKS[0]:
         notes = (

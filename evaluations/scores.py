@@ -61,8 +61,8 @@ class ScoreFlags(FlagGroup):
     )
     standard_error: bool = flag(
         False,
-        "Standard error of FID and other Frechet distances by the jackknife: within classes where the npz of the "
-        "samples has labels (arr_1), as many of each.",
+        "Standard error of FID and other Frechet distances by the jackknife: within classes where the "
+        "samples have labels (arr_1 of an npz, names of files), as many of each.",
     )
     seed: int = flag(0, "Seed of the samples that standard errors and extrapolations leave out.", legal=at_least(0))
 

@@ -18,15 +18,10 @@ def csv_bytes(lines):
 
 
 def _csv_cell(cell):
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) and not _is_number(cell) else cell
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    if not isinstance(cell, str):
+        return cell
+    text = re.sub(r"[\r\n\t]", " ", cell)
+    return f"'{text}" if cell.startswith(FORMULA) and not re.fullmatch(r"-[\d.e+-]+", cell) else text
 
 
 def markdown_table(lines):

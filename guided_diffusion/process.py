@@ -191,8 +191,9 @@ class Tally:
 
     def add(self, columns, values):
         """Add values [rows, N] at the indices `columns` [N]."""
-        count = len(columns) - self.repeats
-        columns, values = columns[:count], values[:, :count]
+        if self.repeats:
+            count = len(columns) - self.repeats
+            columns, values = columns.narrow(0, 0, count), values.narrow(1, 0, count)
         self.values = self.values.to(columns.device)
         self.values.index_add_(1, columns, values.to(self.values))
 
@@ -372,6 +373,10 @@ class Process:
         :param noise: draws noise like x.
         """
         self.images_begun += x.shape[0]
+        # now, so that no step waits for a copy
+        self.schedule.table(x.device)
+        for tally in self.tallies.values():
+            tally.values = tally.values.to(x.device)
         return _without_gradients(sample(denoise, solver, self.grid, x, noise, self.coupling, self.correction))
 
 

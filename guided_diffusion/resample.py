@@ -60,10 +60,10 @@ class ScheduleSampler(ABC):
         """Step indices [N] (int64) and loss weights [N] (float32), by numpy's global generator."""
         p = self.weights() / np.sum(self.weights())
         drawn = np.random.choice(len(p), size=(batch_size,), p=p)
-        return (
-            torch.from_numpy(drawn).long().to(device),
-            torch.from_numpy(1 / (len(p) * p[drawn])).float().to(device),
-        )
+        indices = dist_util.sent(torch.from_numpy(drawn).long(), torch.device(device))
+        if p.min() == p.max():
+            return indices, torch.ones(batch_size, device=device)
+        return indices, dist_util.sent(torch.from_numpy(1 / (len(p) * p[drawn])).float(), torch.device(device))
 
 
 class UniformSampler(ScheduleSampler):

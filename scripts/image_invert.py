@@ -9,6 +9,8 @@ Writes `states.npz` (float32 `noisiest` and `before` [N, C, H, W], the states at
 classes), `reconstructions.npz` and `edits.npz` as samples are written, and a picture of originals, reconstructions
 and edits, a row each.
 
+A network of latents is given those of the images, and originals are then what its autoencoder makes of them.
+
 Edits are made by DDIM from `noisiest` alone: the pair fits the class that it was encoded with, and BDIA, which
 keeps all of it, would leave the misfit as noise in the image.
 """
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger, methods
+from guided_diffusion.adapters import pair_of
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
@@ -111,24 +114,25 @@ def main(parsed):
     if not launch.announce(parsed):
         return
     log_grid(process)
+    pair = pair_of(model)
 
     def make_batch(indices):
         images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
-        images = images.to(dist_util.dev())
+        inside = pair.encode(images.to(dist_util.dev()))
         cond = on_device(extra)
         denoise, bdia = process.denoiser(model, cond), process.solver
-        x, before = encode(denoise, bdia, process.schedule, grid, images)
+        x, before = encode(denoise, bdia, process.schedule, grid, inside)
         made = {
-            "original": images,
+            "original": pair.decode(inside),
             "noisiest": x,
             "before": before.x,
-            "reconstruction": decode(denoise, bdia, grid, x, before),
+            "reconstruction": pair.decode(decode(denoise, bdia, grid, x, before)),
         }
-        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, images)
-        made["ddim"] = by_ddim(process, denoise, naive)
+        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, inside)
+        made["ddim"] = pair.decode(by_ddim(process, denoise, naive))
         if edit_class is not None:
             other = {"y": torch.full_like(cond["y"], edit_class)}
-            made["edit"] = by_ddim(process, process.denoiser(model, other), x)
+            made["edit"] = pair.decode(by_ddim(process, process.denoiser(model, other), x))
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
 
     made = by_index(flags, make_batch)

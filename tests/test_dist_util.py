@@ -42,7 +42,7 @@ SRUN = SBATCH | dict(SLURM_STEP_ID="0", SLURM_PROCID="5", SLURM_LOCALID="1", SLU
         (TORCHRUN, "torchrun"),
         (MPICH, "mpirun"),
         (OPENMPI, "mpirun"),
-        (dict(PMIX_RANK="0"), "mpirun"),
+        (dict(PMIX_RANK="0"), "python"),
         (SRUN, "srun"),
         (SBATCH, "python"),
         (SRUN | dict(SLURM_NTASKS="1"), "python"),

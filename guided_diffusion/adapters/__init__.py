@@ -13,9 +13,9 @@ from ..flags import flags_of, marked
 from ..networks import UNetFlags
 from ..process import DiffusionFlags
 from . import diffusers, dit, edm
-from .family import PIXELS, Adapter, Family, Found, pair_of
+from .family import PIXELS, Adapter, Found, pair_of
 
-__all__ = ["FAMILIES", "PIXELS", "Adapter", "Family", "Found", "find", "pair_of", "resolve"]
+__all__ = ["FAMILIES", "PIXELS", "Adapter", "Found", "find", "pair_of", "refuse_likelihood", "resolve"]
 
 # a file is of the first family whose keys it has; folders are those of diffusers
 FAMILIES = {"diffusers": diffusers.FAMILY, "dit": dit.FAMILY, **edm.FAMILIES}
@@ -103,3 +103,15 @@ def resolve(parsed, found, path, log=True):
     if betas is not None:
         groups[DiffusionFlags] = dataclasses.replace(groups[DiffusionFlags], table=betas)
     return dataclasses.replace(resolved, groups=groups, absent=resolved.absent | unread)
+
+
+def refuse_likelihood(network, learned):
+    """Validate that the variational bound of a network says bits per dimension of images.
+
+    :param learned: whether it learns its variance.
+    :raises UserError: for a network of others in latents, or one that was not trained for the bound.
+    """
+    if pair_of(network) is not PIXELS:
+        raise UserError("--model_path denoises latents, of which a bound says no bits per dimension of images")
+    if isinstance(network, Adapter) and not learned:
+        raise UserError("--model_path learns no variance, without which its bound says nothing; expected one that does")

@@ -254,9 +254,12 @@ def find_consistency(path, vae, state):
     Its keys are ADM's, and the convolutions of its attention have two axes. Its tensors do not show its heads: by
     default they have 64 channels, in the order of the fast attention that it was published with.
     """
-    known = flags_of_shapes(state)
-    if known.pop("learn_sigma") or "image_size" not in known:
-        raise UserError(f"--model_path {path} is no network of consistency_models, by its keys")
+    try:
+        known = flags_of_shapes(state)
+    except (LookupError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"--model_path {path} is no network of consistency_models, by its keys") from error
+    if "image_size" not in known:
+        raise UserError(f"--model_path {path} has channel multipliers of its own, which do not tell its image size")
 
     def make(parsed, state):
         model = parsed[UNetFlags].create(learn_sigma=False)

@@ -6,6 +6,7 @@ Each launcher tells it in variables of the environment, which the functions here
 import os
 import re
 import socket
+import stat
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ from ..errors import UserError
 from . import messages
 
 MPIRUN_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
-# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun.
-PMI_MARKS = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK")
+# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun. PMIX_RANK never
+# does: who starts by PMIx and is mpirun says OMPI_ as well.
+PMI_MARKS = ("PMI_RANK", "PMI_SIZE")
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
@@ -127,6 +129,21 @@ def _told_by_rank_0(comm, value):
         message = np.empty(length[0], np.uint8)
     comm.Bcast(message, root=0)
     return messages.unpacked(message)
+
+
+def refuse_left_over(env):
+    """Validate that an mpirun is there that PMI_* speak of, for MPI would end in a trace.
+
+    :raises UserError: where they are left over from another job, as in a shell that was started by one.
+    """
+    if "PMI_FD" in env:
+        try:
+            alive = stat.S_ISSOCK(os.fstat(_number(env, "PMI_FD")).st_mode)
+        except OSError:
+            alive = False
+        if not alive:
+            names = " ".join(f"-u {name}" for name in sorted(env) if name.startswith(("PMI_", "MPI_LOCAL")))
+            raise UserError(f"PMI_FD is left over from an mpirun that is not there; expected env {names} before python")
 
 
 def mpi_size(env):

@@ -16,9 +16,11 @@ the cosine schedule, and at most 80 in the paper. Churn adds no noise beyond the
 import math
 from typing import ClassVar
 
+import torch
+
 from ..flags import at_least, flag
-from ..schedule import per_sample
-from .step import Solver, Step, is_plain, transfer
+from ..scalars import at_least_zero, combined, everywhere, log, ratio, shared, sqrt, where
+from .step import Solver, Step, chosen, is_plain, transfer
 
 
 class Heun(Solver):
@@ -47,25 +49,26 @@ class Heun(Solver):
 
     def _churned(self, x, t, noise):
         """(x, t) after noise was added, where the level is within bounds."""
-        level = self.schedule.alpha_bar(t)
-        sigma = (1 / level - 1).sqrt()
+        drawn, level, now = noise(x), self.schedule.alpha_bar(shared(t)), shared(t)
+        sigma = sqrt(ratio(1, level) - 1)
         inside = (self.low <= sigma) & (sigma <= self.high) & (level > 0)
-        later = self.schedule.time(-(sigma * (1 + self.gamma)).log()).where(inside, t.double())
+        if inside is False:
+            return x, t
+        later = where(inside, self.schedule.time(-log(sigma * (1 + self.gamma))), now)
         reached = self.schedule.alpha_bar(later)
-        added = ((1 / reached - 1) - sigma**2).clamp(min=0).where(inside, 0.0)
-        kept = (reached / level).where(inside, 1.0)
-        x = per_sample(kept.sqrt(), x) * x
-        return x + per_sample((reached * added).sqrt() * self.S_noise, x) * noise(x), later
+        added = where(inside, at_least_zero(ratio(1, reached) - 1 - sigma**2), 0.0)
+        kept = where(inside, ratio(reached, level), 1.0)
+        x = combined(sqrt(kept), x, sqrt(reached * added) * self.S_noise, drawn)
+        return x, later if isinstance(later, torch.Tensor) else everywhere(later, x)
 
     def __call__(self, denoise, x, t, s, state, noise):
         if self.stochastic:
             x, t = self._churned(x, t, noise)
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
+        target, plain = self.schedule.alpha_bar(shared(s)), is_plain(prediction, s, self.schedule)
         euler = transfer(prediction, target)
-        plain = is_plain(prediction, s)
-        if plain.all():
+        if plain is True:
             return Step(euler, prediction, state)
-        mean = (prediction.eps + denoise(euler, s.clamp(min=0)).eps) / 2
-        eps = mean.where(~per_sample(plain, x).bool(), prediction.eps)
-        return Step(transfer(prediction, target, eps), prediction, state)
+        eps = prediction.eps
+        mean = torch.lerp(eps, denoise(euler, at_least_zero(s)).eps, 0.5)
+        return Step(transfer(prediction, target, chosen(plain, eps, mean)), prediction, state)

@@ -76,18 +76,16 @@ def test_outputs_of_the_unets(name):
         torch.testing.assert_close(model(x.float(), noise, labels), foreign.output(case, "F.no_augment"), **CLOSE)
 
 
-def preconditioned():
-    """(case, preconditioning) of the numbers that float32 reaches: the noise that VP tells is too much for Fourier."""
-    for name, case in UNETS.items():
-        for kind in PRECONDITIONINGS:
-            if f"D.{kind}" in case["outputs"] and (kind, case["args"].get("embedding_type")) != (
-                "VPPrecond",
-                "fourier",
-            ):
-                yield name, kind
+# of the noise that VP tells a Fourier embedding too little is left in float32
+PRECONDITIONED = [
+    (name, kind)
+    for name, case in UNETS.items()
+    for kind in PRECONDITIONINGS
+    if f"D.{kind}" in case["outputs"] and (kind, case["args"].get("embedding_type")) != ("VPPrecond", "fourier")
+]
 
 
-@pytest.mark.parametrize("name, preconditioning", preconditioned())
+@pytest.mark.parametrize("name, preconditioning", PRECONDITIONED)
 @torch.no_grad()
 def test_outputs_preconditioned(name, preconditioning):
     case = UNETS[name]

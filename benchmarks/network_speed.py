@@ -160,9 +160,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--what", choices=("forward", "training", "both"), default="both")
     args = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads; {networks.described(networks.computing_by())}\n"
-    )
+    print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads")
+    print(networks.described(networks.computing_by()) + "\n")
     print("| network | batch | what | way | published / ours | spread | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, training in itertools.product(args.networks.split(","), (False, True)):

@@ -1,5 +1,6 @@
 """Real processes at terminals that go away, at signals, under other locales, with what launchers left behind."""
 
+import contextlib
 import os
 import pty
 import re
@@ -119,7 +120,11 @@ def test_under_nohup_a_hangup_is_no_signal(data, tmp_path):
 def test_a_terminal_that_is_closed_saves(data, tmp_path):
     leader, follower = pty.openpty()
     process = start(
-        training(data, tmp_path / "out", 10**6), stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
+        training(data, tmp_path / "out", 10**6),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(follower)
@@ -260,10 +265,8 @@ GREETINGS = {
 def test_strangers_do_not_end_the_watch(what):
     job, strangers = Watched(), []
     for _ in range(3 * peers.STRANGERS):
-        try:
+        with contextlib.suppress(OSError):  # it may be shown the door
             strangers.append(job.connect(*GREETINGS[what]))
-        except OSError:  # it was shown the door
-            pass
     assert job.hears_the_end_of_rank_1()
     job.watch.leave()
     for connection in strangers:

@@ -73,7 +73,6 @@ def create_model(
     use_new_attention_order=False,
     *,
     num_classes=None,
-    class_names="",
     image_channels=3,
     class_names="",
     use_bf16=False,
@@ -81,7 +80,6 @@ def create_model(
     """A UNetModel of published flags.
 
     :param num_classes: of a class-conditional network; None is this module's NUM_CLASSES.
-    :param class_names: of these, with commas; they change nothing of the network.
     """
     values = _with_classes(locals())
     values.pop("learn_sigma")
@@ -108,7 +106,6 @@ def sr_create_model(
     channel_mult="",
     use_new_attention_order=False,
     num_classes=None,
-    class_names="",
     image_channels=3,
     class_names="",
     use_bf16=False,
@@ -131,7 +128,6 @@ def create_classifier(
     classifier_pool,
     *,
     num_classes=1000,
-    class_names="",
     classifier_num_head_channels=64,
     classifier_channel_mult="",
     image_channels=3,

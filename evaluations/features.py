@@ -16,7 +16,7 @@ from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
 
-from . import inception_weights
+from . import inception_weights, vision_models
 from .metric import counted
 
 
@@ -117,9 +117,10 @@ class FeatureFlags(FlagGroup):
 
     features: str = flag(
         "inception",
-        "Network: inception; classifier:PATH, a noisy classifier's checkpoint; or torchscript:PATH, which is given "
-        "float32 [N, 3, H, W] in 0 to 1 and returns [N, D].",
+        "Network: inception; classifier:PATH, a noisy classifier's checkpoint; dinov2:PATH or clip:PATH, a folder of "
+        "transformers; or torchscript:PATH, which is code, is given float32 [N, 3, H, W] in 0 to 1 and returns [N, D].",
     )
+    trust_code: bool = flag(False, "Run the code that --features torchscript:PATH is.", idle=True)
     inception: str = flag("", "Inception weights; else $INCEPTION_WEIGHTS, a usual folder, or a download.")
     feature_dtype: str = flag("fp32", "What the network computes in.", choices=("fp32", "bf16"))
     feature_cache: str = flag("", "Folder that keeps features for the next run; empty keeps none.")
@@ -128,7 +129,12 @@ class FeatureFlags(FlagGroup):
         """The Extractor of these flags, on this rank's device; every rank calls this."""
         device = dist_util.dev()
         kind, _, path = self.features.partition(":")
-        makers = {"classifier": _classifier, "torchscript": _torchscript}
+        makers = {
+            "classifier": _classifier,
+            "dinov2": vision_models.dinov2,
+            "clip": vision_models.clip,
+            "torchscript": _torchscript,
+        }
         weights, channels = None, 3
         if self.inception and not self.of_inception:
             raise UserError(f"--inception {self.inception} is given, but --features {self.features} does not use it")
@@ -140,9 +146,17 @@ class FeatureFlags(FlagGroup):
         elif kind in makers and path:
             if not files.exists(path):
                 raise UserError(f"--features {self.features}: there is no file {path}")
+            if kind == "torchscript" and not self.trust_code:
+                raise UserError(
+                    f"--features {self.features} is code that would run here; expected --trust_code True, where you "
+                    "know who made it"
+                )
             (compute, channels), sha256 = makers[kind](path, device), files.sha256(path)
         else:
-            raise UserError(f"--features is {self.features!r}; expected inception, classifier:PATH or torchscript:PATH")
+            raise UserError(
+                f"--features is {self.features!r}; expected inception, or one of "
+                + ", ".join(f"{name}:PATH" for name in makers)
+            )
         facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
         if self.feature_cache:
             files.make_folder(self.feature_cache)
@@ -197,9 +211,7 @@ def _classifier(path, device):
 def _torchscript(path, device):
     """As `_classifier`: a network in TorchScript, given float32 [N, 3, H, W] in 0..1, that returns features [N, ...].
 
-
-    Resizing and normalising is its own affair: for DINOv2, script a module that resizes to 224x224, takes off the
-    mean, divides by the deviation, and calls the network.
+    Resizing and normalising is its own affair.
     """
     name = f"--features torchscript:{path}"
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, at_least, flag
 
-from . import fid, fid_scores, inception_score, kid, precision_recall
+from . import cmmd, fid, fid_scores, inception_score, kid, precision_recall
 from .distances import DISTANCES
 from .metric import Metric, counted
 from .precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS
@@ -37,6 +37,7 @@ METRICS = [
         published=True,
     ),
     Metric({"kid": "KID"}, (2, 2), kid.score),
+    Metric({"cmmd": "CMMD"}, (1, 1), cmmd.score, inception=False, asked=True),
     Metric({"density": "Density", "coverage": "Coverage"}, (DENSITY_NEIGHBOURS + 1, 1), precision_recall.density_score),
 ]
 ERROR = "_standard_error"

@@ -74,7 +74,7 @@ def evaluate(place, *arguments):
     """(what evaluator.py prints, its report) of words in which {place} stands for the folder."""
     words = [str(word).format(place=place) for word in arguments]
     if "--features" not in words:
-        words += ["--features", f"torchscript:{place}/means.pt"]
+        words += ["--trust_code", True, "--features", f"torchscript:{place}/means.pt"]
     if "--out_dir" not in words:
         words += ["--out_dir", str(place / "out")]
     printed = script_runs.run("evaluator", *words, "--json", place / "report.json", folder=FOLDER)
@@ -295,7 +295,7 @@ def test_compare_lists_what_differs(place, capsys):
     assert f"scores.recall: {old} -> {new} ({new - old:+.6g})" in printed.splitlines()
 
 
-WITH = " --features torchscript:{place}/means.pt"
+WITH = " --trust_code True --features torchscript:{place}/means.pt"
 REFUSED = {
     "evaluator": ["--reference is not given"],
     "evaluator {place}/reference.npz": ["--samples is not given"],
@@ -346,7 +346,16 @@ def test_mistakes_are_told_in_a_sentence(place, command, capsys, monkeypatch):
 def test_two_ranks_give_the_numbers_of_one(place):
     _, alone = evaluate(place, *BOTH, "--batch_size", 8)
     words = [word.format(place=place) for word in BOTH]
-    words += ["--features", f"torchscript:{place}/means.pt", "--batch_size", 8, "--json", place / "two.json"]
+    words += [
+        "--trust_code",
+        True,
+        "--features",
+        f"torchscript:{place}/means.pt",
+        "--batch_size",
+        8,
+        "--json",
+        place / "two.json",
+    ]
     done = run(MPIRUN, "-n", 2, sys.executable, FOLDER / "evaluator.py", *words, "--out_dir", place / "two")
     assert done.returncode == 0, done.stderr
     shared = json.loads((place / "two.json").read_text())
@@ -364,7 +373,7 @@ def test_memory_does_not_depend_on_the_number_of_images(place):
     for count in (5000, 50000):
         np.savez(place / "many.npz", images[:count])
         words = ["--reference", place / "reference.npz", "--samples", place / "many.npz", "--out_dir", place / "many"]
-        words += ["--features", f"torchscript:{place}/means.pt", "--metrics", "frechet_distance"]
+        words += ["--trust_code", True, "--features", f"torchscript:{place}/means.pt", "--metrics", "frechet_distance"]
         command = [sys.executable, ROOT / "tests" / "workers" / "peak_memory.py", FOLDER / "evaluator.py", *words]
         done = subprocess.run(list(map(str, command)), env=clean_env(), capture_output=True, text=True)
         assert "Frechet distance: " in done.stdout, done.stderr

@@ -112,7 +112,7 @@ def test_the_fast_way_is_the_careful_one(dimension, decades, turn, monkeypatch):
     monkeypatch.setattr(fid, "TRUSTED", 0)  # so that nothing is
     assert found == pytest.approx(frechet_distance(a, b), rel=1e-10)
     if decades <= 2:  # the fast way was gone
-        monkeypatch.setattr(fid, "TRUSTED", 1e-7)
+        monkeypatch.setattr(fid, "TRUSTED", 1e-9)
         monkeypatch.setattr(fid, "_root", None)
         assert frechet_distance(a, b) == found
 

@@ -19,7 +19,15 @@ from torch import nn
 from guided_diffusion import kernels
 from guided_diffusion.errors import UserError
 from guided_diffusion.kernels import functions, winograd
-from guided_diffusion.networks import ConvFlags, compute_by, computing_by, fast, for_inference, for_training
+from guided_diffusion.networks import (
+    ConvFlags,
+    compute_by,
+    computing_by,
+    fast,
+    for_inference,
+    for_training,
+    slow_halves,
+)
 from guided_diffusion.unet import AttentionBlock, EncoderUNetModel, ResBlock, SuperResModel, UNetModel
 
 ROOT = Path(__file__).parents[1]
@@ -501,6 +509,29 @@ def test_autocast_goes_to_torch():
     arguments, _ = inputs(model)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert (for_training(model, "auto")(*arguments) - model(*arguments)).abs().max() < 5e-2
+
+
+@pytest.mark.parametrize(
+    "capabilities, slow",
+    [
+        ({"architecture": "x86_64", "avx2": True}, [torch.float16, torch.bfloat16]),
+        ({"architecture": "x86_64", "avx512_bf16": True, "avx512_fp16": False}, [torch.float16]),
+        ({"architecture": "x86_64", "amx_bf16": True, "avx512_fp16": True}, []),
+        ({"architecture": "aarch64"}, []),
+        ({}, []),
+    ],
+)
+@pytest.mark.parametrize("dtypes", [(), (torch.float32, None), (torch.float16,), (torch.float16, torch.bfloat16)])
+def test_half_precision_is_slow_without_instructions_for_it(capabilities, slow, dtypes):
+    with mock.patch.object(torch.cpu, "get_capabilities", lambda: capabilities, create=True):
+        assert slow_halves(*dtypes) == [kind for kind in slow if kind in dtypes]
+
+
+def test_half_precision_that_is_slow_is_warned_of_once(tmp_path, capsys):
+    flags = ["--model_path", DIGITS, "--num_samples", 1, "--timestep_respacing", 1, "--out_dir", tmp_path]
+    with mock.patch.object(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, create=True):
+        printed = run("image_sample", *flags, "--use_bf16", "True")
+    assert (printed + capsys.readouterr().err).count("no instructions for bfloat16") == 1
 
 
 # -- the choice

@@ -45,7 +45,15 @@ def paths(place):
 
 
 def evaluate(place, out, *arguments, features=None):
-    words = ["--features", features or f"torchscript:{place}/means.pt", "--out_dir", out, *METRICS]
+    words = [
+        "--trust_code",
+        True,
+        "--features",
+        features or f"torchscript:{place}/means.pt",
+        "--out_dir",
+        out,
+        *METRICS,
+    ]
     return script_runs.run("evaluator", *arguments, *words, folder=FOLDER)
 
 
@@ -173,7 +181,7 @@ def test_two_jobs_do_not_share_a_folder(place, name, tmp_path, capsys):
         "evaluator": [place / "reference.npz", paths(place)[0], *METRICS],
         "make_reference": [place / "reference.npz", "--out", tmp_path / "made.npz", "--image_size", 16],
     }[name]
-    command = [*words, "--features", f"torchscript:{place}/means.pt", "--out_dir", tmp_path]
+    command = [*words, "--trust_code", True, "--features", f"torchscript:{place}/means.pt", "--out_dir", tmp_path]
     with folder_lock.locked(str(tmp_path)), pytest.raises(SystemExit):
         script_runs.run(name, *command, folder=FOLDER)
     assert f"{tmp_path} is in use by process" in capsys.readouterr().err.splitlines()[-1]
@@ -195,7 +203,7 @@ def mixed(tmp_path):
 
 
 def test_pictures_of_mixed_sizes_become_a_reference_of_any_features(place, mixed, tmp_path, monkeypatch):
-    features = ["--features", f"torchscript:{place}/means.pt"]
+    features = ["--trust_code", True, "--features", f"torchscript:{place}/means.pt"]
     words = ["--out", tmp_path / "new" / "r.npz", "--num_images", 8, "--image_size", 16, "--out_dir", tmp_path / "out"]
     script_runs.run("make_reference", mixed, *words, *features, folder=FOLDER)
     script_runs.run(

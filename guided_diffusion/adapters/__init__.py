@@ -6,6 +6,7 @@ denoises. `checkpoints.open_network` does all of it for a path.
 """
 
 import dataclasses
+import re
 
 from .. import files, logger
 from ..errors import UserError
@@ -21,6 +22,9 @@ __all__ = ["FAMILIES", "PIXELS", "Adapter", "Found", "find", "pair_of", "refuse_
 FAMILIES = {"diffusers": diffusers.FAMILY, "dit": dit.FAMILY, **edm.FAMILIES}
 # the name of this project's own networks
 OWN = "adm"
+
+# of files of weights
+ENDING = r"\.(pt|pth|ckpt|bin|safetensors)$"
 
 # what a network of others may be asked for beside what is known of it
 ALWAYS = {"use_fp16", "use_bf16", "timestep_respacing", "use_kl", "rescale_learned_sigmas", "sigma_small"}
@@ -55,12 +59,14 @@ def _family(path, peek, name):
         return FAMILIES[name]
     if files.is_folder(path):
         return FAMILIES["diffusers"]
-    if not files.exists(path) and path.count("/") == 1 and "." not in path.partition("/")[0]:
+    if not files.exists(path) and re.fullmatch(r"[\w-]+/[\w.-]+", path) and not re.search(ENDING, path):
         raise UserError(
             f"--model_path {path} does not exist; if it is a name of the Hugging Face hub, "
             f"`hf download {path} --local-dir {path}` makes it the folder that is expected"
         )
     state = peek(path)
+    if "conv_in.weight" in state or "pos_embed.proj.weight" in state:
+        raise UserError(f"--model_path {path} holds the weights of a model of diffusers; expected its folder")
     return next((family for family in FAMILIES.values() if family.fits(state)), None)
 
 
@@ -76,6 +82,8 @@ def resolve(parsed, found, path, log=True):
     known = dict(found.known)
     if "prediction" in known:
         known["predict_xstart"] = known["prediction"] == "x0"
+    if values.get("override"):
+        raise UserError(f"--override True has no meaning for --model_path {path}, {found.what}, whose files decide")
     names = {field.name for group in (UNetFlags, DiffusionFlags) for field in flags_of(group)}
     given = {k: values[k] for k in parsed.given if k in values}
     chosen = {**found.usual, **{k: v for k, v in given.items() if k not in known}}

@@ -2,6 +2,11 @@
 
 On sampled states the network's noise prediction is longer than on true ones. Dividing it by lambda_i
 shortens it: section 5 of the paper, with lambda_i = k i + b at kept step i (0 is nearest to the data).
+
+The authors' releases for other families scale alike, but for this. EDM-ES divides (x - D) / sigma, which is this eps,
+at both calls of a Heun step in one of its samplers, and at the first alone in the other; here at every call, for a
+method knows no solver. LDM-ES divides the eps that x0 is made of and leaves the one in DDIM's direction to x_t; here
+both are the same, so that x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps stays true and a solver may use either.
 """
 
 import bisect

@@ -75,6 +75,18 @@ def described(algorithm):
     return f"3x3 convolutions: Winograd in {layers}; {by}"
 
 
+def slow_halves(*dtypes):
+    """Those of some dtypes that are 16 bit wide and that this processor is known to have no instructions for."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") != "x86_64":
+        return []
+    units = {
+        torch.float16: ("avx512_fp16", "amx_fp16"),
+        torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx_ne_convert"),
+    }
+    return [kind for kind in units if kind in dtypes and not any(capabilities.get(unit) for unit in units[kind])]
+
+
 # of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
 _process = {"algorithm": None}
 

@@ -222,6 +222,15 @@ def test_a_learned_variance_is_read(tmp_path):
     agree(sampled(path, "--timestep_respacing", "ddim20"), x.clamp(-1, 1))
 
 
+def test_a_lower_precision_is_close_and_another(tmp_path):
+    path = tiny_models.save(tmp_path, "DDPMPipeline", unet=tiny_models.unet(), scheduler=tiny_models.scheduler())
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        full, half = (opened(path, *flags)[1](x, t).float() for flags in ([], ["--use_bf16", True]))
+    error = ((half - full).square().mean() / full.square().mean()).sqrt()
+    assert 1e-4 < error < 0.1
+
+
 def test_a_network_alone_takes_what_is_given_of_its_schedule(tmp_path):
     tiny_models.unet().save_pretrained(tmp_path)
     _, _, process = opened(str(tmp_path), "--noise_schedule", "cosine", "--diffusion_steps", 200, "--prediction", "v")
@@ -254,6 +263,7 @@ def test_latents_without_a_decoder_need_one(tmp_path):
         (["--image_size", 16], "--image_size is 16; .* has 8"),
         (["--learn_sigma", True], "--learn_sigma is True; .* has False"),
         (["--vae", "x"], "x has no config.json"),
+        (["--override", True, "--prediction", "v"], "--override True has no meaning for .*UNet2DModel"),
     ],
 )
 def test_flags_that_contradict_are_refused(tmp_path, flags, sentence):
@@ -294,6 +304,11 @@ def test_paths_without_a_network_are_refused(tmp_path):
         opened(str(tmp_path))
     with pytest.raises(UserError, match="hf download google/ddpm-cifar10-32 --local-dir"):
         opened("google/ddpm-cifar10-32")
+    with pytest.raises(UserError, match="checkpoint models/absent.pt does not exist$"):
+        opened("models/absent.pt")
+    tiny_models.unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(UserError, match="weights of a model of diffusers; expected its folder"):
+        opened(str(tmp_path / "unet" / "diffusion_pytorch_model.safetensors"))
     (tmp_path / "edm.pkl").write_bytes(b"\x80")
     with pytest.raises(UserError, match="pickle, which runs code.*python -c .*state_dict"):
         opened(str(tmp_path / "edm.pkl"))

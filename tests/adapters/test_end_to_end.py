@@ -100,7 +100,16 @@ def test_samplers_are_compared(model, tmp_path):
     settings, images = tmp_path / "settings.txt", script_runs.draw_images(tmp_path / "data")
     settings.write_text("ddim: --use_ddim True\nscaled: --use_ddim True --eps_scaler 1.02\n2m: --solver dpmpp_2m\n")
     script_runs.mean_colours(tmp_path / "features.pt", 16)
-    flags = ["--settings", settings, "--reference", images, "--features", f"torchscript:{tmp_path / 'features.pt'}"]
+    flags = [
+        "--settings",
+        settings,
+        "--reference",
+        images,
+        "--trust_code",
+        True,
+        "--features",
+        f"torchscript:{tmp_path / 'features.pt'}",
+    ]
     out = tmp_path / "compared"
     common = ["--steps", "3", "--repeats", "2", "--num_samples", "4", "--batch_size", "2", "--out_dir", out]
     script_runs.run("compare_samplers", "--model_path", *words, *flags, *common)
@@ -141,3 +150,20 @@ def test_a_likelihood_with_a_learned_variance(tmp_path):
     flags = ["--data_dir", images, "--num_samples", 2, "--batch_size", 2, "--timestep_respacing", 5]
     said = script_runs.run("image_nll", "--model_path", path, *flags, "--out_dir", tmp_path / "nll")
     assert "bits/dim" in said
+
+
+@pytest.mark.parametrize("name", ["latents", "edm"])
+def test_a_classifier_cannot_guide_what_it_does_not_know(tmp_path, capsys, name):
+    (tmp_path / "model").mkdir()
+    classifier = script_runs.FOLDER.parent / "models" / "digits16_classifier.pt"
+    words = [*MODELS[name](tmp_path / "model"), "--classifier_path", classifier, *SAMPLING]
+    with pytest.raises(SystemExit):
+        script_runs.run("classifier_sample", "--model_path", *words, "--out_dir", tmp_path / "guided")
+    assert "a classifier here knows pixels" in capsys.readouterr().err
+
+
+def test_an_upsampler_is_none_of_others(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SystemExit):
+        script_runs.run("super_res_sample", "--model_path", *ddpm(tmp_path / "model"), "--out_dir", tmp_path / "large")
+    assert "expected a super-resolution network" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from evaluations.report import make_room
 from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import IMAGES, SIDE, WIDTH, FlagGroup, at_least, flag
-from guided_diffusion.image_datasets import Images, describe
+from guided_diffusion.image_stream import Images, colour, report
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks.levels import image_channels_flag
 
@@ -37,12 +37,18 @@ class ReferenceFlags(FlagGroup):
     )
     batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     skip_bad: bool = flag(False, "Skip unreadable images, instead of stopping.")
+    exif: bool = flag(False, "Turn photographs upright, as their EXIF orientation says.")
+    background: str = flag(
+        "", "Colour behind transparent places, such as white or #808080; empty shows their hidden colour."
+    )
     seed: int = flag(0, "Decides which images are kept.", legal=at_least(0))
 
     def __post_init__(self):
         super().__post_init__()
         if not self.out.endswith(".npz"):
             raise UserError(f"--out is {self.out!r}; expected the path of an .npz file to write")
+        if self.background:
+            colour(self.background)
 
 
 GROUPS = [ReferenceFlags, FeatureFlags]
@@ -57,6 +63,8 @@ def main(parsed):
         random_flip=False,
         skip_bad=flags.skip_bad,
         image_channels=flags.image_channels,
+        exif=flags.exif,
+        background=flags.background,
     )
     if len(data) < 2:
         raise UserError(f"--data_dir {flags.data_dir} has one image; expected at least 2, for a covariance")
@@ -64,7 +72,7 @@ def main(parsed):
     extractor.dimensions(images)  # which refuses images of another size than the network takes
     if not launch.announce(parsed, "reference_flags.json"):
         return
-    logger.log(describe(data))
+    report(data)
     found = activations_of(images, extractor, flags.batch_size, False)
     if found is None:
         return

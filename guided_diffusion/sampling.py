@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from .scalars import everywhere
 from .seams import Correction, Coupling, Solver
 
 
@@ -58,14 +59,19 @@ def sample(
     :param correction: `(x, prediction, t, s) -> x`, may pull back the state after a step.
     :param state: the solver's memory of steps before these.
     """
-    grid = torch.as_tensor(grid, dtype=torch.long)
-    times = torch.cat([torch.full_like(grid[:1], -1), grid]).to(x.device)
+    times = grid.tolist() if hasattr(grid, "tolist") else [*grid]
+    if all(isinstance(time, int) for time in times):
+        nodes = [everywhere(time, x) for time in (-1, *times)]
+    else:
+        own = torch.as_tensor(grid, dtype=torch.long, device=x.device)
+        nodes = [everywhere(-1, x), *own.expand(-1, len(x)).unbind()]
     for i in reversed(range(len(grid))):
-        t, s = (times[j].expand(x.shape[0]).contiguous() for j in (i + 1, i))
-        t, s = coupling(i, x, t, s)
+        t, s = coupling(i, x, nodes[i + 1], nodes[i])
         x, prediction, state = solver(denoise, x, t, s, state, noise)
         x = correction(x, prediction, t, s)
-        yield Record(i, t, s, x, prediction.x0)
+        record = Record(i, t, s, x, prediction.x0)
+        del prediction  # or what it holds would stay through the next step
+        yield record
 
 
 def chain(arrows, identity):

@@ -15,6 +15,7 @@ from .levels import (
     channel_multipliers,
     channels_of,
     check_divisible,
+    class_names_flag,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -31,6 +32,7 @@ class ClassifierFlags(FlagGroup):
     image_size: int = image_size_flag()
     image_channels: int = image_channels_flag()
     num_classes: int = flag(NUM_CLASSES, "Number of classes.", legal=at_least(1, IMAGES), classes=True, shared=True)
+    class_names: str = class_names_flag()
     classifier_use_fp16: bool = flag(False, "Compute the classifier in float16.", free=True)
     classifier_width: int = flag(128, "Channels of the classifier's first level.", legal=at_least(1, WIDTH))
     classifier_depth: int = flag(2, "Residual blocks per level of the classifier.", legal=at_least(1, THREADS))

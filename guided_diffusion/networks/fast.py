@@ -49,6 +49,7 @@ class ConvFlags(FlagGroup):
         "How a CPU computes 3x3 convolutions: winograd multiplies less and rounds more (about 1e-5 of the output), "
         "direct does not, auto takes winograd where it is faster.",
         choices=("auto", "direct", "winograd"),
+        lasting=True,
         idle=True,
     )
 
@@ -129,6 +130,8 @@ def for_inference(model, conv=None):
         subclassed or patched stay what they are.
     :param conv: "auto", "direct" or "winograd"; None is what `compute_by` said last.
     """
+    if not isinstance(model, nn.Module):
+        return model
     weights = sum(p.numel() for p in model.parameters())
     return _fast(model, _plan(conv, (GROWTH - 1) * weights, False))
 

@@ -17,6 +17,7 @@ from .levels import (
     channel_multipliers,
     channels_of,
     check_divisible,
+    class_names_flag,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -55,6 +56,7 @@ class UNetFlags(FlagGroup):
         classes=True,
         shared=True,
     )
+    class_names: str = class_names_flag()
     use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.", free=True, idle=True)
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
     resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")

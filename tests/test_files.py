@@ -1,4 +1,4 @@
-"""Files: what is read is a regular file, what is written stands where it was told to, and weak file systems are said."""
+"""Files: what is read is a regular file, what is written stands where it was told to, and weak disks are said."""
 
 import errno
 import os

@@ -33,6 +33,7 @@ setup(
     extras_require={
         "data": ["scikit-learn"],
         "safetensors": ["safetensors"],
+        "models": ["diffusers", "safetensors", "transformers"],
         "evaluator": ["tensorboard"],
         "plots": ["matplotlib"],
     },

@@ -358,8 +358,12 @@ def stream_npz(path, members):
 
 
 def sha256(path):
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal; of a folder that of all files in it, by name and content."""
     digest = hashlib.sha256()
+    if is_folder(path):
+        for name, _ in sorted(entries(path)):
+            digest.update(f"{name} {sha256(join(path, name))}\n".encode())
+        return digest.hexdigest()
     with open_read(path) as file:
         while block := file.read(2**20):
             digest.update(block)

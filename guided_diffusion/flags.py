@@ -10,6 +10,7 @@ import difflib
 import math
 import numbers
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from .errors import UserError
 
 TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")
+# flags of earlier versions
+REPLACED = {"--bootstrap": "--standard_error True"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def flag(
     shared=False,
     needs="",
     spells="",
+    many=False,
 ):
     """A dataclass field that is a flag of the field's name.
 
@@ -85,6 +89,7 @@ def flag(
     :param shared: groups that stand side by side have it in common, though each says it in its own words.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     :param spells: the flag of which it is another spelling; "" for none.
+    :param many: it holds any number of texts, with spaces between, quoted as in a shell.
     """
     marks = {
         "free": free,
@@ -98,6 +103,7 @@ def flag(
         "shared": shared,
         "needs": needs,
         "spells": spells,
+        "many": many,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
@@ -321,14 +327,18 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
 
     :param fill: `(given flags {name: value}, names of all flags) -> {name: value}` of flags that count as given
         where the command line leaves them out, as a preset does; None fills in nothing.
-    :param positional: text flags whose values may stand without their names, in this order.
+    :param positional: text flags whose values may stand without their names, in this order; a last one that holds
+        many takes all that are left.
     :raises UserError: one sentence that names the flag; an unknown flag is answered with the nearest.
     """
     parser = parser_for(groups, description, overrides)
     namespace, unknown = parser.parse_known_args(argv)
     given, overrides = vars(namespace), overrides or {}
     free = [name for name in positional if name not in given]
-    wrong = [word for word in unknown if word.startswith("-")] or unknown[len(free) :]
+    wrong, before = [word for word in unknown if word.startswith("-")], len(free) - 1
+    if not wrong and len(unknown) > before >= 0 and free[-1] in marked(groups, "many"):
+        unknown = [*unknown[:before], shlex.join(unknown[before:])]
+    wrong = wrong or unknown[len(free) :]
     if wrong:
         raise UserError(_unknown(wrong[0], parser))
     given |= zip(free, unknown)
@@ -347,6 +357,8 @@ def _unknown(argument, parser):
     if not argument.startswith("-"):
         return f"{argument!r} does not belong to any flag; flags are written --name value"
     name = argument.split("=")[0]
+    if name in REPLACED:
+        return f"{name} is gone; {REPLACED[name]} takes its place"
     known = [option for action in parser._actions for option in action.option_strings]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"{name} is not a flag of this script" + (

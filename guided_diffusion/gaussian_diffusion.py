@@ -16,6 +16,7 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import contextlib
 import enum
+import functools
 import inspect
 import math
 from collections import deque
@@ -24,7 +25,9 @@ import numpy as np
 import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
+from .errors import RefusedByAssertion
 from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .methods.clipping import ClippedDenoiser
 from .methods.method import no_corruption
 from .nn import mean_flat
 from .process import Process
@@ -167,7 +170,7 @@ class GaussianDiffusion:
 
     def _time(self, t):
         """Training timesteps of step indices t [N]."""
-        return torch.tensor(self.timestep_map, device=t.device)[t]
+        return on_device(self.timestep_map, t.device).take(t.long())
 
     def _scale_timesteps(self, t):
         """What networks and classifiers are given for step indices t [N]."""
@@ -214,6 +217,10 @@ class GaussianDiffusion:
     def q_sample(self, x_start, t, noise=None):
         """A draw of x_t given x_0, by `noise` of the same shape or a fresh one."""
         noise = torch.randn_like(x_start) if noise is None else noise
+        if noise.shape != x_start.shape:
+            raise RefusedByAssertion(
+                f"noise is {tuple(noise.shape)}; expected the shape of x_start, {tuple(x_start.shape)}"
+            )
         signal, spread = (
             _extract_into_tensor(table, t, x_start.shape)
             for table in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod)
@@ -240,6 +247,8 @@ class GaussianDiffusion:
 
         The mean is that of the predicted (and clipped) x_0, whatever the network predicts.
         """
+        if t.shape != x.shape[:1]:
+            raise RefusedByAssertion(f"t is {tuple(t.shape)}; expected an index for each of {len(x)} samples")
         x0, output = self._predicted(model, x, t, model_kwargs or {})
         if denoised_fn is not None:
             x0 = denoised_fn(x0)
@@ -442,7 +451,7 @@ class GaussianDiffusion:
     def ddim_reverse_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
-            raise ValueError("the reverse ODE is deterministic: eta must be 0")
+            raise RefusedByAssertion("the reverse ODE is deterministic: eta must be 0")
         x0 = self.p_mean_variance(
             model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
         )["pred_xstart"]
@@ -675,12 +684,8 @@ class GaussianDiffusion:
         Overrides of a subclass belong to the loops above; this is what the scripts run.
         """
         denoise = self.process.denoiser(model, model_kwargs)
-
-        def clipped(x, t):
-            prediction = denoise(x, t)
-            return prediction.with_x0(prediction.x0.clamp(-1, 1))
-
-        return clipped if clip_denoised else denoise
+        clip = ClippedDenoiser(None).apply
+        return (lambda x, t: clip(denoise(x, t))) if clip_denoised else denoise
 
     def sample_records(self, solver, denoise, x, noise=torch.randn_like):
         """The records of a solver over this process's grid; see `Process.sample_records`."""
@@ -790,9 +795,23 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
-    """The entries of a table at indices [N], or as many axes as they have, as float32, in a shape [N, ...]."""
-    entries = torch.as_tensor(arr, device=timesteps.device)[timesteps].float()
-    return entries.view(*entries.shape, *[1] * (len(broadcast_shape) - entries.ndim)).expand(broadcast_shape)
+    """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
+    entries = on_device(arr, timesteps.device).take(timesteps.long()).float()
+    return entries.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+
+
+def on_device(values, device):
+    """A table of numbers on a device, where the same values are copied to a GPU once."""
+    if device.type == "cpu":
+        return torch.as_tensor(values)
+    values = np.asarray(values)
+    return _copied(values.tobytes(), values.dtype.str, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(content, dtype, device):
+    values = torch.from_numpy(np.frombuffer(content, dtype).copy())
+    return (values.float() if values.is_floating_point() else values).to(device)
 
 
 def _combined(a, x, b, y):

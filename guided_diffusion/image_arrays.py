@@ -1,5 +1,6 @@
 """Images in one array on disk, .npz or .npy: memory-mapped where the bytes lie as they are, so that nothing waits."""
 
+import os
 import struct
 import zipfile
 
@@ -29,8 +30,8 @@ def read_arrays(path, source="data_dir", channels=None):
 
     :param source: the flag that names it.
     :param channels: C; None takes 1, 3 and 4.
-    :return: (arr_0 uint8 [N, H, W, C], arr_1 or None, `classes` as a list of text or None); of an .npy file the
-        array alone.
+    :return: (arr_0 uint8 [N, H, W, C], arr_1 or None, names of the classes or None); of an .npy file the array alone.
+        The names are `classes`, or those that lie beside samples.
     :raises UserError: if it cannot be read or holds something else.
     """
     try:
@@ -57,7 +58,17 @@ def read_arrays(path, source="data_dir", channels=None):
         raise UserError(
             f"--{source} {path}: {CLASSES} is {names.dtype} {list(names.shape)}, expected the names of the classes"
         )
-    return images, arrays.get("arr_1"), names if names is None else names.tolist()
+    return images, arrays.get("arr_1"), _names_beside(path) if names is None else names.tolist()
+
+
+def _names_beside(path):
+    """The names of the classes in the .json that a sampling script writes beside an .npz; None without one."""
+    beside = f"{os.path.splitext(path)[0]}.json"
+    if not files.exists(beside):
+        return None
+    content = files.read_json(beside, "the names of the classes of samples")
+    names = content.get(CLASSES) if isinstance(content, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def checksums(path):

@@ -85,10 +85,10 @@ def _published_batches(dataset, batch_size, deterministic):
     places = range(len(dataset)) if len(dataset) >= batch_size else np.resize(range(len(dataset)), batch_size)
     order = SequentialSampler(places) if deterministic else RandomSampler(places)
     while True:
-        rng = random.Random(int(torch.empty((), dtype=torch.int64).random_()))
+        dataset.rng = random.Random(int(torch.empty((), dtype=torch.int64).random_()))
 
-        def read(numbers, rng=rng):
-            return default_collate([dataset.draw(places[n], rng) for n in numbers])
+        def read(numbers):
+            return default_collate([dataset[places[n]] for n in numbers])
 
         # one thread, since the order of reading decides the draws
         yield from read_ahead(read, iter(list(BatchSampler(order, batch_size, drop_last=True))), 1)
@@ -145,7 +145,11 @@ class ImageDataset(Dataset):
     :param random_flip: mirror an image with probability 1/2.
     :ivar local_images: the images of the shard.
     :ivar local_classes: their classes, or None.
+    :ivar rng: a `random.Random` to draw from in place of the global generator, or None.
+    :raises UserError: in asking for an image that cannot be read.
     """
+
+    rng = None
 
     def __init__(
         self,
@@ -168,15 +172,8 @@ class ImageDataset(Dataset):
         return len(self.local_images)
 
     def __getitem__(self, idx):
-        return self.draw(idx, random)
-
-    def draw(self, index, rng):
-        """dataset[index], with crop and flip from a `random.Random`.
-
-        :raises UserError: for an image that cannot be read.
-        """
-        source = self.local_images[index]
+        source = self.local_images[idx]
         picture = as_picture(source) if isinstance(source, np.ndarray) else open_picture(source, 3)[0]
-        pixels = augmented(picture, self.resolution, self.random_crop, self.random_flip, rng)
-        extra = {} if self.local_classes is None else {"y": np.array(self.local_classes[index], dtype=np.int64)}
+        pixels = augmented(picture, self.resolution, self.random_crop, self.random_flip, self.rng or random)
+        extra = {} if self.local_classes is None else {"y": np.array(self.local_classes[idx], dtype=np.int64)}
         return pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1, extra

@@ -76,7 +76,7 @@ def numbered(names, known=(), more=False, count=None, where=""):
     if known and new and not more:
         raise UserError(
             f"--data_dir {where} has the class {new[0]}, which the checkpoint does not know; expected some of its "
-            f"classes: {_shown(known)}"
+            f"classes: {shown(known)}"
         )
     classes = [*known, *new]
     number = {name: place for place, name in enumerate(classes)}
@@ -91,15 +91,20 @@ def _is_number(name):
     return re.fullmatch(r"[0-9]{1,18}", name) is not None
 
 
-def mapping(classes):
-    """The classes in words; names that are numbers, but other ones than their own, with the number of each."""
-    shown = [
-        f"{name}={place}" if _is_number(name) and int(name) != place else name for place, name in enumerate(classes)
+def mapping(classes, numbers=False):
+    """The classes in words.
+
+    :param numbers: whether to show the number of each; without it, only that of names that are another number.
+    """
+    parts = [
+        f"{name}={place}" if numbers or (_is_number(name) and int(name) != place) else name
+        for place, name in enumerate(classes)
     ]
-    return " ".join(shown if len(shown) <= 10 else [*shown[:3], "...", shown[-1]])
+    return " ".join(parts if len(parts) <= 10 else [*parts[:3], "...", parts[-1]])
 
 
-def _shown(names, most=10):
+def shown(names, most=10):
+    """Names in words, some of them if there are many."""
     return ", ".join(names if len(names) <= most else [*names[: most - 1], f"and {len(names) - most + 1} more"])
 
 
@@ -126,6 +131,22 @@ def labels_of_array(path, labels, names, count):
     return labels.astype(np.int64), names
 
 
+def renumbered(labels, named, known, where):
+    """Labels [N] of named classes as the numbers of these names among the known; as they are where either has none.
+
+    :param where: the flag and path of the labels, for errors.
+    :raises UserError: for labels without a name, and names that are not known.
+    """
+    if labels is None or not named or not known:
+        return labels
+    if not ((labels >= 0) & (labels < len(named))).all():
+        raise UserError(f"{where} has labels beyond the {len(named)} classes that it names")
+    there = [named[label] for label in labels]
+    if unknown := sorted(set(there) - set(known)):
+        raise UserError(f"{where} has the class {unknown[0]}; expected those of the network: {shown(known)}")
+    return np.array([known.index(name) for name in there], dtype=np.int64)
+
+
 def chosen(text, count, names=(), flag="classes"):
     """The classes [K] of a list such as "flower,3": names, or numbers where no class has that name.
 
@@ -148,4 +169,4 @@ def chosen(text, count, names=(), flag="classes"):
 
 
 def _or_names(names):
-    return f", or names: {_shown(list(names))}" if names else ""
+    return f", or names: {shown(list(names))}" if names else ""

@@ -23,7 +23,16 @@ from .crops import augmented
 from .errors import UserError
 from .flags import THREADS, FlagGroup, at_least, flag
 from .image_arrays import checksums, read_arrays
-from .image_files import TRAITS, find_images, kind_of, open_picture, said_of_passed, size_in_bytes, traits_of
+from .image_files import (
+    EXTENSIONS,
+    TRAITS,
+    find_images,
+    kind_of,
+    open_picture,
+    said_of_passed,
+    size_in_bytes,
+    traits_of,
+)
 from .images import as_picture
 
 # files of which `report` says what is lost in reading, at most
@@ -34,7 +43,9 @@ LOOKED_AT = {"local": 1000, "remote": 16}
 class DataFlags(FlagGroup):
     """The training images."""
 
-    data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
+    data_dir: str = flag(
+        "", f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file."
+    )
     class_source: str = flag(
         "auto",
         "Where classes are read from: sub-folders, or file-name prefixes.",
@@ -226,10 +237,12 @@ class Images(Dataset):
         if self.passed:
             yield said_of_passed(self.passed)
         if self.class_names is not None:
-            empty = [name for n, name in enumerate(self.class_names) if n not in set(self.labels.tolist())]
+            there = set(self.labels.tolist())
+            empty = [name for number, name in enumerate(self.class_names) if number not in there]
             if empty:
-                yield f"no image of {len(empty)} of the {len(self.class_names)} classes: {image_labels.mapping(empty)}"
-            if self.num_classes is not None and self.num_classes > len(self.class_names):
+                shown = image_labels.shown(empty)
+                yield f"no image of {len(empty)} of the {len(self.class_names)} classes: {shown}"
+            if self.num_classes is not None and self.num_classes > len(self.class_names) > 0:
                 yield (
                     f"--num_classes is {self.num_classes}, of which the data have {len(self.class_names)}: "
                     "nothing is learnt of the others"

@@ -1,7 +1,8 @@
 """A diffusion process: schedule, grid, solver, and the seams that its methods move, folded into one."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -71,6 +72,8 @@ class DiffusionFlags(FlagGroup):
         free=True,
         needs="learn_sigma",
     )
+    # betas [T] of a network of others, where no name of a schedule says them
+    table: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,6 +102,8 @@ class DiffusionFlags(FlagGroup):
     @property
     def betas(self):
         """[T] in float64."""
+        if self.table is not None:
+            return self.table
         betas = get_named_beta_schedule(self.noise_schedule, self.diffusion_steps)
         return rescale_zero_terminal_snr(betas) if self.rescale_zero_terminal_snr else betas
 
@@ -186,8 +191,9 @@ class Tally:
 
     def add(self, columns, values):
         """Add values [rows, N] at the indices `columns` [N]."""
-        count = len(columns) - self.repeats
-        columns, values = columns[:count], values[:, :count]
+        if self.repeats:
+            count = len(columns) - self.repeats
+            columns, values = columns.narrow(0, 0, count), values.narrow(1, 0, count)
         self.values = self.values.to(columns.device)
         self.values.index_add_(1, columns, values.to(self.values))
 
@@ -367,6 +373,10 @@ class Process:
         :param noise: draws noise like x.
         """
         self.images_begun += x.shape[0]
+        # now, so that no step waits for a copy
+        self.schedule.table(x.device)
+        for tally in self.tallies.values():
+            tally.values = tally.values.to(x.device)
         return _without_gradients(sample(denoise, solver, self.grid, x, noise, self.coupling, self.correction))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .errors import UserError
+from .errors import RefusedByAssertion, UserError
 from .nn import (
     SiLU,
     adaptive_avg_pool_nd,
@@ -25,10 +25,6 @@ from .nn import (
     timestep_embedding,
     zero_module,
 )
-
-
-class RefusedByAssertion(UserError, AssertionError):
-    """A mistake in arguments that the published networks answer with an AssertionError: code may wait for either."""
 
 
 class TimestepBlock(nn.Module, ABC):

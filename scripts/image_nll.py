@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
+from guided_diffusion.adapters import refuse_likelihood
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_in_order, noise_of, on_device
@@ -31,6 +32,7 @@ OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_
 def main(parsed):
     noise_at = noise_of(parsed)
     parsed, model, _ = checkpoints.load_diffusion(parsed)
+    refuse_likelihood(model, parsed[DiffusionFlags].learn_sigma)
     diffusion = diffusion_of(parsed[DiffusionFlags])
     batch_at, flags = (published_data if parsed[RngFlags].published else data_in_order)(parsed)
     if not launch.announce(parsed):
@@ -64,7 +66,8 @@ def published_data(parsed):
     :raises UserError: for a flag that published scripts do not have and that would change what is read.
     """
     values, flags = parsed.values(), parsed[SampleFlags]
-    for name, usual in {"class_source": "auto", "skip_bad": False, "image_channels": 3}.items():
+    usual_values = {"class_source": "auto", "skip_bad": False, "image_channels": 3, "exif": False, "background": ""}
+    for name, usual in usual_values.items():
         if values[name] != usual:
             raise UserError(f"--{name} {values[name]} has no counterpart in --rng published; expected {usual}")
     batches = load_data(

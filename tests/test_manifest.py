@@ -132,7 +132,7 @@ def test_none_whole_is_an_error_and_none_at_all_a_fresh_start(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("steps, beside", [((2,), False), ((2, 10), False), ((2, 10), True)])
-def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside, capsys):
+def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside):
     for step in steps:
         for name in ("model", "ema_0.9999_", "opt"):
             (tmp_path / f"{name}{step:06d}.pt").touch()
@@ -144,10 +144,11 @@ def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps
     ):
         resume.find("auto", str(tmp_path))
     assert resume.find(str(newest), str(tmp_path)) == str(newest)
-    assert resume.find("", str(tmp_path)) == ""
-    said = capsys.readouterr().out
-    assert (f"{tmp_path} has published checkpoints" in said) != beside
-    assert beside or f"--resume_checkpoint {newest} would go on" in said
+    if beside:
+        assert resume.find("", str(tmp_path)) == ""
+    else:
+        with pytest.raises(UserError, match=f"{tmp_path} has published checkpoints.*--resume_checkpoint {newest}"):
+            resume.find("", str(tmp_path))
 
 
 def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
@@ -160,10 +161,21 @@ def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
         resume.find(str(tmp_path / "model000004.pt"), str(tmp_path))
 
 
-def test_a_fresh_start_among_checkpoints_says_so(tmp_path, capsys):
-    write(tmp_path, 2)
-    found, said = find(tmp_path, capsys, "")
-    assert found == "" and "--resume_checkpoint auto would go on" in said
+def test_a_run_leaves_the_checkpoints_of_another_alone(tmp_path):
+    """Whether it starts afresh or goes on from elsewhere, unless it is the same run."""
+    out_dir, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out_dir.mkdir()
+    elsewhere.mkdir()
+    write(out_dir, 2)
+    write(elsewhere, 4, run="another")
+    other = str(elsewhere / "model000004.pt")
+    for wanted in ("", other):
+        with pytest.raises(UserError, match="--out_dir .* has checkpoints of another run.* step 2.*auto"):
+            resume.find(wanted, str(out_dir))
+    write(elsewhere, 6)  # a copy of a later step
+    for found in (str(out_dir / "model000002.pt"), str(elsewhere / "model000006.pt")):
+        assert resume.find(found, str(out_dir)) == found
+    assert resume.find("auto", str(out_dir)) == str(out_dir / "model000002.pt")
 
 
 def test_the_newest_is_the_last_written(tmp_path):

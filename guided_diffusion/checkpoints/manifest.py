@@ -83,6 +83,13 @@ def read(folder, step):
     return content
 
 
+def run_of(folder, step):
+    """The name of the run that a set belongs to; None where its manifest does not say it."""
+    with contextlib.suppress(UserError):
+        return read(folder, step).get("run")
+    return None
+
+
 def _is_manifest(content):
     """Whether what a JSON file holds has the entries of a manifest, each of its type."""
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):

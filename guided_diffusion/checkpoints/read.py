@@ -75,6 +75,11 @@ def peek(path, flag="model_path", key=""):
     return _waiting[version]
 
 
+def take(path, flag="model_path", key=""):
+    """The state dict at `path`, which is not kept; as `peek`."""
+    return _waiting.pop(_version(path, key), None) or _read(path, flag, key)
+
+
 def load_into(model, path, flag="model_path", free_head=False, key=""):
     """Load the weights at `path` into a network.
 
@@ -84,7 +89,7 @@ def load_into(model, path, flag="model_path", free_head=False, key=""):
     :return: the names of those that did.
     :raises UserError: at most ten lines, if keys or shapes differ.
     """
-    state = _waiting.pop(_version(path, key), None) or _read(path, flag, key)
+    state = take(path, flag, key)
     expected = model.state_dict()
     left = [k for k in sorted({*state, *expected}) if free_head and HEAD.match(k) and not _alike(k, state, expected)]
     state = {k: v for k, v in state.items() if k not in left} | {k: expected[k] for k in left if k in expected}

@@ -1,5 +1,6 @@
 """Which checkpoint a training run goes on from, and the state that lies beside its published files."""
 
+import os
 import re
 import secrets
 
@@ -54,18 +55,33 @@ def find(wanted, folder):
     if wanted == AUTO:
         return _newest(folder)
     if wanted:
-        return _checked(wanted)
-    if earlier := manifest.steps(folder):
-        logger.warn(
-            f"{folder} has checkpoints of an earlier run, the last at step {earlier[0]}: this one starts afresh and "
-            "replaces them as it comes to their steps; --resume_checkpoint auto would go on"
-        )
-    if published := [path for path in _unlisted(folder) if not files.exists(sidecar_path(path))]:
-        logger.warn(
-            f"{folder} has published checkpoints: this run starts afresh and replaces them as it comes to their "
-            f"steps; --resume_checkpoint {published[-1]} would go on"
-        )
+        path = _checked(wanted)
+        _refuse_another(folder, path)
+        return path
+    _refuse_another(folder, "")
     return ""
+
+
+def _refuse_another(folder, source):
+    """Leave the checkpoints of another run in the output folder to it: this one would replace them step by step.
+
+    :param source: the checkpoint that is gone on from; "" for a fresh start.
+    """
+    here = [place if files.is_remote(place) else os.path.abspath(place) for place in (files.split(source)[0], folder)]
+    if source and here[0] == here[1]:
+        return
+    own = run_of(source)
+    if foreign := [step for step in manifest.steps(folder) if manifest.run_of(folder, step) != own]:
+        raise UserError(
+            f"--out_dir {folder} has checkpoints of another run, the last at step {foreign[0]}, which this one would "
+            "replace; expected another --out_dir, or --resume_checkpoint auto to go on with that run"
+        )
+    published = [path for path in _unlisted(folder) if not files.exists(sidecar_path(path))]
+    if published:
+        raise UserError(
+            f"--out_dir {folder} has published checkpoints, which this run would replace; expected another --out_dir, "
+            f"or --resume_checkpoint {published[-1]} to go on"
+        )
 
 
 def _newest(folder):

@@ -16,8 +16,8 @@ from ..errors import UserError
 from . import messages
 
 MPIRUN_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
-# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun. PMIX_RANK never does:
-# an mpirun that starts by PMIx says OMPI_ as well.
+# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun. PMIX_RANK never
+# does: who starts by PMIx and is mpirun says OMPI_ as well.
 PMI_MARKS = ("PMI_RANK", "PMI_SIZE")
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")

@@ -13,7 +13,7 @@ from .. import dist_util, files, flags, logger, presets
 from ..distributed import launchers
 from ..errors import UserError
 from ..flags import flag
-from ..networks import ConvFlags, computing_by, described
+from ..networks import ConvFlags, computing_by, described, slow_halves
 from . import folder_lock, terminal
 
 # seconds that other ranks leave rank 0 to say an error first
@@ -125,6 +125,11 @@ def announce(parsed, file_name="flags.json"):
     if dist_util.is_main():
         if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
             logger.log(described(computing_by()))
+            for dtype in slow_halves(*(getattr(group, "dtype", None) for group in parsed.groups.values())):
+                logger.warn(
+                    f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
+                    "times as long as float32 there; expected float32, or a GPU"
+                )
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
         if not dry_run:
             files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")

@@ -35,10 +35,12 @@ class SampleStore:
 
     :param out_dir: local, or any address blobfile writes.
     :param stem: tells apart the runs that may share that folder.
+    :param classes: names of the classes, by their numbers, to lie beside the npz and stand in the picture.
     """
 
-    def __init__(self, out_dir, stem):
+    def __init__(self, out_dir, stem, classes=()):
         self.out_dir = out_dir
+        self.classes = list(classes)
         self.stem = stem
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
@@ -141,14 +143,22 @@ class SampleStore:
         members = {
             key: (array.dtype, (count, *array.shape[1:]), self._parts(chunks, key)) for key, array in first.items()
         }
+        named = "arr_1" in first and self.classes
+        if named:
+            files.write_text(path.removesuffix(".npz") + ".json", json.dumps({"classes": self.classes}) + "\n")
         files.stream_npz(path, members)
-        pictured = [self._whole(chunk)["arr_0"] for chunk in chunks if chunk.start < PICTURED]
+        pictured = [self._whole(chunk) for chunk in chunks if chunk.start < PICTURED]
+        images = np.concatenate([part["arr_0"] for part in pictured])[:PICTURED]
+        labels = np.concatenate([part["arr_1"] for part in pictured])[:PICTURED] if named else ()
         picture = path.removesuffix(".npz") + ".png"
-        save_grid(picture, np.concatenate(pictured)[:PICTURED])
+        save_grid(picture, images, captions=list(map(self._name_of, labels)) if named else None)
         record = {"file": name, "size": files.size(path), "sha256": files.sha256(path)}
         files.write_text(self._record(count), json.dumps(record) + "\n")
         self._clean(name, count)
         return path, picture
+
+    def _name_of(self, label):
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
     def not_finite(self, chunks):
         """{index: the step, from 1, after which it has not been finite} of the images of these chunks."""

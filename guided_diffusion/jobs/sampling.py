@@ -10,6 +10,7 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
+from ..image_labels import of_text
 from ..networks import DIRECT, compute_by, computing_by, described
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
@@ -54,7 +55,8 @@ def run(parsed, process, make_batch, name=None):
     if parsed[launch.RunFlags].dry_run:
         launch.announce(parsed)
         return
-    store = SampleStore(out_dir, name.removesuffix(".npz") if name else "samples")
+    stem, names = name.removesuffix(".npz") if name else "samples", of_text(parsed.values().get("class_names", ""))
+    store = SampleStore(out_dir, stem, names)
     then = (
         f"{store.folder} has to be deleted to begin anew"
         if parsed[RngFlags].published

@@ -13,6 +13,7 @@ from .fast import (  # noqa: F401 (the package's own names)
     described,
     for_inference,
     for_training,
+    slow_halves,
 )
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags

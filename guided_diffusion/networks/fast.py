@@ -49,6 +49,7 @@ class ConvFlags(FlagGroup):
         "How a CPU computes 3x3 convolutions: winograd multiplies less and rounds more (about 1e-5 of the output), "
         "direct does not, auto takes winograd where it is faster.",
         choices=("auto", "direct", "winograd"),
+        lasting=True,
         idle=True,
     )
 
@@ -72,6 +73,18 @@ def described(algorithm):
         return f"3x3 convolutions: direct; {by}"
     layers = "all layers" if algorithm == ALL else f"layers of at least {algorithm} channels"
     return f"3x3 convolutions: Winograd in {layers}; {by}"
+
+
+def slow_halves(*dtypes):
+    """Those of some dtypes that are 16 bit wide and that this processor is known to have no instructions for."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") != "x86_64":
+        return []
+    units = {
+        torch.float16: ("avx512_fp16", "amx_fp16"),
+        torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx_ne_convert"),
+    }
+    return [kind for kind in units if kind in dtypes and not any(capabilities.get(unit) for unit in units[kind])]
 
 
 # of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
@@ -129,6 +142,8 @@ def for_inference(model, conv=None):
         subclassed or patched stay what they are.
     :param conv: "auto", "direct" or "winograd"; None is what `compute_by` said last.
     """
+    if not isinstance(model, nn.Module):
+        return model
     weights = sum(p.numel() for p in model.parameters())
     return _fast(model, _plan(conv, (GROWTH - 1) * weights, False))
 

@@ -30,6 +30,12 @@ def image_channels_flag():
     return flag(3, "Channels of the images: 1 is grey, 3 RGB, 4 RGBA.", legal=legal)
 
 
+def class_names_flag():
+    """The flag of the names of the classes; `image_labels.of_text` reads it."""
+    text = "Names of the classes by their numbers, with commas; training takes them from its data."
+    return flag("", text, classes=True, idle=True)
+
+
 # -- from flags --------------------------------------------------------------------------------------
 
 

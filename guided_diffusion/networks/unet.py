@@ -17,6 +17,7 @@ from .levels import (
     channel_multipliers,
     channels_of,
     check_divisible,
+    class_names_flag,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -55,6 +56,7 @@ class UNetFlags(FlagGroup):
         classes=True,
         shared=True,
     )
+    class_names: str = class_names_flag()
     use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.", free=True, idle=True)
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
     resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")
@@ -74,9 +76,9 @@ class UNetFlags(FlagGroup):
         """What the network computes in: torch.float16, torch.bfloat16 or torch.float32."""
         return torch.float16 if self.use_fp16 else torch.bfloat16 if self.use_bf16 else torch.float32
 
-    def create(self, learn_sigma):
+    def create(self, learn_sigma, cls=UNetModel):
         """The UNetModel of these flags, its weights in float32."""
-        return self.build(UNetModel, self.image_size, learn_sigma)
+        return self.build(cls, self.image_size, learn_sigma)
 
     def build(self, cls, image_size, learn_sigma, defaults=CHANNEL_MULTS, size_flag="image_size"):
         """The network of a class that takes UNetModel's arguments, for images of a size.
@@ -121,9 +123,9 @@ class SuperResFlags(FlagGroup):
                 f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that"
             )
 
-    def create(self, unet, learn_sigma):
+    def create(self, unet, learn_sigma, cls=SuperResModel):
         """The SuperResModel of these sizes and UNetFlags (whose image size counts for nothing)."""
-        return unet.build(SuperResModel, self.large_size, learn_sigma, SUPER_RES_CHANNEL_MULTS, "large_size")
+        return unet.build(cls, self.large_size, learn_sigma, SUPER_RES_CHANNEL_MULTS, "large_size")
 
 
 def create(parsed):

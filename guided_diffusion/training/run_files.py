@@ -63,6 +63,8 @@ class RunFiles:
         if files.exists(path):
             state = load_checkpoint(path, map_location=device)
             with _fitting(path):
+                for group in state["param_groups"]:  # how a step is computed is this run's affair, not the file's
+                    group |= {name: optimizer.defaults.get(name) for name in ("fused", "foreach")}
                 optimizer.load_state_dict(state)
                 _check_moments(optimizer)
             for group in optimizer.param_groups:  # the file has those of the run it is from

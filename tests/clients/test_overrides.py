@@ -1,6 +1,8 @@
 """Overrides by subclasses, mixins and patches of GaussianDiffusion act wherever published code calls the method."""
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, Mod
 from guided_diffusion.methods import of_values
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.schedule import get_named_beta_schedule
+from guided_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (2, 3, 4, 4)
 BETAS = get_named_beta_schedule("linear", 25)
@@ -341,6 +344,20 @@ def test_predictions_of_the_image_are_told_by_name(mean, name, methods):
     Fork = type("Fork", (SpacedDiffusion,), {method: by_name})
     diffusion = make(Fork, methods=methods, mean=mean)
     assert diffusion.p_sample_loop(network, SHAPE, model_kwargs=KWARGS).isfinite().all()
+
+
+# -- copies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+@pytest.mark.parametrize("variant", ["adm", "paper", "net", "target", None])
+@pytest.mark.parametrize("values", [{}, {"eps_scaler": "1.05", "input_pertub": 0.1, "guidance_scale": 1.5}])
+def test_copies_of_a_process_are_the_same_process(values, variant, way):
+    """As processes that are started anew and checkpoints of whole objects make them."""
+    shift = {"do_time_shift": True, "window": 6, "cutoff": 3, "time_shift_variant": variant} if variant else {}
+    options = {"learn_sigma": True, "steps": 25, "timestep_respacing": "6"}
+    diffusion = create_gaussian_diffusion(**options, **values, **shift)
+    same(entries(way(diffusion), network), entries(diffusion, network))
 
 
 # -- tables ------------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def create_model(
     """A UNetModel of published flags.
 
     :param num_classes: of a class-conditional network; None is this module's NUM_CLASSES.
+    :param class_names: of these, with commas; they change nothing of the network.
     """
     values = _with_classes(locals())
     values.pop("learn_sigma")
@@ -128,9 +129,9 @@ def create_classifier(
     classifier_pool,
     *,
     num_classes=1000,
+    class_names="",
     classifier_num_head_channels=64,
     classifier_channel_mult="",
-    class_names="",
     image_channels=3,
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""

@@ -131,7 +131,7 @@ class SampleStore:
         :raises UserError: if a chunk turns out to be damaged; it is deleted.
         :raises FileNotFoundError: if a chunk is not there.
         """
-        first, count = self._whole(chunks[0]), chunks[-1].stop
+        first, count = self.whole(chunks[0]), chunks[-1].stop
         shape = (count, *first["arr_0"].shape[1:])
         name = name or f"samples_{'x'.join(map(str, shape))}.npz"
         path = files.join(self.out_dir, name)
@@ -139,7 +139,7 @@ class SampleStore:
             key: (array.dtype, (count, *array.shape[1:]), self._parts(chunks, key)) for key, array in first.items()
         }
         files.stream_npz(path, members)
-        pictured = [self._whole(chunk)["arr_0"] for chunk in chunks if chunk.start < PICTURED]
+        pictured = [self.whole(chunk)["arr_0"] for chunk in chunks if chunk.start < PICTURED]
         picture = path.removesuffix(".npz") + ".png"
         save_grid(picture, np.concatenate(pictured)[:PICTURED])
         record = {"file": name, "size": files.size(path), "sha256": files.sha256(path)}
@@ -165,22 +165,26 @@ class SampleStore:
         left = [i for chunk in chunks for i in chunk if i not in bad]
         if not left:
             return None
-        first = self._whole(chunks[0])
+        first = self.whole(chunks[0])
         shape = (len(left), *first["arr_0"].shape[1:])
         path = files.join(self.out_dir, f"{self.stem}_finite_{'x'.join(map(str, shape))}.npz")
 
         def parts(key):
             for chunk in chunks:
-                yield self._whole(chunk)[key][[i not in bad for i in chunk]]
+                yield self.whole(chunk)[key][[i not in bad for i in chunk]]
 
         members = {key: (array.dtype, (len(left), *array.shape[1:]), parts(key)) for key, array in first.items()}
         files.stream_npz(path, members | {"indices": (np.dtype(np.int64), (len(left),), [np.array(left)])})
         return path
 
     def _parts(self, chunks, key):
-        return (self._whole(chunk)[key] for chunk in chunks)
+        return (self.whole(chunk)[key] for chunk in chunks)
 
-    def _whole(self, chunk):
+    def whole(self, chunk):
+        """The {name: array [n, ...]} of a chunk.
+
+        :raises UserError: if it is damaged; it is deleted.
+        """
         arrays = self._read(chunk)
         if arrays is None:
             path = files.join(self.folder, _name(chunk))

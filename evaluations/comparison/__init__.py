@@ -14,6 +14,8 @@ from .rows import Sampler, finished_row, read_target
 from .settings import CompareFlags, Settings, SettingsFlags, measured, named, read_settings
 from .tables import csv_text, markdown, mean_and_spread
 
+__all__ = ["CompareFlags", "Settings", "SettingsFlags", "compare", "save"]
+
 
 def compare(parsed, groups):
     """Sample by every setting with every budget, and write comparison.csv, comparison.md and comparison.png.

@@ -2,6 +2,8 @@
 
 import io
 
+import numpy as np
+
 from guided_diffusion import files, logger
 
 STYLE = {
@@ -50,26 +52,29 @@ def write(figure, path):
 
 
 def drawn(plt, results, measures):
-    """The figure: bands of two standard errors, and in grey what theory has; curves of a panel differ in their dashes."""
+    """The figure: bands of two standard errors, theory in grey; curves of a panel differ in their dashes."""
     columns = 2 if len(measures) > 1 else 1
     rows = -(-len(measures) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(7 * columns, 4.2 * rows), squeeze=False)
     for panel in grid.flat[len(measures) :]:
         panel.axis("off")
     for panel, measure in zip(grid.flat, measures):
+        log = measure.scale == "log"
         for place, name in enumerate(measure.drawn):
             for number, result in enumerate(results):
                 curve, colour = result.curves[measure.name][name], COLOURS[number % len(COLOURS)]
-                label = title(result, results) if place == 0 else None
-                draw_curve(panel, result.times, curve.values, curve.errors, colour, DASHES[place], label, measure.scale)
+                draw_curve(panel, result.times, curve.values, curve.errors, colour, DASHES[place], log)
                 if curve.theory is not None:
-                    panel.plot(result.times, curve.theory, color="0.6", lw=1.2, ls=DASHES[place], zorder=1)
+                    theory = np.where(curve.theory > 0, curve.theory, np.nan) if log else curve.theory
+                    panel.plot(result.times, theory, color="0.6", lw=1.2, ls=DASHES[place], zorder=1)
         panel.set_yscale(measure.scale)
         panel.invert_xaxis()
         panel.set(xlabel="timestep (noise to image)", ylabel=measure.label)
-        panel.set_title(", ".join(f"{name} {DASHES[i]}" for i, name in enumerate(measure.drawn)))
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        keys = [panel.plot([], [], color="black", ls=DASHES[i], label=name)[0] for i, name in enumerate(measure.drawn)]
+        panel.legend(handles=keys)
+    colours = {title(result, results): COLOURS[i % len(COLOURS)] for i, result in enumerate(results)}
+    handles = [panel.plot([], [], color=colour, label=label)[0] for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -80,10 +85,8 @@ def title(result, results):
     return f"{result.name}, {result.budget}"
 
 
-def draw_curve(panel, times, values, errors, colour, dashes, label, scale="linear"):
+def draw_curve(panel, times, values, errors, colour, dashes="-", log=False):
     """A line with a band of two standard errors; on a logarithmic scale the band stays above 0."""
-    panel.plot(times, values, color=colour, ls=dashes, label=label, marker="o", ms=2.5)
-    low = values - 2 * errors
-    panel.fill_between(
-        times, low.clip(min=values * 1e-2) if scale == "log" else low, values + 2 * errors, color=colour, alpha=0.15, lw=0
-    )
+    panel.plot(times, values, color=colour, ls=dashes, marker="o", ms=2.5)
+    low = (values - 2 * errors).clip(min=values / 100) if log else values - 2 * errors
+    panel.fill_between(times, low, values + 2 * errors, color=colour, alpha=0.15, lw=0)

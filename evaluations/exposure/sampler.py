@@ -10,7 +10,6 @@ from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.flags import flags_of
 from guided_diffusion.generate import SampleFlags
-from guided_diffusion.networks import UNetFlags
 from guided_diffusion.sampling import no_correction, no_coupling
 
 from .measures import Setup
@@ -28,6 +27,7 @@ class Result(NamedTuple):
     :ivar times: int [S] the kept timesteps, increasing.
     :ivar levels: float64 [S] alpha_bar at them.
     :ivar data_variance: of the real images.
+    :ivar gaussian_error: about the relative error of lengths of the Gaussian, which no standard error holds.
     :ivar curves: {measure: {curve: Curve}}.
     :ivar findings: {column: number or None} of its methods along sampling.
     """
@@ -40,6 +40,7 @@ class Result(NamedTuple):
     times: np.ndarray
     levels: np.ndarray
     data_variance: float
+    gaussian_error: float
     curves: dict
     findings: dict
 
@@ -76,7 +77,7 @@ class Opened(NamedTuple):
         :param parsed: its resolved Parsed flags, which may differ from these in what is no matter of the network.
         :param process: the Process of those.
         """
-        sampling, unet = parsed[SampleFlags], parsed[UNetFlags]
+        sampling = parsed[SampleFlags]
         title = ", ".join(filter(None, [name, str(budget)]))
         acting = active(process)
         logger.log(f"{title}: {process.solver_name}, active: {'; '.join(acting) or 'no method'}")
@@ -86,7 +87,7 @@ class Opened(NamedTuple):
             times,
             process.schedule.alpha_bar(torch.tensor(process.grid)).cpu().numpy(),
             self.real.data_variance,
-            unet.image_channels * unet.image_size**2,
+            self.real.gaussian,
         )
         key = dist_util.is_main() and key_of(self._decisive(parsed))
         make_batch = batch_maker(process, self.network, self.real, sampling.seed, setup, self.measures)
@@ -112,6 +113,7 @@ class Opened(NamedTuple):
             times,
             setup.levels,
             setup.data_variance,
+            1 / self.real.gaussian.count,
             made.curves,
             found,
         )

@@ -17,6 +17,7 @@ from guided_diffusion import dist_util, files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.jobs.sampling import fill
+from guided_diffusion.methods.method import jackknife
 
 from .walks import walk
 
@@ -42,12 +43,6 @@ class Curve(NamedTuple):
     def errors(self):
         """Standard errors float64 [S]."""
         return jackknife(self.left_out)
-
-
-def jackknife(left_out):
-    """Standard errors [...] of statistics [shares, ...] without one share each."""
-    shares = len(left_out)
-    return np.sqrt((shares - 1) * left_out.var(axis=0))
 
 
 class Measured(NamedTuple):
@@ -99,7 +94,7 @@ def batch_maker(process, network, real, seed, setup, measures):
             for tally in process.tallies.values():
                 tally.values.zero_()
             steps = {}
-            for moment in walk(name, process, network, cond, image, seed, indices):
+            for moment in walk(name, process, network, cond, image, seed, indices, setup.gaussian):
                 for measure in measures:
                     if name in measure.walks:
                         for key, values in measure.read(moment, setup).items():

@@ -1,4 +1,4 @@
-"""What was measured, as exposure_bias.csv and exposure_bias.json: noisiest timestep first, the same bytes every time."""
+"""What was measured, as exposure_bias.csv and exposure_bias.json: noisiest timestep first, each time the same bytes."""
 
 import csv
 import io

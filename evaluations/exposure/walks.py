@@ -1,11 +1,13 @@
 """What measures read: the states of a sampler step by step, and true states beside them.
 
-Three walks visit the kept timesteps from the noisiest to the data, each with the noise of its own images:
+Four walks visit the kept timesteps from the noisiest to the data, each with the noise of its own images:
 
     sampled    sampling as image_sample does it, from standard normal noise
     from_real  sampling from the noised real images of the noisiest kept timestep, one chain for each, as the release of
                Epsilon Scaling measures delta_t
     true       q(x_t | x_0) of the real images, with fresh noise at each timestep
+    gaussian   sampling as above, but for methods, with the exact denoiser of a Gaussian of the real images' mean and
+               covariance in place of the network: what the solver alone does in these steps
 
 A sampled walk reads the records of the loop and what the network answered meanwhile; the loop knows nothing of it.
 """
@@ -25,12 +27,12 @@ APART = 2**32
 class Moment(NamedTuple):
     """The states of a batch before one step.
 
-    :ivar walk: "sampled", "from_real" or "true".
+    :ivar walk: "sampled", "from_real", "true" or "gaussian".
     :ivar i: index of the kept step, S-1 (noisiest) down to 0.
     :ivar time: its timestep, at which the states are meant to be, even where a method moved the step's start.
     :ivar alpha_bar: of that time.
     :ivar x: [N, C, H, W] the states.
-    :ivar said: the network's own Prediction of them, before scaling, guidance and clipping.
+    :ivar said: the network's (or the Gaussian's) own Prediction of them, before scaling, guidance and clipping.
     :ivar x0: [N, C, H, W] the clean images that the solver was given, after those.
     :ivar image: [N, C, H, W] the real images in [-1, 1].
     :ivar noise: [N, C, H, W] of true states; None of sampled ones.
@@ -72,11 +74,53 @@ class Listener:
         return self.adapter.interpret(x, t, *split_output(answer, x, self.adapter.var_type))
 
 
-def walk(name, process, network, cond, image, seed, indices):
+class Gaussian:
+    """The exact denoiser of N(mean, covariance) for images.
+
+    The covariance of few images is drawn towards a multiple of the identity, as far as the images themselves tell that
+    it has to be (Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices").
+
+    :param images: [N, C, H, W], whose mean and covariance it has; N at least 2.
+    :ivar count: N; lengths of its predictions of the same images are wrong by about 1 / N.
+    """
+
+    def __init__(self, images):
+        flat = images.flatten(1).double()
+        count, size = flat.shape
+        self.count = count
+        self.mean = flat.mean(dim=0)
+        off = flat - self.mean
+        _, deviations, self.axes = torch.linalg.svd(off, full_matrices=False)
+        variances = deviations.square() / (count - 1)
+        average = variances.sum() / size
+        # squares of Frobenius norms: of the covariance's distance from the identity's multiple, and of its error
+        apart = variances.square().sum() - size * average.square()
+        error = (off.square().sum(dim=1).square().sum() / count - variances.square().sum()) / count
+        drawn = float((error / apart).clamp(0, 1)) if apart > 0 else 1.0
+        self.variances = (1 - drawn) * variances + drawn * average
+        self.rest = drawn * average
+
+    def predict(self, x, alpha_bar):
+        """The Prediction of x [N, C, H, W] at levels alpha_bar [N]."""
+        mean, axes, variances, rest = (part.to(x) for part in (self.mean, self.axes, self.variances, self.rest))
+        level = per_sample(alpha_bar, x.flatten(1))
+
+        def gain(variance):
+            return level.sqrt() * variance / (level * variance + 1 - level)
+
+        off = x.flatten(1) - level.sqrt() * mean
+        within = (gain(variances) - gain(rest)) * (off @ axes.T)
+        x0 = (mean + gain(rest) * off + within @ axes).view_as(x)
+        # as if its variance were learned to be the posterior's
+        return Prediction.from_x0(x, alpha_bar, x0, -torch.ones_like(x))
+
+
+def walk(name, process, network, cond, image, seed, indices, gaussian=None):
     """The Moments of a walk.
 
     :param process: a Process with a solver.
     :param network: on the images' device; its `shape` is (C, H, W).
+    :param gaussian: the Gaussian of the walk of that name.
     :param cond: {name: tensor [N, ...]} of what it is told.
     :param image: [N, C, H, W] the real images in [-1, 1].
     :param seed: with `indices` it decides the noise: that of image_sample's images of these indices.
@@ -91,6 +135,16 @@ def walk(name, process, network, cond, image, seed, indices):
     x = noise.normal(*network.shape).to(image.device)
     if name == "from_real":
         x = noised(image, x, levels[-1])
+    if name == "gaussian":
+
+        def exact(x, t):
+            return gaussian.predict(x, process.schedule.alpha_bar(t))
+
+        for record in process.bare().sample_records(process.solver, exact, x, noise):
+            said, i = exact(x, record.t), record.i
+            yield Moment(name, i, process.grid[i], float(levels[i]), x, said, record.x0, image, None)
+            x = record.x
+        return
     for record in process.sample_records(process.solver, denoise, x, noise):
         said = listener.heard(x, record.t)
         i = record.i

@@ -3,9 +3,9 @@
 from .delta import Delta
 from .errors import Errors
 from .measure import Measure, Setup
-from .norms import Norms
+from .norms import Lengths, Norms
 from .variance import Variance
 
-__all__ = ["MEASURES", "Delta", "Errors", "Measure", "Norms", "Setup", "Variance"]
+__all__ = ["MEASURES", "Delta", "Errors", "Lengths", "Measure", "Norms", "Setup", "Variance"]
 
 MEASURES = [Norms(), Delta(), Variance(), Errors()]

@@ -5,19 +5,19 @@ One chain for each real image x_0 begins at q(x_T | x_0), T the noisiest kept ti
     r_t = x_t - sqrt(alpha_bar_t) x_0,    s_t = mean over pixels of std over images of r_t,
     delta_t = (s_t - sqrt(1 - alpha_bar_t))^2.
 
-`delta` can show which of two samplers, of the same data, steps and number of images, strays farther. It cannot show how
-far: where x_T holds next to nothing of x_0, the chain ends at some other image, and without any error at all the variance
-of r_t is that of noise and of the difference of two independent images, 1 - alpha_bar_t + 2 alpha_bar_t v with v the
-pixel's variance over the data. So delta grows towards the data for an exact sampler too.
+`delta` can show which of two samplers, of the same data, steps and number of images, strays farther. It cannot show
+how far: where x_T holds next to nothing of x_0, the chain ends at some other image, and without any error at all the
+variance of r_t is that of noise and of the difference of two independent images, 1 - alpha_bar_t + 2 alpha_bar_t v
+with v the pixel's variance over the data. So delta grows towards the data for an exact sampler too.
 
 `delta_independent` compares s_t with the square root of that, averaged over pixels: it is 0 where the chain has
 forgotten x_0 and kept the spread of the data. It can show bias at low noise, and `spread` - `spread_independent` its
-sign: below 0, the samples are too much alike. It cannot tell bias from memory: where the noisiest timestep still holds some
-of x_0, as on ddimN grids, the difference is below 0 without any bias. Neither sees an error that all chains share, such
-as a shifted mean, nor one between pixels.
+sign: below 0, the samples are too much alike. It cannot tell bias from memory: where the noisiest timestep still holds
+some of x_0, as on ddimN grids, the difference is below 0 without any bias. Neither sees an error that all chains share,
+such as a shifted mean, nor one between pixels.
 
-The standard deviation of few images is too small, by a factor of about 1 - 1 / (4 N). The formula above, as published, has no
-correction of it; the two curves of independent images have it, for normal r_t.
+The standard deviation of few images is too small, by a factor of about 1 - 1 / (4 N). The formula above, as published,
+has no correction of it; `spread_independent` has the same factor, that of normal r_t.
 """
 
 from math import lgamma

@@ -1,8 +1,8 @@
-"""The error of what is predicted: of the noise, by the network itself, and of the clean image, as the solver is given it.
+"""The error of what is predicted: of the noise by the network itself, of the clean image as the solver is given it.
 
 At true states both are known. For the mean of all noise that fits a state, which is what training asks for, the error
-is what the prediction's square lacks of 1: that is the theory of `eps_error`, and a prediction of another scale lies
-above it.
+is what the prediction's square lacks of the noise's: that is the theory of `eps_error`. A prediction that is too long
+on average has an error above it, one that is too short an error below.
 
 Along sampling a state has no true noise and no clean image of its own. Defined is the error against the real image that
 its chain began with (the walk from_real, as for delta): equal to the error at true states as long as the chain has not
@@ -22,7 +22,7 @@ class Errors(Measure):
     curves: ClassVar = {
         "eps_error": "mean squared error of the predicted noise at true states",
         "x0_error": "mean squared error of the predicted clean image at true states",
-        "eps_square": "mean square of the predicted noise at true states",
+        "eps_lacking": "mean square of the noise less that of the predicted noise, at true states",
         "eps_error_sampled": "eps_error along sampling from noised real images",
         "x0_error_sampled": "x0_error along sampling from noised real images",
     }
@@ -38,20 +38,20 @@ class Errors(Measure):
         return {
             "eps": _mean_square(eps - noise),
             "x0": _mean_square(moment.x0 - moment.image),
-            "square": _mean_square(eps),
+            "lacking": _mean_square(noise) - _mean_square(eps),
         }
 
     def estimate(self, sums, count, setup):
         return {
             "eps_error": sums["true", "eps"] / count,
             "x0_error": sums["true", "x0"] / count,
-            "eps_square": sums["true", "square"] / count,
+            "eps_lacking": sums["true", "lacking"] / count,
             "eps_error_sampled": sums["from_real", "eps"] / count,
             "x0_error_sampled": sums["from_real", "x0"] / count,
         }
 
     def theory(self, values, setup):
-        return {"eps_error": 1 - values["eps_square"]}
+        return {"eps_error": values["eps_lacking"]}
 
 
 def _mean_square(x):

@@ -16,14 +16,14 @@ class Setup(NamedTuple):
     :ivar times: int [S] the kept timesteps, increasing.
     :ivar levels: float64 [S] alpha_bar at them.
     :ivar data_variance: mean over the real images of the unbiased variance of their values in [-1, 1].
-    :ivar size: C H W, the values of an image.
+    :ivar gaussian: the Gaussian of the real images' mean and covariance.
     """
 
     schedule: object
     times: np.ndarray
     levels: np.ndarray
     data_variance: float
-    size: int
+    gaussian: object
 
 
 class Measure:

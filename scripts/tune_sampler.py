@@ -7,8 +7,8 @@ mpirun -n 2 python scripts/tune_sampler.py --model_path models/digits16.pt --dat
     --timestep_respacing 20 --refine 500 --features classifier:models/digits16_classifier.pt --out_dir runs/tuned
 python scripts/image_sample.py --model_path models/digits16.pt --preset runs/tuned/preset.json --num_samples 100
 
-The sampler is that of the flags. Each of its methods proposes its own: a scaler by the lengths of the predicted noise, a
-search and a constant shift of timesteps by the variance of the states. --refine N makes N images of each proposal and
+The sampler is that of the flags. Each of its methods proposes its own: a scaler by the lengths of the predicted noise,
+a search and a constant shift of timesteps by the variance of the states. --refine N makes N images of each proposal and
 of its neighbors, from the same noise, and compares them with those of --data_dir by --features; the sampler stays as
 it is unless one gains more than two standard errors. What is measured and tried is kept, and the same command goes on.
 

@@ -132,33 +132,54 @@ def measured(out_dir, key, title, make_batch, count, batch_size, setup, measures
 
 def _join(store, chunks, path, count, setup, measures, title):
     """Write the curves of all batches, and delete those."""
-    sums, sizes = {}, share_sizes(count)
-    for chunk in chunks:
-        first = share_of(chunk, count)[0]
-        for key, values in store.whole(chunk).items():
-            if key.startswith("tally "):
-                sums[key] = sums.get(key, 0) + values[0]
-                continue
-            total = sums.setdefault(key, np.zeros((len(sizes), *values.shape[1:])))
-            total[first : first + len(values)] += values
+    sums = added(((chunk, store.whole(chunk)) for chunk in chunks), count)
     arrays = {key: values for key, values in sums.items() if key.startswith("tally ")}
-    for measure in measures:
-        own = {_key(key, measure): values for key, values in sums.items() if key.startswith(measure.name + " ")}
-        whole = {key: values.sum(axis=0) for key, values in own.items()}
-        values = measure.estimate(whole, count, setup)
-        left_out = [
-            measure.estimate({k: whole[k] - own[k][share] for k in own}, count - size, setup)
-            for share, size in enumerate(sizes)
-        ]
-        theory = measure.theory(values, setup)
-        for name in measure.curves:
-            arrays[f"{measure.name} {name}"] = np.stack([values[name], *(each[name] for each in left_out)])
-            if name in theory:
-                arrays[f"{measure.name} {name} theory"] = theory[name]
-            _refuse_not_finite(values[name], setup, f"{title}: {name}")
+    for measure, curves in curves_of(sums, count, setup, measures).items():
+        for name, curve in curves.items():
+            arrays[f"{measure} {name}"] = np.vstack([curve.values, curve.left_out])
+            if curve.theory is not None:
+                arrays[f"{measure} {name} theory"] = curve.theory
+            _refuse_not_finite(curve.values, setup, f"{title}: {name}")
     files.write_npz(path, arrays)
     for name, _ in files.entries(store.folder):
         files.remove(files.join(store.folder, name))
+
+
+def added(made, count):
+    """{key: float64 [shares, ...]} of all batches, and tallies without shares.
+
+    :param made: (indices, what `batch_maker` made of them) of each batch, in order.
+    :param count: of the images in all.
+    """
+    sums, shares = {}, min(count, SHARES)
+    for indices, arrays in made:
+        first = share_of(indices, count)[0]
+        for key, values in arrays.items():
+            if key.startswith("tally "):
+                sums[key] = sums.get(key, 0) + values[0]
+                continue
+            total = sums.setdefault(key, np.zeros((shares, *values.shape[1:])))
+            total[first : first + len(values)] += values
+    return sums
+
+
+@np.errstate(all="ignore")  # what is not finite is refused when it is kept
+def curves_of(sums, count, setup, measures):
+    """{measure: {curve: Curve}} of the sums of all batches, as of `added`."""
+    found = {}
+    for measure in measures:
+        own = {_key(key, measure): values for key, values in sums.items() if key.startswith(measure.name + " ")}
+        whole = {key: values.sum(axis=0) for key, values in own.items()}
+        values, left_out = measure.estimate(whole, count, setup), []
+        for share, size in enumerate(share_sizes(count)):
+            others = {key: whole[key] - own[key][share] for key in own}
+            left_out.append(measure.estimate(others, count - size, setup))
+        theory = measure.theory(values, setup)
+        found[measure.name] = {
+            name: Curve(values[name], np.stack([each[name] for each in left_out]), theory.get(name))
+            for name in measure.curves
+        }
+    return found
 
 
 def _key(key, measure):

@@ -77,42 +77,25 @@ class Listener:
 class Gaussian:
     """The exact denoiser of N(mean, covariance) for images.
 
-    The covariance of few images is drawn towards a multiple of the identity, as far as the images themselves tell that
-    it has to be (Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices").
-
     :param images: [N, C, H, W], whose mean and covariance it has; N at least 2.
     :ivar count: N; lengths of its predictions of the same images are wrong by about 1 / N.
     """
 
     def __init__(self, images):
         flat = images.flatten(1).double()
-        count, size = flat.shape
-        self.count = count
+        self.count = len(flat)
         self.mean = flat.mean(dim=0)
-        off = flat - self.mean
-        _, deviations, self.axes = torch.linalg.svd(off, full_matrices=False)
-        variances = deviations.square() / (count - 1)
-        average = variances.sum() / size
-        # squares of Frobenius norms: of the covariance's distance from the identity's multiple, and of its error
-        apart = variances.square().sum() - size * average.square()
-        error = (off.square().sum(dim=1).square().sum() / count - variances.square().sum()) / count
-        drawn = float((error / apart).clamp(0, 1)) if apart > 0 else 1.0
-        self.variances = (1 - drawn) * variances + drawn * average
-        self.rest = drawn * average
+        _, deviations, self.axes = torch.linalg.svd(flat - self.mean, full_matrices=False)
+        self.variances = deviations.square() / (self.count - 1)
 
     def predict(self, x, alpha_bar):
         """The Prediction of x [N, C, H, W] at levels alpha_bar [N]."""
-        mean, axes, variances, rest = (part.to(x) for part in (self.mean, self.axes, self.variances, self.rest))
+        mean, axes, variances = (part.to(x) for part in (self.mean, self.axes, self.variances))
         level = per_sample(alpha_bar, x.flatten(1))
-
-        def gain(variance):
-            return level.sqrt() * variance / (level * variance + 1 - level)
-
-        off = x.flatten(1) - level.sqrt() * mean
-        within = (gain(variances) - gain(rest)) * (off @ axes.T)
-        x0 = (mean + gain(rest) * off + within @ axes).view_as(x)
+        gain = level.sqrt() * variances / (level * variances + 1 - level)
+        x0 = mean + (gain * ((x.flatten(1) - level.sqrt() * mean) @ axes.T)) @ axes
         # as if its variance were learned to be the posterior's
-        return Prediction.from_x0(x, alpha_bar, x0, -torch.ones_like(x))
+        return Prediction.from_x0(x, alpha_bar, x0.view_as(x), -torch.ones_like(x))
 
 
 def walk(name, process, network, cond, image, seed, indices, gaussian=None):

@@ -32,7 +32,7 @@ class Point(NamedTuple):
 def read(path):
     """{solver: {variant: {budget: Point}}} of a comparison.csv; the variant without a name is ""."""
     found = {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             solver, _, variant = row["sampler"].partition(" + ")
             repeats = [float(value) for column, value in row.items() if column.startswith("distance_")]

@@ -31,24 +31,34 @@ def write_images(out_dir, images, labels=None, classes=None):
     return folder, folder + ".npz"
 
 
-def parser(description, out_dir, image_size, splits):
-    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and --split."""
+def parser(description, out_dir, image_size, splits=()):
+    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and, with splits, --split."""
     p = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
     p.add_argument("--image_size", type=int, default=image_size, help="height and width in pixels")
-    p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
+    if splits:
+        p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
     return p
 
 
 def run(make, args):
-    """Write what `make(args)` returns, the arguments of `write_images`, and say where; a ValueError exits with 2."""
-    try:
+    """Write what `make(args)` returns, the arguments of `write_images`, and say where; errors as of `say`."""
+
+    def written(args):
         images, *named = make(args)
         paths = write_images(args.out_dir, images, *named)
+        height, width = images.shape[1:3]
+        return f"wrote {len(images):,} images of {height}x{width} to {paths[0]} and {paths[1]}"
+
+    say(written, args)
+
+
+def say(call, args):
+    """Print what `call(args)` returns; a ValueError or an OSError exits with 2 and its sentence."""
+    try:
+        print(call(args))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    height, width = images.shape[1:3]
-    print(f"wrote {len(images):,} images of {height}x{width} to {paths[0]} and {paths[1]}")

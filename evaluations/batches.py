@@ -10,17 +10,24 @@ from functools import partial
 import numpy as np
 import torch
 
-from guided_diffusion import files
+from guided_diffusion import files, image_labels
 from guided_diffusion.errors import UserError
-from guided_diffusion.image_files import ZIP, list_image_files, open_picture
+from guided_diffusion.image_files import is_zip, list_image_files, open_picture
 from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
 
 # what numpy, zipfile and zlib raise on a file that is damaged or no npz
-DAMAGE = (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    *(ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError, MemoryError, OverflowError),  # foreign compression, passwords, huge shapes
+)
 # keys of stored statistics: of the features, and of the spatial features
 STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+# the same of other features than Inception's, and the Extractor.identity of their network
+OTHER_STATISTICS = ("features_mu", "features_sigma", "features_network")
+# what rounding may do to a covariance, as shares of its largest number and, in float16, of its largest eigenvalue
+ASYMMETRY, NEGATIVE = 1e-6, 1e-3
 
 
 @dataclass
@@ -37,9 +44,11 @@ class ImageSet:
         on any number of ranks. A grey image has its channel three times if it shares its batch with coloured ones.
         The iterator raises UserError for an image that cannot be read or has another size than the first.
     :ivar files: paths of the files that hold the images.
-    :ivar statistics: {"features": Moments, "spatial": Moments} as far as they are stored.
+    :ivar statistics: {"features": Moments, "spatial": Moments} of Inception, and {identity of another network: Moments}
+        of its features, as far as they are stored.
     :ivar run: settings of the run that made the images, as of `sample_store.origin`; {} where they are not known.
     :ivar channels: of the first image: 1 for grey, 3, or 4 where there is a fourth.
+    :ivar labels: int [count] of their classes, as arr_1 of an npz or names of files have them, else None.
     """
 
     flag: str
@@ -52,6 +61,7 @@ class ImageSet:
     statistics: dict = field(default_factory=dict)
     run: dict = field(default_factory=dict)
     channels: int = 3
+    labels: np.ndarray | None = None
 
 
 def open_images(path, flag):
@@ -64,7 +74,7 @@ def open_images(path, flag):
     """
     if not path:
         raise UserError(f"--{flag} is not given; expected an npz or a folder of images")
-    if path.endswith(ZIP) or (files.is_folder(path) and not files.exists(files.join(path, "flags.json"))):
+    if is_zip(path) or (files.is_folder(path) and not files.exists(files.join(path, "flags.json"))):
         return _open_folder(path, flag)
     if files.is_folder(path):
         path = _samples_of(path, flag)
@@ -111,12 +121,17 @@ def _open_npz(path, flag):
         if isinstance(npz, np.ndarray):
             raise ValueError("it is a single array")
         names = npz.files
-        stored = {key: npz[key] for keys in STATISTICS.values() for key in keys if key in names}
+        known = {*sum(STATISTICS.values(), ()), *OTHER_STATISTICS, "arr_1"}
+        stored = {key: npz[key] for key in names if key in known}
     statistics = {
-        name: _moments(stored[mu], stored[sigma], path, flag)
+        name: _moments(stored[mu], stored[sigma], f"--{flag} {path}: {mu} and {sigma}")
         for name, (mu, sigma) in STATISTICS.items()
         if mu in stored and sigma in stored
     }
+    if stored.keys() >= set(OTHER_STATISTICS):
+        mu, sigma, network = OTHER_STATISTICS
+        what = f"--{flag} {path}: {mu} and {sigma}"
+        statistics[str(stored[network])] = _moments(stored[mu], stored[sigma], what)
     if "arr_0" not in names:
         if "features" not in statistics:
             shown = ", ".join(names) or "nothing"
@@ -130,22 +145,32 @@ def _open_npz(path, flag):
         raise UserError(
             f"--{flag} {path}: arr_0 is {dtype} {list(shape)}{order}, expected at least one image as uint8 [N, H, W, 3]"
         )
-    batches = partial(_npz_batches, path, flag, shape)
-    run = sample_store.origin(path)
-    return ImageSet(flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, run, channels)
+    batches, run = partial(_npz_batches, path, flag, shape), sample_store.origin(path)
+    labels = stored.get("arr_1")
+    if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
+        labels = None
+    return ImageSet(flag, path, "npz", shape[0], shape[1:3], batches, [path], statistics, run, channels, labels)
 
 
-def _moments(mean, covariance, path, flag):
-    if (
-        mean.ndim != 1
-        or covariance.shape != 2 * mean.shape
-        or not (np.isfinite(mean).all() and np.isfinite(covariance).all())
-    ):
-        raise UserError(
-            f"--{flag} {path}: stored statistics have shapes {list(mean.shape)} and {list(covariance.shape)}, "
-            "expected finite numbers [D] and [D, D]"
-        )
-    return Moments(*(torch.from_numpy(np.asarray(part, np.float64)) for part in (mean, covariance)))
+def _moments(mean, covariance, what):
+    """The Moments of stored statistics.
+
+    :param what: names them, for errors.
+    :raises UserError: if they are not those of any features.
+    """
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not mean.size:
+        raise UserError(f"{what} have shapes {list(mean.shape)} and {list(covariance.shape)}, expected [D] and [D, D]")
+    if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
+        raise UserError(f"{what} are {mean.dtype} and {covariance.dtype}, expected real numbers")
+    mean, covariance = (torch.from_numpy(np.asarray(part, np.float64)) for part in (mean, covariance))
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError(f"{what} are not finite")
+    if (covariance - covariance.T).abs().max() > ASYMMETRY * covariance.abs().max():
+        raise UserError(f"{what}: the second is no covariance, as it is not symmetric")
+    values = torch.linalg.eigvalsh(covariance)
+    if values[0] < -NEGATIVE * values.abs().max():
+        raise UserError(f"{what}: the second is no covariance, as it has the eigenvalue {values[0]:.3g}")
+    return Moments(mean, covariance)
 
 
 @contextmanager
@@ -178,8 +203,19 @@ def _open_folder(path, flag):
     first, grey = open_picture(paths[0])
     size = first.size[::-1]
     batches = partial(_folder_batches, path, flag, paths, size)
-    kind, kept = ("zip", [path]) if path.endswith(ZIP) else ("folder", paths)
-    return ImageSet(flag, path, kind, len(paths), size, batches, kept, channels=1 if grey else 3)
+    kind, kept = ("zip", [path]) if is_zip(path) else ("folder", paths)
+    labels, channels = _labels_of_names(path, paths), 1 if grey else 3
+    return ImageSet(flag, path, kind, len(paths), size, batches, kept, channels=channels, labels=labels)
+
+
+def _labels_of_names(folder, paths):
+    """The classes int [N] that names tell as for training; None where they do not, or tell each apart."""
+    try:
+        _, names = image_labels.names_of_files(folder, paths)
+    except UserError:
+        return None
+    kinds, labels = np.unique(names, return_inverse=True)
+    return labels if 1 < len(kinds) <= len(paths) / 2 else None
 
 
 def _folder_batches(folder, flag, paths, image_size, batch_size, rank, size):

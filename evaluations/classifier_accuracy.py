@@ -11,8 +11,9 @@ import torch
 from evaluations.features import with_channels
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
-from guided_diffusion.image_files import read_npz
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
+from guided_diffusion.image_arrays import read_arrays
+from guided_diffusion.image_labels import of_text, renumbered
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import ClassifierFlags
 
@@ -23,7 +24,7 @@ class AccuracyFlags(FlagGroup):
 
     samples: str = flag("", "npz of the images: arr_0 uint8 [N, H, W, C], arr_1 their labels.")
     classifier_path: str = flag("", "Checkpoint of the noisy classifier.")
-    batch_size: int = flag(100, "Images computed at once.", legal=at_least(1))
+    batch_size: int = flag(100, "Images computed at once.", legal=at_least(1, WIDTH))
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,10 +47,12 @@ def predictions(classifier, images, batch_size):
 
 def main(parsed):
     settings = parsed[AccuracyFlags]
-    images, labels = read_npz(settings.samples, "samples")
+    images, labels, named = read_arrays(settings.samples, "samples")
     if labels is None:
         raise UserError(f"--samples {settings.samples} has no arr_1; expected the labels there")
     parsed, classifier = checkpoints.load_classifier(parsed, settings.classifier_path)
+    names = of_text(parsed[ClassifierFlags].class_names)
+    labels = renumbered(labels, named, names, f"--samples {settings.samples}")
     size = parsed[ClassifierFlags].image_size
     if images.shape[1:3] != (size, size):
         raise UserError(
@@ -64,7 +67,8 @@ def main(parsed):
     logger.log(f"{right.sum()} of {len(right)} images are of their class: {100 * right.mean():.1f} %")
     for label in sorted(set(labels.tolist())):
         mine = right[labels == label]
-        logger.log(f"  class {label}: {mine.sum()} of {len(mine)}")
+        name = f" {names[label]}" if label < len(names) and names[label] != str(label) else ""
+        logger.log(f"  class {label}{name}: {mine.sum()} of {len(mine)}")
 
 
 if __name__ == "__main__":

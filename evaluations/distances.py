@@ -8,6 +8,8 @@ the vector unit's lanes.
 
 import torch
 
+from guided_diffusion.errors import UserError
+
 # rows of a block that are computed at once
 STRIP = 1000
 # elements that the order of a norm's sum takes in one piece, its accumulators, and the lanes of each
@@ -20,23 +22,45 @@ def fp16(u, v):
     A set that is cut into blocks decides block by block, so the size of the blocks is part of the result. The order
     of the sums is that of TensorFlow where D is 64 or 2048; other sizes are filled up with zeros.
     """
-    half_u, half_v = u.half(), v.half()
-    norms_u, norms_v = _norms(half_u), _norms(half_v)
-    single_v = half_v.float().T
-    found = torch.empty(len(u), len(v), dtype=torch.float16, device=u.device)
-    for start in range(0, len(u), STRIP):
-        rows = slice(start, start + STRIP)
-        products = (half_u[rows].float() @ single_v).half() * 2
-        found[rows] = ((norms_u[rows, None] - products) + norms_v).clamp(min=0)
-        if not found[rows].isfinite().all():
-            return fp32(u, v)
-    return found
+    return torch.cat(in_strips(u, v, fp16, lambda rows, found: found))
 
 
 def fp32(u, v):
     """Squared distances float32 [n, m] of features u [n, D] and v [m, D]."""
-    u, v = u.float(), v.float()
-    return (u.square().sum(dim=1)[:, None] - 2 * (u @ v.T) + v.square().sum(dim=1)).clamp(min=0)
+    return torch.cat(in_strips(u, v, fp32, lambda rows, found: found))
+
+
+def in_strips(u, v, distance, reduce):
+    """[reduce(rows, distances [rows, m])] of a block, without having it whole.
+
+    :param u: features [n, D].
+    :param v: features [m, D].
+    :param distance: fp16 or fp32.
+    :param reduce: `(slice of u, distances) -> what is kept of them`; with fp16 it may be called in vain.
+    """
+    strips = [slice(start, start + STRIP) for start in range(0, len(u), STRIP)]
+    if distance is fp32:
+        u, v = u.float(), v.float()
+        norms_v, products = v.square().sum(dim=1), v.T
+        return [reduce(rows, _fp32(u[rows], products, norms_v)) for rows in strips]
+    half_v, kept = v.half(), []
+    norms_v, single_v = _norms(half_v), half_v.float().T
+    for rows in strips:
+        half_u = u[rows].half()
+        products = (half_u.float() @ single_v).half() * 2
+        found = ((_norms(half_u)[:, None] - products) + norms_v).clamp_(min=0)
+        if not found.isfinite().all():
+            return in_strips(u, v, fp32, reduce)
+        kept.append(reduce(rows, found))
+    return kept
+
+
+def _fp32(u, columns, norms_v):
+    norms_u = u.square().sum(dim=1)
+    found = torch.mm(u, columns).mul_(-2).add_(norms_u[:, None]).add_(norms_v).clamp_(min=0)
+    if not found.isfinite().all():
+        raise UserError("features are so large that their distances are no numbers in float32")
+    return found
 
 
 def _norms(features):

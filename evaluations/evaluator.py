@@ -3,19 +3,24 @@
 python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz
 python evaluations/evaluator.py data/digits.npz runs/digits --features classifier:models/digits16_classifier.pt
 mpirun -n 2 python evaluations/evaluator.py --reference REFERENCE.npz --samples runs/image_sample --json scores.json
+python evaluations/evaluator.py REFERENCE.npz runs/a runs/b runs/c --standard_error True --out_dir runs/scores
+
+Several sets of samples become a table in the output folder: scores.md, scores.csv, scores.png.
 """
 
 import json
+import math
+import shlex
 from dataclasses import dataclass
 
-from evaluations import report
+from evaluations import report, runs
 from evaluations.activations import Activations, activations_of
 from evaluations.batches import open_images
 from evaluations.features import FeatureFlags
-from evaluations.scores import ScoreFlags, compute
-from guided_diffusion import dist_util, files
+from evaluations.scores import ScoreFlags, compute, title
+from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
 from guided_diffusion.jobs import launch
 
 
@@ -25,7 +30,10 @@ class EvaluatorFlags(FlagGroup):
 
     reference: str = flag("", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.")
     samples: str = flag("", "Images to be scored, likewise, or the output folder of a sampling script.")
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1))
+    more_samples: str = flag(
+        "", "Further sets of them, for a table of all: paths with spaces between, quoted as in a shell.", many=True
+    )
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     json: str = flag("", "File for the scores and all that decides them, which compare.py compares.")
 
 
@@ -38,16 +46,39 @@ def refuse_swapped(reference, samples):
         raise UserError(f"--samples {samples.path} holds stored statistics, as a reference does: swap the two")
 
 
-def measure(images, features, batch_size, keep):
+def refuse_other_sizes(sets, features):
+    """Refuse ImageSets whose images the network does not take, or whose features have different sizes.
+
+    :param features: their Extractor.
+    """
+    first = {}
+    for images in sets:
+        if not images.count and not features.stored(images):
+            raise UserError(f"--{images.flag} {images.path} has statistics of Inception features alone, and no images")
+        found = {f"stored {name}": len(moments.mean) for name, moments in features.stored(images).items()}
+        if images.count:
+            found |= zip(("features", "spatial"), features.dimensions(images))
+        for what, size in found.items():
+            name = what.removeprefix("stored ")
+            there, expected = first.setdefault(name, (f"--{images.flag} {images.path}", size))
+            if size != expected:
+                raise UserError(
+                    f"--{images.flag} {images.path}: {what} have {size} dimensions; expected {expected}, as {there} has"
+                )
+
+
+def measure(images, features, batch_size, keep, keep_spatial=False):
     """The Activations of an ImageSet on rank 0; statistics stored with it take the place of computed ones.
 
     :param keep: keep the features, as more is asked for than their moments.
+    :param keep_spatial: the same of the spatial ones.
     """
-    stored = images.statistics if features.inception else {}
-    if not images.count or (not keep and {"features", "spatial"} <= stored.keys()):
+    stored = features.stored(images)
+    enough = stored.keys() >= ({"features", "spatial"} if features.inception else {"features"})
+    if not images.count or (enough and not keep and not keep_spatial):
         found = Activations(0, None, None, None)
     else:
-        found = activations_of(images, features, batch_size, keep)
+        found = activations_of(images, features, batch_size, keep, keep_spatial)
     if found is None:
         return None
     return found._replace(moments=stored.get("features", found.moments), spatial=stored.get("spatial", found.spatial))
@@ -55,34 +86,52 @@ def measure(images, features, batch_size, keep):
 
 def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
-    reference, samples = open_images(settings.reference, "reference"), open_images(settings.samples, "samples")
-    refuse_swapped(reference, samples)
+    metrics = scoring.chosen(parsed[FeatureFlags].of_inception)
+    report.make_room(settings.json, "json")
+    reference = open_images(settings.reference, "reference")
+    sets = [open_images(path, "samples") for path in [settings.samples, *shlex.split(settings.more_samples)]]
+    for samples in sets:
+        refuse_swapped(reference, samples)
     features = parsed[FeatureFlags].create()
-    for images in (reference, samples):
-        if not images.count and not features.inception:
-            raise UserError(f"--{images.flag} {images.path} has statistics of Inception features alone, and no images")
-    metrics = scoring.chosen(features.inception)
+    refuse_other_sizes([reference, *sets], features)
     if not launch.announce(parsed, "evaluation_flags.json"):
         return
-    keep_reference, keep_samples = scoring.kept(metrics)
-    of_reference = measure(reference, features, settings.batch_size, keep_reference)
-    of_samples = measure(samples, features, settings.batch_size, keep_samples)
-    if not dist_util.is_main():
-        return
-    scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
+    keep_reference, keep_samples, keep_spatial = scoring.kept(metrics)
     decides = {
         "pr_distance": scoring.distance(features.inception),
         "fid_formula": scoring.fid_formula,
         "batch_size": settings.batch_size,
+        **scoring.resampling(metrics),
     }
-    if scoring.bootstrap:
-        decides |= {"bootstrap": scoring.bootstrap, "bootstrap_seed": scoring.seed}
-    found = report.facts(reference, samples, features.facts, decides)
-    found |= {"notes": report.caveats(reference, samples, features) + notes, "scores": scores}
-    report.say(found)
+    of_reference = measure(reference, features, settings.batch_size, keep_reference)
+    reports = []
+    for samples in sets:
+        of_samples = measure(samples, features, settings.batch_size, keep_samples, keep_spatial)
+        if of_samples is None:
+            continue
+        scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
+        found = report.facts(reference, samples, features.facts, decides)
+        notes = report.caveats(reference, samples, features) + notes
+        reports.append(found | {"notes": notes, "scores": {k: v for k, v in scores.items() if math.isfinite(v)}})
+        report.say(reports[-1])
+        strange = [f"{title(name)} is {value}" for name, value in scores.items() if not math.isfinite(value)]
+        if strange:
+            raise UserError(f"{samples.path}: {', '.join(strange)}; expected finite numbers")
+    if not reports:
+        return
+    if len(sets) > 1:
+        folder = logger.get_dir()
+        rows = [
+            runs.Row(found["samples"]["path"], found["samples"]["count"], found["scores"], runs.first_images(samples))
+            for found, samples in zip(reports, sets)
+        ]
+        runs.save(rows, folder)
+        logger.log("\n" + runs.markdown(rows) + f"saved scores.md, scores.csv and scores.png in {folder}")
     if settings.json:
-        files.write_text(settings.json, json.dumps(found, indent=1) + "\n")
+        files.write_text(
+            settings.json, json.dumps(reports[0] if len(sets) == 1 else {"runs": reports}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
-    launch.run("evaluator", __doc__, GROUPS, main, positional=("reference", "samples"))
+    launch.run("evaluator", __doc__, GROUPS, launch.alone(main), positional=("reference", "samples", "more_samples"))

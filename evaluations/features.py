@@ -16,7 +16,7 @@ from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
 
-from . import inception_weights
+from . import inception_weights, vision_models
 from .metric import counted
 
 
@@ -36,10 +36,11 @@ class Extractor:
     """A network as a function from uint8 images [N, H, W, C] to their Features, on its device.
 
     :ivar facts: what decides its numbers: name, sha256 of the weights, dtype it computes in (fp32 or bf16).
-    :ivar compute: `uint8 tensor on the device -> Features`.
+    :ivar compute: `uint8 tensor on the device -> (features, or features and spatial features)`.
     :ivar device: of the network.
     :ivar weights: float32 [2048, 1008] of Inception's logits, which scores use without bias; None of other networks.
     :ivar channels: C that `compute` takes; grey images are repeated to 3.
+    :ivar cache: folder that keeps features for the next run, "" for none.
     """
 
     facts: dict
@@ -47,28 +48,52 @@ class Extractor:
     device: torch.device
     weights: torch.Tensor | None = None
     channels: int = 3
+    cache: str = ""
 
     @property
     def inception(self):
         """Whether it is the Inception network that published scores stand on."""
         return self.weights is not None
 
+    @property
+    def identity(self):
+        """What decides its numbers, in one text; stored statistics bear it."""
+        return f"{self.facts['sha256']} {self.facts['dtype']}"
+
+    def stored(self, images):
+        """{"features": Moments, "spatial": Moments} of this network as far as an ImageSet has them stored."""
+        if self.inception:
+            return {name: images.statistics[name] for name in ("features", "spatial") if name in images.statistics}
+        return {"features": images.statistics[self.identity]} if self.identity in images.statistics else {}
+
     def repeats(self, channels):
         """Whether images of so many channels are repeated to three."""
         return channels == 1 and self.channels == 3
 
-    @torch.no_grad()
     def __call__(self, images):
         """The Features of images.
 
         :raises UserError: if they have more or fewer channels than the network takes.
         """
+        return self._features(images, _cached(self.compute, self.facts, self.cache) if self.cache else self.compute)
+
+    def dimensions(self, images):
+        """(D, D of the spatial features or None) of images of this size, by one that is all black.
+
+        :param images: an ImageSet.
+        :raises UserError: if the network does not take its images.
+        """
+        found = self._features(np.zeros((1, *images.size, images.channels), np.uint8), self.compute)
+        return tuple(None if each is None else each.shape[1] for each in found)
+
+    @torch.no_grad()
+    def _features(self, images, compute):
         images = torch.as_tensor(images, device=self.device)
         if images.dtype != torch.uint8:
             raise ValueError(f"images are {images.dtype}; expected uint8")
         images = with_channels(images, self.channels, f"--features {self.facts['name']}")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts["dtype"] == "bf16"):
-            return self.compute(images)
+            return Features(*compute(images))
 
 
 def with_channels(images, taken, taker):
@@ -92,9 +117,10 @@ class FeatureFlags(FlagGroup):
 
     features: str = flag(
         "inception",
-        "Network: inception; classifier:PATH, a noisy classifier's checkpoint; or torchscript:PATH, which is given "
-        "float32 [N, 3, H, W] in 0 to 1 and returns [N, D].",
+        "Network: inception; classifier:PATH, a noisy classifier's checkpoint; dinov2:PATH or clip:PATH, a folder of "
+        "transformers; or torchscript:PATH, which is code, is given float32 [N, 3, H, W] in 0 to 1 and returns [N, D].",
     )
+    trust_code: bool = flag(False, "Run the code that --features torchscript:PATH is.", idle=True)
     inception: str = flag("", "Inception weights; else $INCEPTION_WEIGHTS, a usual folder, or a download.")
     feature_dtype: str = flag("fp32", "What the network computes in.", choices=("fp32", "bf16"))
     feature_cache: str = flag("", "Folder that keeps features for the next run; empty keeps none.")
@@ -103,23 +129,43 @@ class FeatureFlags(FlagGroup):
         """The Extractor of these flags, on this rank's device; every rank calls this."""
         device = dist_util.dev()
         kind, _, path = self.features.partition(":")
-        makers = {"classifier": _classifier, "torchscript": _torchscript}
+        makers = {
+            "classifier": _classifier,
+            "dinov2": vision_models.dinov2,
+            "clip": vision_models.clip,
+            "torchscript": _torchscript,
+        }
         weights, channels = None, 3
-        if self.inception and self.features != "inception":
+        if self.inception and not self.of_inception:
             raise UserError(f"--inception {self.inception} is given, but --features {self.features} does not use it")
-        if self.features == "inception":
+        if self.of_inception:
             network, sha256 = inception_weights.load(self.inception)
+            if self.feature_dtype == "fp32":
+                network.fold()
             compute, weights = network.to(device), network.fc.weight.detach().T
         elif kind in makers and path:
             if not files.exists(path):
                 raise UserError(f"--features {self.features}: there is no file {path}")
+            if kind == "torchscript" and not self.trust_code:
+                raise UserError(
+                    f"--features {self.features} is code that would run here; expected --trust_code True, where you "
+                    "know who made it"
+                )
             (compute, channels), sha256 = makers[kind](path, device), files.sha256(path)
         else:
-            raise UserError(f"--features is {self.features!r}; expected inception, classifier:PATH or torchscript:PATH")
+            raise UserError(
+                f"--features is {self.features!r}; expected inception, or one of "
+                + ", ".join(f"{name}:PATH" for name in makers)
+            )
         facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
         if self.feature_cache:
-            compute = _cached(compute, facts, self.feature_cache)
-        return Extractor(facts, lambda images: Features(*compute(images)), device, weights, channels)
+            files.make_folder(self.feature_cache)
+        return Extractor(facts, compute, device, weights, channels, self.feature_cache)
+
+    @property
+    def of_inception(self):
+        """Whether they are those of the network that published scores stand on."""
+        return self.features == "inception"
 
 
 class ClassifierFeatures:
@@ -165,9 +211,7 @@ def _classifier(path, device):
 def _torchscript(path, device):
     """As `_classifier`: a network in TorchScript, given float32 [N, 3, H, W] in 0..1, that returns features [N, ...].
 
-
-    Resizing and normalising is its own affair: for DINOv2, script a module that resizes to 224x224, takes off the
-    mean, divides by the deviation, and calls the network.
+    Resizing and normalising is its own affair.
     """
     name = f"--features torchscript:{path}"
     try:
@@ -196,7 +240,6 @@ def _cached(compute, facts, folder):
 
     A file holds the features of one call, under the hash of the images and the facts of the network.
     """
-    files.make_folder(folder)
 
     def look(images):
         key = hashlib.sha256(f"{facts['sha256']} {facts['dtype']} {tuple(images.shape)}".encode())

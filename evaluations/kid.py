@@ -5,7 +5,7 @@ import math
 import torch
 
 from .activations import float64_device
-from .metric import Found
+from .metric import Found, working
 
 # rows of kernel values at once
 STRIP = 1000
@@ -19,8 +19,9 @@ def kid(reference, samples):
     """
     x, y = reference.double(), samples.double()
     n, m = len(x), len(y)
-    within_x, within_y = _row_sums(x, x) - _diagonal(x), _row_sums(y, y) - _diagonal(y)
-    of_x, of_y = _row_sums(x, y), _row_sums(y, x)
+    with working(2 * (n + m), "KID") as add:
+        within_x, within_y = _row_sums(x, x, add) - _diagonal(x), _row_sums(y, y, add) - _diagonal(y)
+        of_x, of_y = _row_sums(x, y, add), _row_sums(y, x, add)
     a, b, c = within_x.sum(), within_y.sum(), of_x.sum()
 
     def estimate(a, b, c, n, m):
@@ -36,12 +37,16 @@ def kid(reference, samples):
 
 
 def _kernel(products, dimension):
-    return (products / dimension + 1) ** 3
+    return products.div_(dimension).add_(1).pow_(3)  # in place, as it is large
 
 
-def _row_sums(x, y):
-    """Sums [N] over y of the kernel of x [N, D] and y [M, D]."""
-    return torch.cat([_kernel(part @ y.T, x.shape[1]).sum(dim=1) for part in x.split(STRIP)])
+def _row_sums(x, y, add):
+    """Sums [N] over y of the kernel of x [N, D] and y [M, D]; add(n) is told of each n rows."""
+    found = []
+    for part in x.split(STRIP):
+        found.append(_kernel(part @ y.T, x.shape[1]).sum(dim=1))
+        add(len(part))
+    return torch.cat(found)
 
 
 def _diagonal(x):

@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from guided_diffusion.jobs import progress
+
+# seconds after which a computation shows how far it is
+PATIENCE = 5
+
 
 class Found(NamedTuple):
     """What a metric finds.
@@ -27,6 +32,7 @@ class Metric(NamedTuple):
         weights [2048, 1008] of Inception's logits, None with other features.
     :ivar inception: True where it is of Inception features alone, False where of others alone, None of any.
     :ivar published: whether guided-diffusion's evaluator prints it, so that it is computed unless others are asked for.
+    :ivar asked: whether it is computed only where --metrics names it.
     """
 
     titles: dict
@@ -34,6 +40,7 @@ class Metric(NamedTuple):
     compute: Callable
     inception: bool | None = None
     published: bool = False
+    asked: bool = False
 
     def enough(self, reference, samples):
         """Whether there are as many images as it needs, of two Activations."""
@@ -43,3 +50,8 @@ class Metric(NamedTuple):
 def counted(count, noun):
     """A number of things in words: 1 sample, 2 samples."""
     return f"{count} {noun}" + "s" * (count != 1)
+
+
+def working(steps, name):
+    """As `progress.shown`, of a computation of so many steps that mostly takes no time."""
+    return progress.shown(steps, 0, "step", name, after=PATIENCE)

@@ -9,8 +9,8 @@ import torch
 
 from guided_diffusion import dist_util
 
-from .distances import DISTANCES, fp32
-from .metric import Found
+from .distances import DISTANCES, fp32, in_strips
+from .metric import Found, working
 
 # the published evaluator's; its float16 rule decides block by block
 BLOCK = 10000
@@ -21,16 +21,21 @@ DENSITY_NEIGHBOURS = 5
 def radii(features, distance, k=NEIGHBOURS):
     """Squared distances [N] from each of features [N, D], N above k, to its k-th neighbour besides itself.
 
-    :param distance: `(u [n, D], v [m, D]) -> squared distances [n, m]`, of which at most BLOCK x BLOCK are
-        computed at once.
+    :param distance: of DISTANCES, taken of BLOCK x BLOCK at once, of which memory holds a strip.
     """
     found = []
-    for u in features.split(BLOCK):
-        nearest = torch.empty(len(u), 0, device=features.device)
-        for v in features.split(BLOCK):
-            among = torch.cat([nearest, distance(u, v).float()], dim=1)
-            nearest = among.topk(min(k + 1, among.shape[1]), dim=1, largest=False, sorted=True).values
-        found.append(nearest[:, k])
+
+    def smallest(rows, d):
+        return d.topk(min(k + 1, d.shape[1]), dim=1, largest=False).values.float()
+
+    with working(len(_steps(features, features)), "radii") as add:
+        for u in features.split(BLOCK):
+            nearest = torch.empty(len(u), 0, device=features.device)
+            for v in features.split(BLOCK):
+                among = torch.cat([nearest, torch.cat(in_strips(u, v, distance, smallest))], dim=1)
+                nearest = among.topk(min(k + 1, among.shape[1]), dim=1, largest=False, sorted=True).values
+                add(1)
+            found.append(nearest[:, k])
     return torch.cat(found)
 
 
@@ -44,10 +49,17 @@ def precision_recall(reference, samples, distance=fp32, k=NEIGHBOURS):
     reference_radii, sample_radii = (radii(features, distance, k) for features in (reference, samples))
     real = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     reached = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
-    for rows, columns in _blocks(reference, samples):
-        d = distance(reference[rows], samples[columns])
-        real[columns] |= (d <= reference_radii[rows, None]).any(dim=0)
-        reached[rows] |= (d <= sample_radii[columns]).any(dim=1)
+    with working(len(_steps(reference, samples)), "precision and recall") as add:
+        for rows, columns in _steps(reference, samples):
+            of_rows, of_columns = reference_radii[rows], sample_radii[columns]
+
+            def inside(strip, d, of_rows=of_rows, of_columns=of_columns):
+                return (d <= of_rows[strip, None]).any(dim=0), (d <= of_columns).any(dim=1)
+
+            made, found = zip(*in_strips(reference[rows], samples[columns], distance, inside))
+            real[columns] |= torch.stack(made).any(dim=0)
+            reached[rows] |= torch.cat(found)
+            add(1)
     return real.sum().item() / len(real), reached.sum().item() / len(reached)
 
 
@@ -59,10 +71,18 @@ def density_coverage(reference, samples, k=DENSITY_NEIGHBOURS):
     """
     reference_radii = radii(reference, fp32, k)
     held, covered = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
-    for rows, columns in _blocks(reference, samples):
-        inside = fp32(reference[rows], samples[columns]) <= reference_radii[rows, None]
-        held += inside.sum().item()
-        covered[rows] |= inside.any(dim=1)
+    with working(len(_steps(reference, samples)), "density and coverage") as add:
+        for rows, columns in _steps(reference, samples):
+            of_rows = reference_radii[rows]
+
+            def inside(strip, d, of_rows=of_rows):
+                within = d <= of_rows[strip, None]
+                return within.sum(), within.any(dim=1)
+
+            counts, found = zip(*in_strips(reference[rows], samples[columns], fp32, inside))
+            held += torch.stack(counts).sum().item()
+            covered[rows] |= torch.cat(found)
+            add(1)
     return held / (k * len(samples)), covered.sum().item() / len(covered)
 
 
@@ -81,7 +101,9 @@ def _on_device(*activations):
     return [images.features.to(dist_util.dev()) for images in activations]
 
 
-def _blocks(reference, samples):
-    for row in range(0, len(reference), BLOCK):
-        for column in range(0, len(samples), BLOCK):
-            yield slice(row, row + BLOCK), slice(column, column + BLOCK)
+def _steps(reference, samples):
+    """(rows, columns) of each block."""
+    rows, columns = (
+        [slice(start, start + BLOCK) for start in range(0, len(features), BLOCK)] for features in (reference, samples)
+    )
+    return [(row, column) for row in rows for column in columns]

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 
@@ -9,6 +10,7 @@ import numpy
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
+from guided_diffusion.errors import UserError
 
 from .metric import counted
 from .precision_recall import BLOCK
@@ -24,6 +26,24 @@ def digest(paths):
     """The sha256, as hexadecimal text, of the file at `paths`; of several, that of their sha256 in turn."""
     each = [files.sha256(path) for path in paths]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def make_room(path, flag):
+    """Make the folder of a file that is to be written, before the work that its content takes.
+
+    :param path: of the file; "" for none.
+    :param flag: that names it.
+    :raises UserError: if the file cannot be written there.
+    """
+    folder = files.split(path)[0] or "."
+    if path and files.is_folder(path):
+        raise UserError(f"--{flag} {path} is a folder; expected the path of a file to write")
+    try:
+        files.make_folder(folder)
+    except OSError as error:
+        raise UserError(f"--{flag} {path} cannot be written, as {folder} cannot be made ({error.strerror})") from error
+    if not files.is_remote(folder) and not os.access(folder, os.W_OK):
+        raise UserError(f"--{flag} {path} cannot be written: {folder} does not permit it")
 
 
 def facts(reference, samples, features, settings):
@@ -103,7 +123,7 @@ def caveats(reference, samples, extract):
 
 
 def say(report):
-    """Print a report: what was scored, the notes, and a line per score as guided-diffusion's evaluator has it."""
+    """Print a report: what was scored, the notes, and a line per score as guided-diffusion's evaluator has."""
     for name in ("reference", "samples"):
         about = report[name]
         logger.log(
@@ -113,4 +133,4 @@ def say(report):
     for note in report["notes"]:
         logger.warn(note)
     for name, value in report["scores"].items():
-        logger.log(f"{title(name)}: {value}")
+        logger.log(f"{title(name)}: {value:.4g}")

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, Legal, at_least, flag
+from guided_diffusion.flags import FlagGroup, at_least, flag
 
-from . import fid, inception_score, kid, precision_recall
+from . import cmmd, fid, fid_scores, inception_score, kid, precision_recall
 from .distances import DISTANCES
 from .metric import Metric, counted
 from .precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS
@@ -13,9 +13,23 @@ from .precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS
 # in the order in which they are printed
 METRICS = [
     Metric({"inception_score": "Inception Score"}, (0, 1), inception_score.score, inception=True, published=True),
-    Metric({"fid": "FID"}, (0, 0), fid.score, inception=True, published=True),
-    Metric({"frechet_distance": "Frechet distance"}, (0, 0), fid.score, inception=False),
-    Metric({"sfid": "sFID"}, (0, 0), fid.spatial_score, inception=True, published=True),
+    Metric({"fid": "FID"}, (0, 0), fid_scores.score, inception=True, published=True),
+    Metric(
+        {"fid_infinity": "FID of infinitely many samples"},
+        (0, 2),
+        fid_scores.infinity_score,
+        inception=True,
+        asked=True,
+    ),
+    Metric({"frechet_distance": "Frechet distance"}, (0, 0), fid_scores.score, inception=False),
+    Metric(
+        {"frechet_distance_infinity": "Frechet distance of infinitely many samples"},
+        (0, 2),
+        fid_scores.infinity_score,
+        inception=False,
+        asked=True,
+    ),
+    Metric({"sfid": "sFID"}, (0, 0), fid_scores.spatial_score, inception=True, published=True),
     Metric(
         {"precision": "Precision", "recall": "Recall"},
         (NEIGHBOURS + 1, NEIGHBOURS + 1),
@@ -23,6 +37,7 @@ METRICS = [
         published=True,
     ),
     Metric({"kid": "KID"}, (2, 2), kid.score),
+    Metric({"cmmd": "CMMD"}, (1, 1), cmmd.score, inception=False, asked=True),
     Metric({"density": "Density", "coverage": "Coverage"}, (DENSITY_NEIGHBOURS + 1, 1), precision_recall.density_score),
 ]
 ERROR = "_standard_error"
@@ -45,12 +60,12 @@ class ScoreFlags(FlagGroup):
         "How the square root in FID is taken: symmetric, or by scipy's sqrtm of the product as published.",
         choices=tuple(fid.FORMULAS),
     )
-    bootstrap: int = flag(
-        0,
-        "Draws of the bootstrap for the standard error of FID; 0 gives none.",
-        legal=Legal("0 or at least 2", lambda value: value == 0 or value >= 2),
+    standard_error: bool = flag(
+        False,
+        "Standard error of FID and other Frechet distances by the jackknife: within classes where the "
+        "samples have labels (arr_1 of an npz, names of files), as many of each.",
     )
-    seed: int = flag(0, "Seed of the bootstrap.", legal=at_least(0))
+    seed: int = flag(0, "Seed of the samples that standard errors and extrapolations leave out.", legal=at_least(0))
 
     def chosen(self, inception):
         """The names of the metrics to compute, in the order in which they are printed.
@@ -62,16 +77,30 @@ class ScoreFlags(FlagGroup):
         for name in names:
             if name not in legal:
                 raise UserError(f"--metrics has {name!r}; with these --features expected some of {', '.join(legal)}")
-        default = [name for name, metric in legal.items() if metric.published or not inception]
+        default = [name for name, metric in legal.items() if (metric.published or not inception) and not metric.asked]
         return [name for name in legal if name in (names or default)]
 
     def kept(self, metrics):
-        """Whether the features of (reference images, sampled images) are read, beside their moments.
+        """Whether features are read, beside their moments: (of the reference, of the samples, spatial of the samples).
 
         :param metrics: names, as of `chosen`.
         """
         needs = [metric.needs for metric in METRICS if not metric.titles.keys().isdisjoint(metrics)]
-        return any(reference for reference, _ in needs), any(samples for _, samples in needs) or self.bootstrap > 0
+        of_samples = any(samples for _, samples in needs)
+        frechet = self.standard_error and not {"fid", "frechet_distance"}.isdisjoint(metrics)
+        return (
+            any(reference for reference, _ in needs),
+            of_samples or frechet,
+            self.standard_error and "sfid" in metrics,
+        )
+
+    def resampling(self, metrics):
+        """{flag: value} of those that decide standard errors and extrapolations, as far as there are some.
+
+        :param metrics: names, as of `chosen`.
+        """
+        found = {"standard_error": True} if self.standard_error else {}
+        return found | ({"seed": self.seed} if found or any(name.endswith("_infinity") for name in metrics) else {})
 
     def distance(self, inception):
         """The name in DISTANCES of what precision and recall use."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from guided_diffusion import conditioning, logger
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import IMAGES, FlagGroup, at_least, flag
 from guided_diffusion.generate import preview_sampler
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.networks import UNetFlags
@@ -27,7 +27,7 @@ class EvalFlags(FlagGroup):
     eval_interval: int = flag(
         0, "Steps between Frechet distances of moving-average samples from the data; 0 has none.", legal=at_least(0)
     )
-    eval_samples: int = flag(1000, "Number of those samples.", legal=at_least(2))
+    eval_samples: int = flag(1000, "Number of those samples.", legal=at_least(2, IMAGES))
 
 
 def scorer(parsed):

@@ -6,13 +6,15 @@ solvers and measures see `(x_t, t)`.
 """
 
 import enum
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import UserError
+from .errors import RefusedByAssertion, UserError
 from .learned_variance import hold
-from .schedule import per_sample, posterior
+from .scalars import combined, ratio, shared, sqrt
+from .schedule import posterior
 
 
 class ModelMeanType(enum.Enum):
@@ -41,7 +43,8 @@ class ModelVarType(enum.Enum):
 class Prediction:
     """One answer about x_t, in which x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps always holds.
 
-    Build it by `from_eps`, `from_x0` or `from_v`, and change it by `with_eps` or `with_x0`.
+    Build it by `from_eps`, `from_x0` or `from_v`, and change it by `with_eps` or `with_x0`. Of x0 and eps one may be
+    None: it follows from the other when it is asked for.
 
     :ivar x_t: [N, C, ...] the noisy images.
     :ivar alpha_bar: [N] float64, the level of x_t.
@@ -50,51 +53,85 @@ class Prediction:
     :ivar variance: [N, C, ...] the network's variance output, or None: for LEARNED_RANGE a fraction
         in about [-1, 1], for LEARNED a log variance.
     :ivar gradient: [N, C, ...] of a log-likelihood, by which a solver that is `guided_by_mean` moves its mean, or None.
+    :ivar given: the names of x0 and eps that it was made of.
     """
 
     x_t: torch.Tensor
     alpha_bar: torch.Tensor
-    x0: torch.Tensor
-    eps: torch.Tensor
+    x0: torch.Tensor | None
+    eps: torch.Tensor | None
     variance: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
 
+    def __post_init__(self):
+        if self.x0 is None and self.eps is None:
+            raise TypeError("a Prediction needs an x0 or an eps")
+        given = tuple(name for name in ("x0", "eps") if getattr(self, name) is not None)
+        object.__setattr__(self, "given", given)
+        for name in ("x0", "eps"):
+            if name not in given:
+                object.__delattr__(self, name)  # from now on __getattr__ answers for it
+
+    def __getattr__(self, name):
+        if name not in ("x0", "eps"):
+            raise AttributeError(f"a Prediction has no {name}")
+        value = self.derived(name)
+        object.__setattr__(self, name, value)
+        return value
+
+    def derived(self, name):
+        """x0 or eps, by its name, computed from the other: a new tensor."""
+        level = shared(self.alpha_bar)
+        if name == "x0":
+            return combined(ratio(1, sqrt(level)), self.x_t, -sqrt(ratio(1, level) - 1), self.eps)
+        noise = 1 - level
+        return combined(ratio(1, sqrt(noise)), self.x_t, -sqrt(ratio(level, noise)), self.x0)
+
+    def mixed(self, signal, noise):
+        """signal x0 + noise eps, a new tensor [N, C, ...], for numbers or [N]: of x0 and x_t, if only x0 was given."""
+        if self.given != ("x0",):
+            return combined(signal, self.x0, noise, self.eps)
+        level = shared(self.alpha_bar)
+        of_xt = ratio(noise, sqrt(1 - level))
+        return combined(signal - of_xt * sqrt(level), self.x0, of_xt, self.x_t)
+
     @classmethod
     def from_eps(cls, x_t, alpha_bar, eps, variance=None):
-        x0 = per_sample(alpha_bar.rsqrt(), x_t) * x_t - per_sample((1 / alpha_bar - 1).sqrt(), x_t) * eps
-        return cls(x_t, alpha_bar, x0, eps, variance)
+        return cls(x_t, alpha_bar, None, eps, variance)
 
     @classmethod
     def from_x0(cls, x_t, alpha_bar, x0, variance=None):
-        noise = 1 - alpha_bar
-        eps = per_sample(noise.rsqrt(), x_t) * x_t - per_sample((alpha_bar / noise).sqrt(), x_t) * x0
-        return cls(x_t, alpha_bar, x0, eps, variance)
+        return cls(x_t, alpha_bar, x0, None, variance)
 
     @classmethod
     def from_v(cls, x_t, alpha_bar, v, variance=None):
         """Of v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, appendix D)."""
-        signal, noise = (per_sample(level.sqrt(), x_t) for level in (alpha_bar, 1 - alpha_bar))
-        return cls(x_t, alpha_bar, signal * x_t - noise * v, noise * x_t + signal * v, variance)
+        level = shared(alpha_bar)
+        signal, noise = sqrt(level), sqrt(1 - level)
+        return cls(x_t, alpha_bar, combined(signal, x_t, -noise, v), combined(noise, x_t, signal, v), variance)
 
     def with_eps(self, eps):
         """The prediction of the same x_t with another eps; x0 follows."""
-        changed = self.from_eps(self.x_t, self.alpha_bar, eps)
-        return replace(self, x0=changed.x0, eps=eps)
+        return type(self)(self.x_t, self.alpha_bar, None, eps, self.variance, self.gradient)
 
     def with_x0(self, x0):
         """The prediction of the same x_t with another x0; eps follows."""
-        changed = self.from_x0(self.x_t, self.alpha_bar, x0)
-        return replace(self, x0=x0, eps=changed.eps)
+        return type(self)(self.x_t, self.alpha_bar, x0, None, self.variance, self.gradient)
 
     def where(self, mask, other):
-        """This prediction for the samples of `mask` [N], `other` for those beside it."""
+        """This prediction for the samples of `mask`, a bool or [N], `other` for those beside it."""
+        if isinstance(mask, bool):
+            return self if mask else other
         mask = mask.reshape(-1, *[1] * (self.x_t.ndim - 1))
-        return replace(self, x0=self.x0.where(mask, other.x0), eps=self.eps.where(mask, other.eps))
+        both = [name for name in self.given if name in other.given] or self.given
+        parts = {name: getattr(self, name).where(mask, getattr(other, name)) for name in both}
+        return replace(self, **({"x0": None, "eps": None} | parts))
 
 
 def velocity(x_0, eps, alpha_bar):
     """v [N, C, ...] of images x_0 and their noise eps at levels alpha_bar [N]; see `Prediction.from_v`."""
-    return per_sample(alpha_bar.sqrt(), x_0) * eps - per_sample((1 - alpha_bar).sqrt(), x_0) * x_0
+    level = shared(alpha_bar)
+    return combined(sqrt(level), eps, -sqrt(1 - level), x_0)
 
 
 def bound(denoise, cond):
@@ -145,7 +182,7 @@ class NetworkDenoiser:
         self.mean_type = mean_type
         self.var_type = var_type
         self.rescale_timesteps = rescale_timesteps
-        self.previous = previous
+        self.previous = None if previous is None else torch.as_tensor(previous)
         self.clock = clock
         self.takes = takes
         self.clip_variance = clip_variance
@@ -170,9 +207,16 @@ class NetworkDenoiser:
             return Prediction.from_x0(x, alpha_bar, output, variance)
         if self.mean_type is ModelMeanType.VELOCITY:
             return Prediction.from_v(x, alpha_bar, output, variance)
-        q = posterior(alpha_bar, self.schedule.alpha_bar(self.previous.to(t.device)[t.ceil().long()]))
-        x0 = (output - per_sample(q.xt_coef, x) * x) / per_sample(q.x0_coef, x)
+        q = posterior(shared(alpha_bar), self.schedule.alpha_bar(self._before(shared(t))))
+        x0 = combined(ratio(1, q.x0_coef), output, ratio(-q.xt_coef, q.x0_coef), x)
         return Prediction.from_x0(x, alpha_bar, x0, variance)
+
+    def _before(self, t):
+        """The time that the output for times t, a number or [N], lies at."""
+        if not isinstance(t, torch.Tensor):
+            return self.previous.tolist()[math.ceil(t)]
+        self.previous = self.previous.to(t.device)
+        return self.previous.take(t.ceil().long())
 
 
 def split_output(output, x, var_type, clip_variance=False):
@@ -184,7 +228,7 @@ def split_output(output, x, var_type, clip_variance=False):
     channels = x.shape[1]
     expected = 2 * channels if var_type.is_learned else channels
     if output.shape[:2] != (x.shape[0], expected):
-        raise UserError(
+        raise RefusedByAssertion(
             f"the network returned {tuple(output.shape)} for {tuple(x.shape)}; expected {expected} channels: "
             f"--learn_sigma {var_type.is_learned} does not fit this network"
         )

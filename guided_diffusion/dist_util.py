@@ -7,6 +7,7 @@ goes the same way but needs no MPI, opens no socket and never communicates: torc
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import socket
@@ -17,7 +18,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .distributed import launchers, peers
+from .distributed import launchers, messages, peers
 from .errors import UserError
 from .tensor_files import load_checkpoint
 
@@ -78,9 +79,9 @@ def setup_dist(device=None, timeout=120):
 
         alone.join()
     elif launch.size > 1:
-        names = [None] * launch.size
-        dist.all_gather_object(names, place())
-        _watch = peers.Watch(launch.rank, names, launch.host, broadcast_object, _end_with)
+        names = broadcast_object(gather_object(place()))
+        near = launch.local_size == launch.size
+        _watch = peers.Watch(launch.rank, names, launch.host, broadcast_object, _end_with, near)
         atexit.register(_leave_at_exit)
         if is_main():
             say(", ".join(names))
@@ -96,6 +97,7 @@ def _find_launch(env):
     if launcher == "srun":
         return launchers.slurm_launch(env)
     if launcher == "mpirun" and launchers.mpi_size(env) != 1:
+        launchers.refuse_left_over(env)
         return launchers.mpi_launch(env, *_join_mpi())
     return launchers.Launch(launcher)
 
@@ -166,17 +168,37 @@ def _await_listener(launch, deadline):
 
 
 def _init_process_group(launch, backend, timeout):
+    near = launch.local_size == launch.size
+    if near:
+        _keep_to_this_host()
+    # gloo beside nccl, so that counts and objects need not travel through the GPU
+    backend = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
+    place = {"rank": launch.rank, "world_size": launch.size, "timeout": timeout}
+    if near and launch.launcher != "torchrun":  # whose agent has a store already
+        dist.init_process_group(backend, store=_store(launch, timeout), **place)
+        return
     host = f"[{launch.host}]" if ":" in launch.host else launch.host
     # torch for Windows is built without libuv
     query = "?use_libuv=0" if os.name == "nt" else ""
-    dist.init_process_group(
-        # gloo beside nccl, so that counts and objects need not travel through the GPU
-        "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
-        init_method=f"tcp://{host}:{launch.port}{query}",
-        rank=launch.rank,
-        world_size=launch.size,
-        timeout=timeout,
-    )
+    dist.init_process_group(backend, init_method=f"tcp://{host}:{launch.port}{query}", **place)
+
+
+def _keep_to_this_host():
+    """Let gloo and nccl listen on the loopback alone, unless the environment names another network."""
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    loopback = next((name for name in names if name in ("lo", "lo0")), None)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if loopback else ():
+        os.environ.setdefault(variable, loopback)
+
+
+def _store(launch, timeout):
+    """Where ranks of one host meet: rank 0 listens at the address that the others were told, and at no other."""
+    options = {"world_size": launch.size, "timeout": timeout, "use_libuv": os.name != "nt"}
+    if launch.rank > 0:
+        return dist.TCPStore(launch.host, launch.port, is_master=False, **options)
+    family = socket.AF_INET6 if ":" in launch.host else socket.AF_INET
+    listener = socket.create_server((launch.host, launch.port), family=family, backlog=1024)
+    return dist.TCPStore(launch.host, launch.port, is_master=True, master_listen_fd=listener.detach(), **options)
 
 
 def _no_meeting(launch, backend, timeout, error):
@@ -208,8 +230,9 @@ def _summary(launch, device, hosts):
 def _end_with(sentence):
     """End this process because another rank has died; called outside the main thread, which may wait for that one."""
     if sentence:
-        sys.__stderr__.write(f"{sentence}\n")
-        sys.__stderr__.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
+            sys.__stderr__.write(f"{sentence}\n")
+            sys.__stderr__.flush()
         time.sleep(0.5)  # the launcher drops what it has not yet passed on
     else:
         time.sleep(1.5 if _comm is None else 30)  # mpirun ends all with the status of the rank that says why
@@ -258,6 +281,13 @@ def abort(status):
 def dev():
     """Return the torch.device of this process."""
     return _device or launchers.choose_device(None, 0, torch.cuda.device_count())
+
+
+def sent(tensor, device):
+    """`tensor` on a device; from the CPU to a GPU by way of pinned memory, so that nothing waits for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor.pin_memory() if torch.cuda.is_available() else tensor).to(device, non_blocking=True)
 
 
 def device_name():
@@ -333,12 +363,28 @@ def all_reduce_sum(tensor):
 
 
 def gather_object(obj):
-    """Return the list of every rank's picklable `obj`, in rank order, on rank 0, and None elsewhere."""
+    """Return the list of every rank's `obj`, in rank order, on rank 0, and None elsewhere.
+
+    :param obj: plain values, arrays and tensors; see `messages.packed`.
+    """
     if world_size() == 1:
         return [obj]
-    parts = [None] * world_size() if is_main() else None
-    dist.gather_object(obj, parts)
-    return parts
+    return _gathered(obj, world_size()) if is_main() else _gathered(obj, 0)
+
+
+def _gathered(obj, count):
+    """What `gather_object` gives; `count` is the number of messages that this rank gets, 0 for none."""
+    mine = _as_tensor(obj)
+    lengths = all_gather(torch.tensor([len(mine)]))
+    most = int(lengths.max())
+    parts = [torch.empty(most, dtype=torch.uint8) for _ in range(count)]
+    dist.gather(torch.cat([mine, mine.new_zeros(most - len(mine))]), parts or None)
+    found = [messages.unpacked(part[:length].numpy()) for part, length in zip(parts, lengths.tolist())]
+    return found if count else None
+
+
+def _as_tensor(obj):
+    return torch.frombuffer(bytearray(messages.packed(obj)), dtype=torch.uint8)
 
 
 def all_gather(tensor):
@@ -358,16 +404,25 @@ def data_parallel(model):
     if world_size() == 1:
         return model
     devices = [dev()] if dev().type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, init_sync=False)
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, init_sync=False, gradient_as_bucket_view=True
+    )
 
 
 def broadcast_object(obj, src=0):
-    """Return rank `src`'s picklable `obj` on all ranks; what the others pass is ignored."""
+    """Return rank `src`'s `obj` on all ranks; what the others pass is ignored.
+
+    :param obj: plain values, arrays and tensors; see `messages.packed`.
+    """
     if world_size() == 1:
         return obj
-    box = [obj if rank() == src else None]
-    dist.broadcast_object_list(box, src)
-    return box[0]
+    sends = rank() == src
+    message = _as_tensor(obj) if sends else torch.empty(0, dtype=torch.uint8)
+    length = torch.tensor([len(message)])
+    dist.broadcast(length, src)
+    message = message if sends else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(message, src)
+    return messages.unpacked(message.numpy())
 
 
 def sync_params(params):

@@ -1,4 +1,4 @@
-"""The one exception a user sees."""
+"""The one exception a user sees, and what it also is where published code raises something else."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,11 @@ class UserError(ValueError):
     Its message is one sentence that names the flag or file and what was expected.
     `launch.run` prints it without a traceback and exits with status 2.
     """
+
+
+class RefusedByAssertion(UserError, AssertionError):
+    """A mistake in arguments that published code answers with an AssertionError: clients may wait for either."""
+
+
+class UnknownName(UserError, NotImplementedError):
+    """A name that is in no table, which published code answers with a NotImplementedError."""

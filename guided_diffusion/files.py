@@ -1,19 +1,50 @@
 """Files by path or address: local ones directly, any other through blobfile.
 
+Only regular files are read: opening a pipe would wait for ever, and a device may have no end. What is written replaces
+a file under its own name, behind links too; a pipe or a device is written into.
+
 blobfile is imported only for an address such as gs://bucket/name, because the import alone opens a
 socket (urllib3 tries IPv6).
 """
 
 import contextlib
+import errno
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 import zipfile
 
 import numpy as np
+
+from .errors import UserError
+
+# Bytes of a JSON file, of which none that is read here has a hundredth.
+JSON_LIMIT = 2**26
+
+# What is to be said of the files and file systems that were met, each sentence once, until the logger takes it out.
+remarks = []
+_remarked = set()
+
+# What this program writes under another name first, and that name.
+_OWN = (
+    r"(model|opt|state|manifest|preview_|ema_[0-9.]+_)\d+\.(pt|json|png)|(samples|images|finished|not_finite|progress)\w*"
+    r"\.(npz|png|chunk|json|csv)|\w+_\w+_\w+step\w*\.(npz|png)|(flags|grid|settings|comparison)\.\w+|"
+    r"(states|reconstructions|edits|\w+_terms)\.npz|inversion\.png|\.writable-\d+-\d+"
+)
+TEMPORARY = r"\.[0-9a-f]{16}\.tmp"
+_KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
+
+
+def remark(sentence):
+    """Have a sentence said once."""
+    if sentence not in _remarked:
+        _remarked.add(sentence)
+        remarks.append(sentence)
 
 
 def is_remote(path):
@@ -44,6 +75,11 @@ def split(path):
         folder, _, name = str(path).rpartition("/")
         return folder, name
     return os.path.split(path)
+
+
+def target(path):
+    """Where a local path leads that is a link; any other path as it is."""
+    return os.path.realpath(path) if not is_remote(path) and os.path.islink(path) else path
 
 
 def exists(path):
@@ -103,9 +139,25 @@ def open_read(path):
 
     :raises OSError: if it cannot be read; FileNotFoundError if it is not there.
     """
-    if not is_remote(path):
-        return open(path, "rb")
-    return io.BytesIO(_remote("read_bytes", path))
+    if is_remote(path):
+        return io.BytesIO(_remote("read_bytes", path))
+    # a pipe without a writer would be waited for
+    return open(path, "rb", opener=lambda name, flags: _regular(name, os.open(name, flags | _NO_WAIT)))
+
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+
+def _regular(path, handle):
+    """The handle, if it is of a regular file; else it is closed."""
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    kind = next((name for test, name in _KINDS.items() if test(mode)), "no file")
+    raise OSError(errno.ENOTSUP, f"it is {kind}, expected a regular file", path)
 
 
 def read_bytes(path):
@@ -115,8 +167,29 @@ def read_bytes(path):
 
 
 def read_text(path):
-    """The content of a UTF-8 file."""
+    """The content of a UTF-8 file.
+
+    :raises UnicodeDecodeError: if it is none.
+    """
     return read_bytes(path).decode()
+
+
+def read_json(path, expected):
+    """The content of a JSON file.
+
+    :param expected: what it is meant to hold, for errors.
+    :raises UserError: if it is not JSON, or far too long for what is kept as JSON here.
+    :raises OSError: if it cannot be read; FileNotFoundError if it is not there.
+    """
+    with open_read(path) as file:
+        data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise UserError(f"{path} has more than {JSON_LIMIT} bytes; expected {expected}")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        reason = "too deeply nested" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} is not valid JSON ({reason}); expected {expected}") from error
 
 
 def write_bytes(path, data):
@@ -143,15 +216,22 @@ def replacing(path):
                 yield file
             _remote("copy", unfinished, path, True)
         return
+    target = os.path.realpath(path)
+    if not _is_replaced(path, target):
+        with _written_into(path) as file:
+            yield file
+        return
     # process ids of machines that share a folder may agree
-    unfinished = f"{path}.{secrets.token_hex(8)}.tmp"
+    unfinished = f"{target}.{secrets.token_hex(8)}.tmp"
     try:
         with open(unfinished, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        _sync_folder(os.path.dirname(path) or ".")
+            _on_disk(file.fileno(), target)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(unfinished, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(unfinished, target)
+        _sync_folder(os.path.dirname(target) or ".")
     except BaseException as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
@@ -160,27 +240,75 @@ def replacing(path):
         raise
 
 
+def _is_replaced(path, target):
+    """Whether another file may take the place of what stands at `target`: of a regular file, or of nothing."""
+    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
+        return False
+    try:
+        return stat.S_ISREG(os.stat(target).st_mode) or os.path.isdir(target)
+    except OSError:
+        return True
+
+
+@contextlib.contextmanager
+def _written_into(path, mode="wb"):
+    """A file object of a pipe or a device; a pipe that nobody reads is an OSError, not a wait."""
+
+    def opener(name, flags):
+        handle = os.open(name, flags & ~(os.O_CREAT | os.O_TRUNC) | _NO_WAIT)
+        os.set_blocking(handle, True)
+        return handle
+
+    try:
+        with open(path, mode, opener=opener) as file:
+            yield file
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "it is a pipe that nobody reads, or a socket; expected a file", path) from error
+        raise
+
+
+def _on_disk(handle, path):
+    """Have the content of an open file or folder on disk, where its file system can do that."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        remark(f"the file system of {path} cannot flush ({error.strerror}): a power cut may cost what was just written")
+
+
 def _sync_folder(folder):
     """Have the names in a folder on disk."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            handle = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # one may be allowed to write to a folder and not to list it
+            remark(f"{folder} cannot be read, so it cannot be flushed: a power cut may cost what was just written")
+            return
+        try:
+            _on_disk(handle, folder)
         finally:
             os.close(handle)
 
 
-def remove_unfinished(folder):
-    """Delete what `write_bytes` left unfinished in a folder when its process was killed."""
-    if not is_remote(folder):
-        for name in os.listdir(folder):
-            if re.fullmatch(r".+\.[0-9a-f]+\.tmp", name):
-                os.remove(os.path.join(folder, name))
+def remove_unfinished(folder, before):
+    """Delete what earlier jobs left unfinished in a folder when they were killed: temporary files of this program.
+
+    :param before: time in seconds of their last change; whoever calls it makes sure that nobody still writes those.
+    """
+    if is_remote(folder):
+        return
+    for entry in list(os.scandir(folder)):
+        if re.fullmatch(rf"({_OWN}){TEMPORARY}|\.writable-\d+-\d+", entry.name, re.ASCII):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < before:
+                    os.remove(entry.path)
 
 
 def write_text(path, text):
     """Replace the content of a file by UTF-8 text, as `write_bytes`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def append_text(path, text):
@@ -190,11 +318,22 @@ def append_text(path, text):
         write_text(path, (read_text(path) if exists(path) else "") + text)
         return
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        whole = _is_replaced(path, os.path.realpath(path))
+        with open(path, "ab") if whole else _written_into(path, "ab") as file:
+            file.write(text.encode(errors="backslashreplace"))
     except OSError as error:
         error.filename = error.filename or path
         raise
+
+
+def set_aside(path, reason):
+    """Give a damaged local file the name `path.damaged`, or one that is free, and have that said."""
+    number, kept = 1, f"{path}.damaged"
+    while exists(kept):
+        number += 1
+        kept = f"{path}.damaged{number}"
+    os.replace(path, kept)
+    remark(f"{path} is damaged ({reason}): it is kept as {kept}, and begins anew")
 
 
 def write_npz(path, arrays):
@@ -219,8 +358,12 @@ def stream_npz(path, members):
 
 
 def sha256(path):
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal; of a folder that of all files in it, by name and content."""
     digest = hashlib.sha256()
+    if is_folder(path):
+        for name, _ in sorted(entries(path)):
+            digest.update(f"{name} {sha256(join(path, name))}\n".encode())
+        return digest.hexdigest()
     with open_read(path) as file:
         while block := file.read(2**20):
             digest.update(block)

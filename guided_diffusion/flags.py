@@ -10,6 +10,7 @@ import difflib
 import math
 import numbers
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from .errors import UserError
 
 TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")
+# flags of earlier versions
+REPLACED = {"--bootstrap": "--standard_error True"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,17 @@ class Legal:
 
 POSITIVE = Legal("above 0", lambda value: value > 0)
 FRACTION = Legal("0 to 1", lambda value: 0 <= value <= 1)
-COUNT_OR_UNSET = Legal("-1 or at least 1", lambda value: value == -1 or value >= 1)
+
+# Bounds of counts, far above what anybody uses and far below what no memory holds.
+IMAGES, SIDE, WIDTH, STEPS, THREADS = 10**7, 2**14, 2**16, 10**6, 2**10
+
+COUNT_OR_UNSET = Legal(f"-1 or at least 1, at most {WIDTH}", lambda value: value == -1 or 1 <= value <= WIDTH)
 
 
-def at_least(low):
-    """Legal values from `low` up."""
-    return Legal(f"at least {low}", lambda value: value >= low)
+def at_least(low, most=2**63 - 1):
+    """Legal values from `low` up to `most`, which is said where it is one that memory sets."""
+    shown = f"at least {low}" if most == 2**63 - 1 else f"at least {low}, at most {most}"
+    return Legal(shown, lambda value: low <= value <= most)
 
 
 def flag(
@@ -59,6 +67,7 @@ def flag(
     shared=False,
     needs="",
     spells="",
+    many=False,
 ):
     """A dataclass field that is a flag of the field's name.
 
@@ -80,6 +89,7 @@ def flag(
     :param shared: groups that stand side by side have it in common, though each says it in its own words.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     :param spells: the flag of which it is another spelling; "" for none.
+    :param many: it holds any number of texts, with spaces between, quoted as in a shell.
     """
     marks = {
         "free": free,
@@ -93,6 +103,7 @@ def flag(
         "shared": shared,
         "needs": needs,
         "spells": spells,
+        "many": many,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
@@ -126,6 +137,8 @@ class FlagGroup:
             if isinstance(value, float) and not math.isfinite(value):
                 text = f", {legal.text}" if legal else ""
                 raise UserError(f"--{field.name} is {value}; expected a finite number{text}")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError(f"--{field.name} is {value}; expected a number below 2^63")
             if legal is not None and not (isinstance(value, numbers.Real) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value!r}; expected {legal.text}")
 
@@ -135,6 +148,32 @@ class FlagGroup:
         :param given: {flag: value} of those that somebody set, if only to their default.
         :raises UserError: naming the first.
         """
+
+
+def whole(text):
+    """The integer that a text of ASCII digits is, with a sign or without.
+
+    :raises ValueError: for any other text, such as 1_0 or digits of another script, which Python would take.
+    """
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,400}\s*", text):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def number(text):
+    """The float that a text of ASCII digits is, or nan or inf, which no flag has as a legal value.
+
+    :raises ValueError: as `whole`.
+    """
+    if not re.fullmatch(
+        r"\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity|nan)\s*", text, re.IGNORECASE
+    ):
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
+
+
+# what argparse calls them in its errors
+whole.__name__, number.__name__ = "int", "float"
 
 
 def str2bool(text):
@@ -261,6 +300,9 @@ def _shown(value):
     return repr(value) if value == "" else str(value)
 
 
+_CONVERSIONS = {bool: str2bool, int: whole, float: number}
+
+
 def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
@@ -273,7 +315,7 @@ def _add(section, field, default):
     section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,
-        type=str2bool if kind is bool else _one_of(choices) if choices else kind,
+        type=_one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind),
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
         help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),
@@ -285,14 +327,18 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
 
     :param fill: `(given flags {name: value}, names of all flags) -> {name: value}` of flags that count as given
         where the command line leaves them out, as a preset does; None fills in nothing.
-    :param positional: text flags whose values may stand without their names, in this order.
+    :param positional: text flags whose values may stand without their names, in this order; a last one that holds
+        many takes all that are left.
     :raises UserError: one sentence that names the flag; an unknown flag is answered with the nearest.
     """
     parser = parser_for(groups, description, overrides)
     namespace, unknown = parser.parse_known_args(argv)
     given, overrides = vars(namespace), overrides or {}
     free = [name for name in positional if name not in given]
-    wrong = [word for word in unknown if word.startswith("-")] or unknown[len(free) :]
+    wrong, before = [word for word in unknown if word.startswith("-")], len(free) - 1
+    if not wrong and len(unknown) > before >= 0 and free[-1] in marked(groups, "many"):
+        unknown = [*unknown[:before], shlex.join(unknown[before:])]
+    wrong = wrong or unknown[len(free) :]
     if wrong:
         raise UserError(_unknown(wrong[0], parser))
     given |= zip(free, unknown)
@@ -321,6 +367,8 @@ def _unknown(argument, parser):
     if not argument.startswith("-"):
         return f"{argument!r} does not belong to any flag; flags are written --name value"
     name = argument.split("=")[0]
+    if name in REPLACED:
+        return f"{name} is gone; {REPLACED[name]} takes its place"
     known = [option for action in parser._actions for option in action.option_strings]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"{name} is not a flag of this script" + (
@@ -334,6 +382,6 @@ def int_list(text, name):
     :param name: of the flag, for the error.
     """
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [whole(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UserError(f"--{name} is {text!r}; expected whole numbers with commas between") from None

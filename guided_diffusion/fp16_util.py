@@ -183,7 +183,7 @@ class MixedPrecisionTrainer:
     def _compute_norms(self, grad_scale=1.0):
         """(the norm of all gradients together divided by `grad_scale`, that of all weights), as floats."""
         grads = [param.grad for param in self.master_params if param.grad is not None]
-        return norm(grads) / grad_scale, norm(self.master_params)
+        return norm(grads).item() / grad_scale, norm(self.master_params).item()
 
     def master_params_to_state_dict(self, master_params):
         """The state dict of the network with these weights, or averages of them, in place of its own."""

@@ -16,6 +16,8 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import contextlib
 import enum
+import functools
+import inspect
 import math
 from collections import deque
 
@@ -23,7 +25,9 @@ import numpy as np
 import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
+from .errors import RefusedByAssertion
 from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .methods.clipping import ClippedDenoiser
 from .methods.method import no_corruption
 from .nn import mean_flat
 from .process import Process
@@ -48,6 +52,9 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
+# what the loops take beside the published arguments
+OF_FORKS = ("skip_timesteps", "init_image", "randomize_class", "cond_fn_with_grad")
+
 
 class LossType(enum.Enum):
     """What `training_losses` minimises."""
@@ -60,6 +67,27 @@ class LossType(enum.Enum):
     def is_vb(self):
         """Whether the loss is the variational bound itself."""
         return self in (LossType.KL, LossType.RESCALED_KL)
+
+
+def _to_the_end(progressive):
+    """The method that gives the images [N, C, ...] at the end of a progressive loop, and takes its arguments.
+
+    An override of that loop is always told what the published one is told, and by name.
+    """
+    signature = inspect.signature(progressive)
+    others = list(signature.parameters.values())[3:]
+    published = {p.name: p.default for p in others if p.name not in OF_FORKS}
+
+    def loop(self, model, shape, *args, **kwargs):
+        signature.bind(self, model, shape, *args)
+        told = published | {p.name: value for p, value in zip(others, args)} | kwargs
+        return _last(getattr(self, progressive.__name__)(model, shape, **told))["sample"]
+
+    loop.__name__ = progressive.__name__.removesuffix("_progressive")
+    loop.__qualname__ = progressive.__qualname__.removesuffix("_progressive")
+    loop.__doc__ = f"Images [N, C, ...] at the end of `{progressive.__name__}`, whose arguments it takes."
+    loop.__signature__ = signature
+    return loop
 
 
 class GaussianDiffusion:
@@ -113,7 +141,9 @@ class GaussianDiffusion:
         grid = self.process.grid
         ends = [-1, *grid[:-1]], [*grid[1:], self.schedule.num_timesteps]
         self._own_tables = self._tables(*map(torch.tensor, (grid, *ends)))
-        vars(self).update(self._own_tables)
+        # a subclass that spaces its steps itself has said before which they are
+        said = {name: value for name, value in vars(self).items() if name == "timestep_map"}
+        vars(self).update(self._own_tables | said)
 
     def _tables(self, t, s, above):
         """{attribute: table} of steps from training timesteps t [S] to s [S]; `above` are the next noisier ones."""
@@ -140,7 +170,7 @@ class GaussianDiffusion:
 
     def _time(self, t):
         """Training timesteps of step indices t [N]."""
-        return torch.tensor(self.timestep_map, device=t.device)[t]
+        return on_device(self.timestep_map, t.device).take(t.long())
 
     def _scale_timesteps(self, t):
         """What networks and classifiers are given for step indices t [N]."""
@@ -187,6 +217,10 @@ class GaussianDiffusion:
     def q_sample(self, x_start, t, noise=None):
         """A draw of x_t given x_0, by `noise` of the same shape or a fresh one."""
         noise = torch.randn_like(x_start) if noise is None else noise
+        if noise.shape != x_start.shape:
+            raise RefusedByAssertion(
+                f"noise is {tuple(noise.shape)}; expected the shape of x_start, {tuple(x_start.shape)}"
+            )
         signal, spread = (
             _extract_into_tensor(table, t, x_start.shape)
             for table in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod)
@@ -213,6 +247,8 @@ class GaussianDiffusion:
 
         The mean is that of the predicted (and clipped) x_0, whatever the network predicts.
         """
+        if t.shape != x.shape[:1]:
+            raise RefusedByAssertion(f"t is {tuple(t.shape)}; expected an index for each of {len(x)} samples")
         x0, output = self._predicted(model, x, t, model_kwargs or {})
         if denoised_fn is not None:
             x0 = denoised_fn(x0)
@@ -273,10 +309,10 @@ class GaussianDiffusion:
         if self.model_mean_type is ModelMeanType.START_X:
             return output
         if self.model_mean_type is ModelMeanType.EPSILON:
-            return self._predict_xstart_from_eps(x, t, output)
+            return self._predict_xstart_from_eps(x_t=x, t=t, eps=output)
         if self.model_mean_type is ModelMeanType.VELOCITY:
             return self._predict_xstart_from_v(x, t, output)
-        return self._predict_xstart_from_xprev(x, t, output)
+        return self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output)
 
     def _variance(self, output, x, t):
         """Variance and log variance of p(x_{t-1} | x_t), each of x's shape, by the variance output or a table."""
@@ -349,7 +385,9 @@ class GaussianDiffusion:
 
     def p_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None):
         """One ancestral step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         noise = torch.randn_like(x)
         if cond_fn is not None:
             out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -359,7 +397,9 @@ class GaussianDiffusion:
         """As `p_sample`, with gradients from x to what `cond_fn` is given."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             noise = torch.randn_like(x)
             if cond_fn is not None:
                 out["mean"] = self.condition_mean_with_grad(cond_fn, out, x, t, model_kwargs=model_kwargs)
@@ -373,7 +413,9 @@ class GaussianDiffusion:
 
     def ddim_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0):
         """One DDIM step from step index t to t - 1: dict of `sample` and `pred_xstart`."""
-        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        out = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )
         if cond_fn is not None:
             out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
         return self._ddim_step(out["pred_xstart"], x, t, eta)
@@ -384,7 +426,9 @@ class GaussianDiffusion:
         """As `ddim_sample`, with gradients from x to what `cond_fn` is given; `pred_xstart` is the unguided one."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+            unguided = out = self.p_mean_variance(
+                model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+            )
             if cond_fn is not None:
                 out = self.condition_score_with_grad(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
         step = self._ddim_step(out["pred_xstart"].detach(), x.detach(), t, eta)
@@ -407,8 +451,10 @@ class GaussianDiffusion:
     def ddim_reverse_sample(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0):
         """One step of the DDIM ODE towards noise, from step index t to t + 1; eta must be 0."""
         if eta != 0.0:
-            raise ValueError("the reverse ODE is deterministic: eta must be 0")
-        x0 = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+            raise RefusedByAssertion("the reverse ODE is deterministic: eta must be 0")
+        x0 = self.p_mean_variance(
+            model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+        )["pred_xstart"]
         eps = self._predict_eps_from_xstart(x, t, x0)
         signal, spread = (
             _extract_into_tensor(table, t, x.shape)
@@ -441,7 +487,9 @@ class GaussianDiffusion:
         def asked(x, t):
             with torch.set_grad_enabled(cond_fn_with_grad and cond_fn is not None):
                 x = x.detach().requires_grad_() if cond_fn_with_grad else x
-                unguided = out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+                unguided = out = self.p_mean_variance(
+                    model, x, t, clip_denoised=clip_denoised, denoised_fn=denoised_fn, model_kwargs=model_kwargs
+                )
                 if cond_fn is not None:
                     guide = self.condition_score_with_grad if cond_fn_with_grad else self.condition_score
                     out = guide(cond_fn, unguided, x, t, model_kwargs=model_kwargs)
@@ -464,10 +512,6 @@ class GaussianDiffusion:
         return {"sample": x0.where(last, sample), "pred_xstart": unguided, "old_eps": seen[-3:]}
 
     # -- loops --------------------------------------------------------------------------------------
-
-    def p_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole ancestral loop; arguments as `p_sample_loop_progressive`."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def p_sample_loop_progressive(
         self,
@@ -512,10 +556,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
         )
 
-    def ddim_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole DDIM loop; arguments as `ddim_sample_loop_progressive`."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
-
     def ddim_sample_loop_progressive(
         self,
         model,
@@ -550,10 +590,6 @@ class GaussianDiffusion:
             model_kwargs=model_kwargs,
             eta=eta,
         )
-
-    def plms_sample_loop(self, model, shape, *args, **kwargs):
-        """Images [N, C, ...] of the whole PLMS loop; arguments as `plms_sample_loop_progressive`."""
-        return _last(self.plms_sample_loop_progressive(model, shape, *args, **kwargs))["sample"]
 
     def plms_sample_loop_progressive(
         self,
@@ -591,6 +627,10 @@ class GaussianDiffusion:
             order=order,
             old_out=None,
         )
+
+    p_sample_loop = _to_the_end(p_sample_loop_progressive)
+    ddim_sample_loop = _to_the_end(ddim_sample_loop_progressive)
+    plms_sample_loop = _to_the_end(plms_sample_loop_progressive)
 
     def _walk(self, step, model, shape, noise, device, progress, skip_timesteps, init_image, randomize_class, **told):
         """Yields what `step` gives at each step index, noisiest first, without gradients.
@@ -644,12 +684,8 @@ class GaussianDiffusion:
         Overrides of a subclass belong to the loops above; this is what the scripts run.
         """
         denoise = self.process.denoiser(model, model_kwargs)
-
-        def clipped(x, t):
-            prediction = denoise(x, t)
-            return prediction.with_x0(prediction.x0.clamp(-1, 1))
-
-        return clipped if clip_denoised else denoise
+        clip = ClippedDenoiser(None).apply
+        return (lambda x, t: clip(denoise(x, t))) if clip_denoised else denoise
 
     def sample_records(self, solver, denoise, x, noise=torch.randn_like):
         """The records of a solver over this process's grid; see `Process.sample_records`."""
@@ -682,8 +718,9 @@ class GaussianDiffusion:
 
     def _losses(self, model, x_start, x_t, t, cond, noise):
         total = self.num_timesteps
+        states = {"x_start": x_start, "x_t": x_t, "t": t}
         if self.loss_type.is_vb():
-            bound = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=cond)["output"]
+            bound = self._vb_terms_bpd(model, **states, clip_denoised=False, model_kwargs=cond)["output"]
             return {"loss": bound * total if self.loss_type is LossType.RESCALED_KL else bound}
 
         terms = {}
@@ -691,7 +728,7 @@ class GaussianDiffusion:
         if variance is not None:
             # the bound teaches the variance alone (Nichol & Dhariwal 2021, section 3.1)
             said = torch.cat([output.detach(), variance], dim=1)
-            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, x_start, x_t, t, clip_denoised=False)["output"]
+            terms["vb"] = self._vb_terms_bpd(lambda *_, **__: said, **states, clip_denoised=False)["output"]
             if self.loss_type is LossType.RESCALED_MSE:
                 terms["vb"] = terms["vb"] * total / 1000
         terms["mse"] = mean_flat((self._target(x_start, x_t, t, noise) - output) ** 2)
@@ -759,8 +796,22 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
     """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
-    entries = torch.as_tensor(arr, device=timesteps.device)[timesteps].float()
+    entries = on_device(arr, timesteps.device).take(timesteps.long()).float()
     return entries.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+
+
+def on_device(values, device):
+    """A table of numbers on a device, where the same values are copied to a GPU once."""
+    if device.type == "cpu":
+        return torch.as_tensor(values)
+    values = np.asarray(values)
+    return _copied(values.tobytes(), values.dtype.str, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(content, dtype, device):
+    values = torch.from_numpy(np.frombuffer(content, dtype).copy())
+    return (values.float() if values.is_floating_point() else values).to(device)
 
 
 def _combined(a, x, b, y):
@@ -777,4 +828,5 @@ def _last(outputs):
 
 
 def _device_of(model):
-    return next(model.parameters()).device if hasattr(model, "parameters") else torch.device("cpu")
+    parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -3,18 +3,23 @@
 With --rng published they come from one global stream instead, as those of published scripts do.
 """
 
+import contextlib
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from . import dist_util, logger, methods
+from .adapters import pair_of
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
-from .image_datasets import describe
+from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
+from .image_labels import mapping, of_text
+from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
+from .networks import for_inference
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -24,8 +29,8 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1))
+    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
@@ -79,6 +84,7 @@ class GlobalNoise:
     def __init__(self, batch_size, count):
         self.batch_size = batch_size
         self.count = count
+        self._drawn = False
 
     def label(self, num_classes):
         """A class [count] for each image, uniform over num_classes."""
@@ -89,7 +95,19 @@ class GlobalNoise:
         return torch.randn(self.batch_size, *shape, device=dist_util.dev())[: self.count]
 
     def __call__(self, x):
+        self._drawn = True
         return self.normal(*x.shape[1:]).to(x)
+
+    @contextlib.contextmanager
+    def of_steps(self, x, draws):
+        """Itself, as `IndexedNoise.of_steps`."""
+        yield self
+
+    def stepped(self, x):
+        """Draw what published scripts draw in each step, where the solver had no use for it."""
+        if not self._drawn:
+            self(x)
+        self._drawn = False
 
 
 class IndexedNoise:
@@ -108,10 +126,47 @@ class IndexedNoise:
 
     def normal(self, *shape):
         """Standard normal float32 [N, *shape] on the CPU."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        return self._fill(torch.empty(len(self.generators), *shape))
+
+    def _fill(self, drawn):
+        for image, generator in zip(drawn, self.generators):
+            image.normal_(generator=generator)
+        return drawn
 
     def __call__(self, x):
         return self.normal(*x.shape[1:]).to(x)
+
+    @contextlib.contextmanager
+    def of_steps(self, x, draws):
+        """The same noise, like x, for so many draws in turn: a thread makes the next while the network computes.
+
+        Meanwhile nothing else may be drawn.
+        """
+        if not draws:
+            yield self
+            return
+        with ThreadPoolExecutor(1) as thread:
+            yield _DrawnAhead(thread, lambda: self._fill(torch.empty(x.shape, pin_memory=x.is_cuda)), draws, self)
+
+    def stepped(self, x):
+        """Nothing: an image's numbers are its own, and what a step does not use is not drawn."""
+
+
+class _DrawnAhead:
+    """Noise of which the next is drawn in a thread, `draws` times; `then` draws what is asked for after these."""
+
+    def __init__(self, thread, draw, draws, then):
+        self.thread, self.draw, self.left, self.then = thread, draw, draws, then
+        self.next = thread.submit(draw)
+
+    def __call__(self, x):
+        if not self.left:
+            return self.then(x)
+        drawn = self.next.result()
+        self.left -= 1
+        if self.left:
+            self.next = self.thread.submit(self.draw)
+        return drawn.to(x, non_blocking=True)
 
 
 def _generator(seed, index):
@@ -139,12 +194,15 @@ def watched_images(process, network, noise, cond):
     """(`images`, int64 [N]): the second says after which step, from 1, an image has not been finite; 0 if it is."""
     x = noise.normal(*network.shape).to(dist_util.dev())
     bad_from = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    steps = len(process.grid)
-    for record in process.sample_records(process.solver, process.denoiser(network, cond), x, noise):
-        x = record.x
-        finite = x.flatten(1).abs().amax(1).isfinite()
-        bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
-    return x, bad_from
+    denoise, solver, steps = process.denoiser(network, cond), process.solver, len(process.grid)
+    # the last step goes to the data and draws nothing
+    with noise.of_steps(x, steps - 1 if solver.stochastic else 0) as draw:
+        for record in process.sample_records(solver, denoise, x, draw):
+            x = record.x
+            noise.stepped(x)
+            finite = x.flatten(1).sum(1).isfinite()
+            bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
+    return pair_of(network).decode(x), bad_from
 
 
 def batch_maker(process, network, conditioning: Conditioning, noise_at):
@@ -173,8 +231,14 @@ def dataset_in_order(data, unet, flags):
     :param unet: UNetFlags, which say their size and channels, and whether they have classes.
     """
     still, size = dataclasses.replace(data, random_flip=False), unet.image_size
-    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels)
-    logger.log(describe(dataset))
+    known = {"known": of_text(unet.class_names), "numbers": True}
+    dataset = still.dataset(size, unet.class_cond, unet.num_classes, image_channels=unet.image_channels, **known)
+    report(dataset)
+    if not unet.class_names and any(name != str(number) for number, name in enumerate(dataset.class_names or ())):
+        logger.warn(
+            f"--model_path does not name its classes, which are taken to be {mapping(dataset.class_names, True)}; "
+            "--class_names says what they are"
+        )
     if flags.num_samples > len(dataset):
         logger.warn(f"--num_samples {flags.num_samples} is more than there are: taking all {len(dataset)} images")
         flags = dataclasses.replace(flags, num_samples=len(dataset))
@@ -226,7 +290,7 @@ def preview_sampler(flags, count, cond, steps=25):
 
     def preview(network, first=0):
         noise = IndexedNoise(0, range(first, first + count))
-        x, bad_from = watched_images(process, network, noise, on_device(cond))
+        x, bad_from = watched_images(process, for_inference(network), noise, on_device(cond))
         if bad := int((bad_from > 0).sum()):
             logger.warn(f"{bad} of {len(x)} samples in training are not finite numbers, and are drawn black")
         return to_uint8(x)

@@ -1,119 +1,240 @@
 """Images in files: which there are in a folder or a zip, and their pixels."""
 
+import contextlib
+import io
+import os
+import stat
 import zipfile
+from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor, ImageOps
 
 from . import files
 from .errors import UserError
+from .image_arrays import read_npz  # noqa: F401 (a name of this module, by which other modules know it)
 from .images import MODES
 
-ZIP = ".zip"
 EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp")
+MACOS = "__MACOSX"  # what macOS adds to a zip
+EXPECTED = "expected an existing folder of images, or a .zip or .npz file"
+ORIENTATION = 0x0112  # in EXIF
+# {trait: what to say of so many files that have it}
+TRAITS = {
+    "turned": "have an EXIF orientation, which is ignored: --exif True turns them upright",
+    "transparent": "are transparent in places, where their hidden colour shows: --background white gives them another",
+    "animated": "are animated, of which the first frame is read",
+    "deep": "have 16 bits, of which the upper 8 are read",
+    "dark": "of these use less than 13 bits, so they come out dark: scale them to 16 bits first",
+    "tiny": "are smaller than the images of the network, and are enlarged",
+}
+
+
+class Member(str):
+    """The path of a file in a zip: data.zip/name.
+
+    :ivar archive: the path of the zip.
+    :ivar name: within it.
+    """
+
+    def __new__(cls, archive, name):
+        made = super().__new__(cls, f"{archive}/{name}")
+        made.archive, made.name = archive, name
+        return made
+
+    def __getnewargs__(self):
+        return self.archive, self.name
+
+
+@dataclass
+class Found:
+    """What lies in a folder or a zip.
+
+    :ivar paths: of the images, sorted.
+    :ivar passed: {extension: how many files that are not read have it}.
+    """
+
+    paths: list
+    passed: Counter
+
+
+def kind_of(path, flag="data_dir"):
+    """What lies at a path, by its content: "folder", "zip" (of images) or "array" (an .npz or .npy file).
+
+    :param flag: that names it.
+    :raises UserError: if there is nothing, or something else.
+    """
+    if files.is_folder(path):
+        return "folder"
+    if not files.exists(path):
+        raise UserError(f"--{flag} {path} is not there; {EXPECTED}")
+    if not files.is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError(f"--{flag} {path} is no regular file; {EXPECTED}")
+    try:
+        return _kind_of_file(path) or _refuse(path, flag)
+    except OSError as error:
+        raise UserError(f"--{flag} {path} cannot be read ({error.strerror or error})") from error
+
+
+def is_zip(path):
+    """Whether a zip of images lies at a path; by its name where nothing is there."""
+    if not files.exists(path):
+        return path.lower().endswith(".zip")
+    return not files.is_folder(path) and _kind_of_file(path) == "zip"
+
+
+def _kind_of_file(path):
+    """What `kind_of` says of a file: by its content, or by its name where that is damaged; None for anything else."""
+    with files.open_read(path) as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY":
+        return "array"
+    if start[:2] == b"PK":
+        with contextlib.suppress(OSError, zipfile.BadZipFile):
+            names = [name for name in _zip(path).namelist() if not is_hidden(name)]
+            return "array" if names and all(name.endswith(".npy") for name in names) else "zip"
+    return next((kind for ending, kind in ((".npz", "array"), (".zip", "zip")) if path.lower().endswith(ending)), None)
+
+
+def _refuse(path, flag):
+    what = "a single picture" if _is_image(path) else "none of these"
+    raise UserError(f"--{flag} {path} is {what}; {EXPECTED}")
 
 
 def list_image_files(data_dir, flag="data_dir"):
     """Sorted paths of the images in a folder and its sub-folders, in any place blobfile reads, or in a .zip file.
 
-    An image is known by its extension, in either case: one of EXTENSIONS. In a zip its path is data.zip/name.
+    An image is known by its extension, in either case: one of EXTENSIONS. In a zip its path is data.zip/name. Names
+    that begin with a dot, and __MACOSX, are no data, nor is what lies in such folders.
 
     :param flag: that names the place.
     :raises UserError: if the place is missing or holds none.
     """
-    zipped = data_dir.endswith(ZIP)
-    if not (files.exists(data_dir) if zipped else files.is_folder(data_dir)):
-        raise UserError(
-            f"--{flag} {data_dir} is not there; expected an existing folder of images, or a .zip or .npz file"
-        )
-    paths = sorted(_zipped_images(data_dir, flag) if zipped else _walk_images(data_dir))
+    return find_images(data_dir, flag).paths
+
+
+def find_images(data_dir, flag="data_dir"):
+    """The Found of a folder or a zip; arguments and errors as of `list_image_files`."""
+    kind = kind_of(data_dir, flag)
+    if kind == "array":
+        raise UserError(f"--{flag} {data_dir} is a file of arrays, expected a folder or a .zip of images here")
+    passed, paths = Counter(), []
+    for path in _zipped(data_dir, flag) if kind == "zip" else _walk(data_dir):
+        if _is_image(path):
+            paths.append(path)
+        else:
+            passed[os.path.splitext(path)[1].lower() or "without extension"] += 1
     if not paths:
-        raise UserError(
-            f"--{flag} {data_dir} holds no image; looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
-        )
-    return paths
+        there = f", where there is {_counted(passed)}" if passed else ""
+        looked = f"looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
+        raise UserError(f"--{flag} {data_dir} holds no image; {looked}{there}")
+    return Found(sorted(paths), passed)
 
 
-def _zipped_images(path, flag):
+def said_of_passed(passed):
+    """The sentence on files that are not read; "" if there are none."""
+    if not passed:
+        return ""
+    return f"{_counted(passed)}: not read, since these are: {', '.join(EXTENSIONS)}"
+
+
+def _counted(passed):
+    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(passed.items()))
+
+
+def _zipped(path, flag):
+    """Paths of the files in a zip."""
     try:
         names = _zip(path).namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"--{flag} {path} is not a readable .zip file ({error})") from error
-    return [f"{path}/{name}" for name in names if _is_image(name)]
+    return [Member(path, name) for name in names if not name.endswith("/") and not is_hidden(name)]
+
+
+def _walk(folder):
+    """Paths of the files in a folder and its sub-folders."""
+    # blobfile's walk passes linked folders by, and data sets are often made of links.
+    for name, is_folder in files.entries(folder):
+        path = files.join(folder, name)
+        if is_hidden(name):
+            continue
+        if is_folder:
+            yield from _walk(path)
+        else:
+            yield path
 
 
 def _is_image(name):
     return name.lower().endswith(tuple("." + e for e in EXTENSIONS))
 
 
-def _walk_images(folder):
-    # blobfile's walk passes linked folders by, and data sets are often made of links.
-    for name, is_folder in files.entries(folder):
-        path = files.join(folder, name)
-        if is_folder:
-            yield from _walk_images(path)
-        elif _is_image(name):
-            yield path
+def is_hidden(name):
+    """Whether a name, or path in a zip, is no data: a part of it begins with a dot, or macOS added it."""
+    return any(part.startswith(".") or part == MACOS for part in name.split("/"))
 
 
-def open_picture(path, channels=3):
-    """A file, which may lie in a zip as data.zip/name, as a Pillow image.
+def open_picture(path, channels=3, exif=False, background=""):
+    """A file, which may be a Member of a zip, as a Pillow image.
 
-    16-bit grey keeps its top byte. Transparency is dropped, but for 4 channels, which have it: 255 where the file has
-    none. For 1 channel colours become grey by their luma (ITU-R 601).
+    16-bit grey keeps its top byte. For 4 channels transparency is kept, 255 where the file has none; for others it is
+    dropped, or blended with the background. For 1 channel colours become grey by their luma (ITU-R 601).
 
     :param channels: 1, 3 or 4; the image is L, RGB or RGBA.
+    :param exif: turn the image upright, as its EXIF orientation says.
+    :param background: the colour behind transparent places, as Pillow knows colours: white, #rrggbb.
     :return: (the image, whether the file is grey).
     :raises UserError: if it cannot be read.
     """
     try:
         with _open(path) as file, Image.open(file) as image:
             grey = image.mode[0] in "1LIF"
+            if exif:
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert(MODES[channels]), grey
+            if background and channels != 4 and image.has_transparency_data:
+                behind = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+                image = Image.alpha_composite(behind, image.convert("RGBA"))
+            image.load()  # without which a file may not be closed
+            return image if image.mode == MODES[channels] else image.convert(MODES[channels]), grey
     except Exception as error:  # Pillow's decoders raise almost any type on a damaged file.
         raise UserError(f"{path} cannot be read as an image ({error})") from error
 
 
+def traits_of(path, image_size, channels=3):
+    """What of a file is lost or changed where it is read without further flags: words of TRAITS.
+
+    :raises UserError: if it cannot be read.
+    """
+    try:
+        with _open(path) as file, Image.open(file) as image:
+            seen = channels != 4 and image.has_transparency_data
+            found = {
+                "turned": image.getexif().get(ORIENTATION, 1) != 1,
+                "transparent": seen and image.convert("RGBA").getchannel("A").getextrema()[0] < 255,
+                "animated": getattr(image, "is_animated", False),
+                "deep": image.mode.startswith("I"),
+                "dark": image.mode.startswith("I") and image.getextrema()[1] < 2**13,
+                "tiny": min(image.size) < image_size,
+            }
+    except Exception as error:  # as above
+        raise UserError(f"{path} cannot be read as an image ({error})") from error
+    return {name for name, holds in found.items() if holds}
+
+
 def _open(path):
-    archive, within, name = path.partition(ZIP + "/")
-    return _zip(archive + ZIP).open(name) if within else files.open_read(path)
+    # at once: a decoder asks for many small pieces
+    data = _zip(path.archive).read(path.name) if isinstance(path, Member) else files.read_bytes(path)
+    return io.BytesIO(data)
+
+
+def size_in_bytes(path):
+    """The length of a file, which may be a Member of a zip."""
+    return _zip(path.archive).getinfo(path.name).file_size if isinstance(path, Member) else files.size(path)
 
 
 @lru_cache(maxsize=4)
 def _zip(path):
     return zipfile.ZipFile(files.open_read(path) if files.is_remote(path) else path)  # it closes what it opened itself
-
-
-def read_npz(path, source="data_dir", channels=None):
-    """The images and labels of an .npz file.
-
-    :param source: the flag that names it.
-    :param channels: C; None takes 1, 3 and 4.
-    :return: (arr_0 uint8 [N, H, W, C], arr_1 or None).
-    :raises UserError: if it cannot be read or holds something else.
-    """
-    try:
-        with files.open_read(path) as file, np.load(file, allow_pickle=False) as npz:
-            arrays = {key: npz[key] for key in ("arr_0", "arr_1") if key in npz.files}
-            found = ", ".join(npz.files) or "nothing"
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        # what numpy says of foreign bytes is advice to unpickle them
-        reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else error
-        raise UserError(f"--{source} {path} is not a readable .npz file ({reason})") from error
-    if "arr_0" not in arrays:
-        raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0")
-    images = arrays["arr_0"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in MODES or images.size == 0:
-        raise UserError(
-            f"--{source} {path}: arr_0 is {images.dtype} {list(images.shape)}, "
-            f"expected at least one image as uint8 [N, H, W, {channels or 'C'}]"
-        )
-    if channels not in (None, images.shape[3]):
-        raise UserError(
-            f"--{source} {path}: arr_0 is uint8 {list(images.shape)}, expected at least one image as uint8 "
-            f"[N, H, W, {channels}], as --image_channels says"
-        )
-    return images, arrays.get("arr_1")

@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from . import files
 
 # channels of an image: what Pillow calls it
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# pixels of a line of text below an image
+CAPTION = 12
 # what stands between images, opaque
 GREY = (128, 128, 128, 255)
 
@@ -40,15 +42,29 @@ def as_picture(pixels):
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def save_grid(path, images, columns=None):
+def save_grid(path, images, columns=None, captions=None):
     """Write a grid as PNG; small images are enlarged so that a person sees them.
 
     :param path: local, or any address blobfile writes.
     :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels.
+    :param captions: a text below each image, or None.
     """
-    picture = as_picture(grid(images, columns))
     scale = max(1, 64 // images.shape[1])
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    if captions is None:
+        picture = as_picture(grid(images, columns))
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    else:
+        large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+        picture = as_picture(grid(np.stack([_captioned(*pair) for pair in zip(large, captions)]), columns))
     data = io.BytesIO()
     picture.save(data, format="PNG")
     files.write_bytes(path, data.getbuffer())
+
+
+def _captioned(image, text):
+    """The image uint8 [H, W, C] with a line of text below it, as far as it fits."""
+    picture = as_picture(image)
+    below = ImageOps.expand(picture, (0, 0, 0, CAPTION), fill="white")
+    line = text.encode("latin-1", "replace").decode("latin-1")  # what the font has, wherever it is from
+    ImageDraw.Draw(below).text((1, picture.height), line, "black", ImageFont.load_default(CAPTION - 2))
+    return np.asarray(below).reshape(below.height, below.width, -1)

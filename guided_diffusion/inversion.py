@@ -10,6 +10,7 @@ import torch
 
 from .denoiser import Prediction
 from .sampling import sample
+from .scalars import everywhere
 from .solvers.bdia import Before, on_lattice
 from .solvers.step import transfer
 
@@ -28,7 +29,7 @@ def encode(denoise, solver, schedule, grid, images):
     :param images: [N, C, ...] in [-1, 1].
     :return: x [N, C, ...] at grid[-1], and the Before at grid[-2].
     """
-    data, *times = (images.new_full((len(images),), t, dtype=torch.long) for t in (-1, *grid))
+    data, *times = (everywhere(t, images) for t in (-1, *grid))
     images = on_lattice(images)
     seen = Prediction.from_eps(images, schedule.alpha_bar(data), denoise(images, times[0]).eps)
     x, before = on_lattice(transfer(seen, schedule.alpha_bar(times[0]))), Before(images, data)
@@ -41,6 +42,6 @@ def encode(denoise, solver, schedule, grid, images):
 @torch.no_grad()
 def decode(denoise, solver, grid, x, before):
     """The images [N, C, ...] that `encode` was given, from what it returned; solver is BDIA."""
-    state = Before(x, torch.full_like(before.t, grid[-1]))
+    state = Before(x, everywhere(grid[-1], x))
     *_, last = sample(denoise, solver, grid[:-1], before.x, state=state)
     return last.x

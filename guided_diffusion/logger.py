@@ -4,6 +4,7 @@
 one row of it all. Before `configure`, messages and rows go to the terminal of rank 0 only.
 """
 
+import contextlib
 import csv
 import importlib.util
 import io
@@ -34,16 +35,30 @@ def _prepare_folder(folder):
         probe = files.join(folder, f".writable-{dist_util.rank()}-{os.getpid()}")
         files.make_folder(folder)
         files.write_text(probe, "")
-        files.remove(probe)
+        with contextlib.suppress(FileNotFoundError):  # another job may have cleared it away
+            files.remove(probe)
     except Exception as error:  # every cloud has exceptions of its own
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--out_dir (or OPENAI_LOGDIR) {folder} cannot be written: {reason}") from error
 
 
 def _whole_lines(path):
-    """The text of a file so far, without a last line that was cut off, as when its process was killed."""
-    text = files.read_text(path) if files.exists(path) else ""
+    """The text of a file so far, without a last line that was cut off, as when its process was killed.
+
+    One that is no text is set aside.
+    """
+    try:
+        text = files.read_text(path) if files.exists(path) else ""
+    except UnicodeDecodeError as error:
+        _set_aside(path, error.reason)
+        return ""
     return text[: text.rfind("\n") + 1]
+
+
+def _set_aside(path, reason):
+    if files.is_remote(path):
+        raise UserError(f"{path} is damaged ({reason}); expected rows of a log")
+    files.set_aside(path, reason)
 
 
 def _not_beyond(step, last):
@@ -130,7 +145,7 @@ def _step_in(line):
     """The step of a line of JSON, None where there is none."""
     try:
         return json.loads(line).get("step")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -142,15 +157,15 @@ class CSVOutputFormat(KVWriter):
 
     def __init__(self, filename):
         self.path = filename
-        self.keys = next(csv.reader(io.StringIO(_whole_lines(filename))), [])
+        self.keys = []
+        self._rows()
         files.append_text(filename, "")
 
     def writekvs(self, kvs):
         row = _plain_row(kvs)
-        new = sorted(row.keys() - set(self.keys))
-        if new:
+        if row.keys() - set(self.keys):
             old = self._rows()
-            self.keys += new
+            self.keys += sorted(row.keys() - set(self.keys))
             files.write_text(self.path, self._text([dict(zip(self.keys, self.keys)), *old, row]))
         else:
             files.append_text(self.path, self._text([row]))
@@ -162,7 +177,18 @@ class CSVOutputFormat(KVWriter):
         files.write_text(self.path, self._text([*header, *kept]))
 
     def _rows(self):
-        return list(csv.DictReader(io.StringIO(_whole_lines(self.path))))
+        """The rows so far, under the keys of their header; a file in which they are not as written is set aside."""
+        try:
+            table = [row for row in csv.reader(io.StringIO(_whole_lines(self.path)), strict=True) if row]
+            reason = "" if len(set(map(len, table))) < 2 else "its lines have different numbers of columns"
+        except csv.Error as error:
+            reason = str(error)
+        if reason:
+            _set_aside(self.path, reason)
+            table = []
+        if table:
+            self.keys = table[0]
+        return [dict(zip(self.keys, row)) for row in table[1:]]
 
     def _text(self, rows):
         text = io.StringIO()
@@ -291,10 +317,12 @@ class Logger:
     def log(self, *args, level=INFO):
         if level < self.level:
             return
-        mark = {WARN: ["warning:"], ERROR: ["error:"]}.get(level, [])
-        for writer in self.output_formats:
-            if isinstance(writer, SeqWriter):
-                writer.writeseq([*mark, *map(str, args)])
+        lines = [(WARN, [files.remarks.pop(0)]) for _ in range(len(files.remarks))]
+        for grade, words in [*lines, (level, map(str, args))]:
+            said = [*{WARN: ["warning:"], ERROR: ["error:"]}.get(grade, []), *words]
+            for writer in self.output_formats:
+                if isinstance(writer, SeqWriter):
+                    writer.writeseq(said)
 
     def get_dir(self):
         """The folder of its files, or None."""

@@ -1,14 +1,15 @@
 """A diffusion process: schedule, grid, solver, and the seams that its methods move, folded into one."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from . import methods as table
 from .denoiser import ModelMeanType, ModelVarType, NetworkDenoiser, bound, refuse_untaken
 from .errors import UserError
-from .flags import FlagGroup, at_least, flag
+from .flags import STEPS, FlagGroup, at_least, flag
 from .learned_variance import outside
 from .methods.method import no_corruption
 from .sampling import chain, chain_clocks, chain_corrections, no_coupling, sample
@@ -29,7 +30,9 @@ class DiffusionFlags(FlagGroup):
     """The diffusion process."""
 
     learn_sigma: bool = flag(False, "The network learns the variance too, with twice the output channels.")
-    diffusion_steps: int = flag(1000, "Number of training timesteps T.", legal=at_least(1), hidden=True, noising=True)
+    diffusion_steps: int = flag(
+        1000, "Number of training timesteps T.", legal=at_least(1, STEPS), hidden=True, noising=True
+    )
     noise_schedule: str = flag(
         "linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"), hidden=True, noising=True
     )
@@ -69,6 +72,8 @@ class DiffusionFlags(FlagGroup):
         free=True,
         needs="learn_sigma",
     )
+    # betas [T] of a network of others, where no name of a schedule says them
+    table: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,6 +102,8 @@ class DiffusionFlags(FlagGroup):
     @property
     def betas(self):
         """[T] in float64."""
+        if self.table is not None:
+            return self.table
         betas = get_named_beta_schedule(self.noise_schedule, self.diffusion_steps)
         return rescale_zero_terminal_snr(betas) if self.rescale_zero_terminal_snr else betas
 
@@ -184,8 +191,9 @@ class Tally:
 
     def add(self, columns, values):
         """Add values [rows, N] at the indices `columns` [N]."""
-        count = len(columns) - self.repeats
-        columns, values = columns[:count], values[:, :count]
+        if self.repeats:
+            count = len(columns) - self.repeats
+            columns, values = columns.narrow(0, 0, count), values.narrow(1, 0, count)
         self.values = self.values.to(columns.device)
         self.values.index_add_(1, columns, values.to(self.values))
 
@@ -365,6 +373,10 @@ class Process:
         :param noise: draws noise like x.
         """
         self.images_begun += x.shape[0]
+        # now, so that no step waits for a copy
+        self.schedule.table(x.device)
+        for tally in self.tallies.values():
+            tally.values = tally.values.to(x.device)
         return _without_gradients(sample(denoise, solver, self.grid, x, noise, self.coupling, self.correction))
 
 

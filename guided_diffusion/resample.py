@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from . import dist_util
-from .errors import UserError
+from .errors import UnknownName, UserError
 from .flags import FlagGroup, flag
 
 
@@ -31,7 +31,7 @@ def create_named_schedule_sampler(name, diffusion):
         return UniformSampler(diffusion)
     if name == "loss-second-moment":
         return LossSecondMomentResampler(diffusion)
-    raise UserError(f"--schedule_sampler is {name!r}; expected uniform or loss-second-moment")
+    raise UnknownName(f"--schedule_sampler is {name!r}; expected uniform or loss-second-moment")
 
 
 class ScheduleSampler(ABC):
@@ -60,10 +60,10 @@ class ScheduleSampler(ABC):
         """Step indices [N] (int64) and loss weights [N] (float32), by numpy's global generator."""
         p = self.weights() / np.sum(self.weights())
         drawn = np.random.choice(len(p), size=(batch_size,), p=p)
-        return (
-            torch.from_numpy(drawn).long().to(device),
-            torch.from_numpy(1 / (len(p) * p[drawn])).float().to(device),
-        )
+        indices = dist_util.sent(torch.from_numpy(drawn).long(), torch.device(device))
+        if p.min() == p.max():
+            return indices, torch.ones(batch_size, device=device)
+        return indices, dist_util.sent(torch.from_numpy(1 / (len(p) * p[drawn])).float(), torch.device(device))
 
 
 class UniformSampler(ScheduleSampler):

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from .gaussian_diffusion import GaussianDiffusion
+from .gaussian_diffusion import GaussianDiffusion, on_device
 from .spacing import space_timesteps
 
 __all__ = ["SpacedDiffusion", "space_timesteps"]
@@ -52,7 +50,7 @@ class SpacedDiffusion(GaussianDiffusion):
         return t
 
 
-@dataclass
+@dataclass(eq=False)
 class _WrappedModel:
     """A network, or a `cond_fn`, that takes step indices in place of training timesteps.
 
@@ -67,7 +65,7 @@ class _WrappedModel:
     original_num_steps: int
 
     def __call__(self, x, ts, **kwargs):
-        told = torch.as_tensor(self.timestep_map, device=ts.device)[ts]
+        told = on_device(self.timestep_map, ts.device).take(ts.long())
         if self.rescale_timesteps:
             told = told.float() * (1000 / self.original_num_steps)
         return self.model(x, told, **kwargs)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from .scalars import everywhere
 from .seams import Correction, Coupling, Solver
 
 
@@ -58,14 +59,19 @@ def sample(
     :param correction: `(x, prediction, t, s) -> x`, may pull back the state after a step.
     :param state: the solver's memory of steps before these.
     """
-    grid = torch.as_tensor(grid, dtype=torch.long)
-    times = torch.cat([torch.full_like(grid[:1], -1), grid]).to(x.device)
+    times = grid.tolist() if hasattr(grid, "tolist") else [*grid]
+    if all(isinstance(time, int) for time in times):
+        nodes = [everywhere(time, x) for time in (-1, *times)]
+    else:
+        own = torch.as_tensor(grid, dtype=torch.long, device=x.device)
+        nodes = [everywhere(-1, x), *own.expand(-1, len(x)).unbind()]
     for i in reversed(range(len(grid))):
-        t, s = (times[j].expand(x.shape[0]).contiguous() for j in (i + 1, i))
-        t, s = coupling(i, x, t, s)
+        t, s = coupling(i, x, nodes[i + 1], nodes[i])
         x, prediction, state = solver(denoise, x, t, s, state, noise)
         x = correction(x, prediction, t, s)
-        yield Record(i, t, s, x, prediction.x0)
+        record = Record(i, t, s, x, prediction.x0)
+        del prediction  # or what it holds would stay through the next step
+        yield record
 
 
 def chain(arrows, identity):
@@ -92,8 +98,8 @@ def chain(arrows, identity):
 def chain_clocks(clocks):
     """One clock `(x, t) -> t` that applies several in turn, of which None are left out; None where there are none."""
     clocks = [clock for clock in clocks if clock is not None]
-    if not clocks:
-        return None
+    if len(clocks) < 2:
+        return next(iter(clocks), None)
 
     def told(x, t):
         for clock in clocks:
@@ -106,8 +112,8 @@ def chain_clocks(clocks):
 def chain_corrections(corrections):
     """One correction `(x, prediction, t, s) -> x` that applies several in turn."""
     corrections = [correct for correct in corrections if correct is not no_correction]
-    if not corrections:
-        return no_correction
+    if len(corrections) < 2:
+        return next(iter(corrections), no_correction)
 
     def corrected(x, prediction, t, s):
         for correct in corrections:

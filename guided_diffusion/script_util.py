@@ -2,7 +2,8 @@
 
 Clients read signatures and defaults by `inspect` and by key: both are the published ones. What is added here comes
 after them, by name and optional, and `inspect` shows it so: flags of the network and the process that are newer, and
-the flags of methods, which `add_dict_to_argparser` adds to a command line and `args_to_dict` takes from it.
+the flags of methods, which `add_dict_to_argparser` adds to a command line and `args_to_dict` takes from it. Classes of
+networks and processes are those that stand in this module, where clients replace them.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from .networks.levels import NUM_CLASSES
 from .process import DiffusionFlags, SpacingFlags
 from .respace import SpacedDiffusion
 from .schedule import NoiseSchedule
+from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
 # a dict of defaults with this key, and keys with it, are about a diffusion process, so methods may move it
 _OF_DIFFUSION = "diffusion_steps"
@@ -71,16 +73,19 @@ def create_model(
     use_new_attention_order=False,
     *,
     num_classes=None,
+    class_names="",
     image_channels=3,
+    class_names="",
     use_bf16=False,
 ):
     """A UNetModel of published flags.
 
     :param num_classes: of a class-conditional network; None is this module's NUM_CLASSES.
+    :param class_names: of these, with commas; they change nothing of the network.
     """
     values = _with_classes(locals())
     values.pop("learn_sigma")
-    return UNetFlags(**values).create(learn_sigma)
+    return UNetFlags(**values).create(learn_sigma, UNetModel)
 
 
 def sr_create_model(
@@ -103,14 +108,16 @@ def sr_create_model(
     channel_mult="",
     use_new_attention_order=False,
     num_classes=None,
+    class_names="",
     image_channels=3,
+    class_names="",
     use_bf16=False,
 ):
     """A SuperResModel of published flags; see `create_model`."""
     values = _with_classes(locals())
     for name in ("large_size", "small_size", "learn_sigma"):
         values.pop(name)
-    return SuperResFlags(large_size, small_size).create(UNetFlags(**values), learn_sigma)
+    return SuperResFlags(large_size, small_size).create(UNetFlags(**values), learn_sigma, SuperResModel)
 
 
 def create_classifier(
@@ -124,12 +131,14 @@ def create_classifier(
     classifier_pool,
     *,
     num_classes=1000,
+    class_names="",
     classifier_num_head_channels=64,
     classifier_channel_mult="",
     image_channels=3,
+    class_names="",
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""
-    return ClassifierFlags(**locals()).create()
+    return ClassifierFlags(**locals()).create(EncoderUNetModel)
 
 
 def _with_classes(values):
@@ -346,11 +355,11 @@ def add_dict_to_argparser(parser, default_dict):
 
 
 class _MethodFlag(argparse.Action):
-    """Keeps in the namespace, as `of_methods`, which flags of methods a command line gave."""
+    """Keeps in the namespace, as the list `of_methods`, which flags of methods a command line gave."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values)
-        namespace.of_methods = {*getattr(namespace, "of_methods", ()), self.dest}
+        namespace.of_methods = [*getattr(namespace, "of_methods", ()), self.dest]
 
 
 def _add_method_flag(section, field, taken):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .errors import UserError
+from .flags import whole
 from .schedule import NEARLY_NOISE, half_log_snr
 
 
@@ -49,7 +50,7 @@ def space_timesteps(num_timesteps, section_counts):
 
 def _parse_counts(text):
     try:
-        return [int(part) for part in text.split(",")]
+        return [whole(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
             f"--timestep_respacing is {text!r}; expected numbers such as 250 or 10,15,20, or ddimN such as ddim50"

@@ -1,12 +1,13 @@
-"""Files of tensors, as `torch.save` writes them: read so that none of them can run code."""
+"""Files of tensors, as `torch.save` or safetensors write them: read so that none of them can run code.
+
+Whatever is wrong with one is a sentence with its name, and none takes more memory than it has bytes.
+"""
 
 import errno
 import io
 import pickle
 import re
-import struct
 import zipfile
-import zlib
 
 import torch
 
@@ -15,7 +16,7 @@ from .errors import UserError
 
 
 def load_checkpoint(path, map_location="cpu"):
-    """Read what `torch.save` wrote: tensors and plain Python values.
+    """Read what `torch.save` wrote, tensors and plain Python values, or the tensors of a .safetensors file.
 
     :param path: a local file or any address that blobfile reads.
     :raises UserError: naming the path, if it is missing, damaged or asks for more than data.
@@ -23,44 +24,91 @@ def load_checkpoint(path, map_location="cpu"):
     try:
         with files.open_read(path) as file:
             start = file.read(8)
+            if str(path).endswith(".safetensors") and start:
+                file.seek(0)
+                return _safetensors(path, file, map_location)
             _expect_checkpoint(path, start)
             if start.startswith(b"PK"):
                 _expect_whole(path, file)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values"
+        ) from error
     except OSError as error:
         # torch seeks before the start of a file that is too short
         if error.errno == errno.EINVAL:
             raise UserError(f"checkpoint {path} is truncated or damaged (it ends too soon)") from error
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values"
-        ) from error
-    except (RuntimeError, EOFError, LookupError) as error:
+    except Exception as error:  # parsers of damaged bytes end in any way there is
         reason = str(error).split(". ")[0].splitlines() or ["it ends too soon"]
         raise UserError(f"checkpoint {path} is truncated or damaged ({reason[0].rstrip('.')})") from error
 
 
-def load_state_dict(path, map_location="cpu"):
+def load_state_dict(path, map_location="cpu", key=""):
     """Read the weights in `path` like `load_checkpoint`; every rank reads for itself, so one alone may call it.
 
-    :return: {key: tensor}.
-    :raises UserError: as `load_checkpoint`, and unless they are a dict of tensors.
+    :param key: of the file's content, where that holds several state dicts; "" where it is one.
+    :return: {name: tensor}, all of finite numbers in memory of their own.
+    :raises UserError: as `load_checkpoint`, and unless they are a dict of such tensors.
     """
     state = load_checkpoint(path, map_location)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors")
-    strange = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        kind = type(state[strange[0]]).__name__
-        raise UserError(f"checkpoint {path} holds a {kind} at {strange[0]!r}, expected a dict of tensors")
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    inner = [str(name) for name, value in state.items() if isinstance(value, dict) and _of_tensors(value)]
+    if key:
+        if key not in inner:
+            raise UserError(
+                f"checkpoint {path} has no weights at {key!r}; it has them at: {', '.join(inner) or 'none'}"
+            )
+        state = state[key]
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            several = f"; it holds weights at {', '.join(inner)}: choose by --checkpoint_key" if inner else ""
+            raise UserError(
+                f"checkpoint {path} holds a {type(value).__name__} at {name!r}, expected a dict of tensors{several}"
+            )
+        if not isinstance(name, str):
+            raise UserError(f"checkpoint {path} has the key {name!r}, expected names of tensors")
+        if strange := _strange(value):
+            raise UserError(f"checkpoint {path} holds {strange} at {name!r}, expected plain tensors of real numbers")
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"the weights of {path} are not finite numbers ({bad[0]} for one); expected another checkpoint")
     return state
+
+
+def _of_tensors(value):
+    return bool(value) and all(isinstance(part, torch.Tensor) for part in value.values())
+
+
+def _strange(tensor):
+    """What a tensor is that no weight is, in words; None for a plain one."""
+    if tensor.layout is not torch.strided:
+        return "a sparse tensor"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    if tensor.is_meta:
+        return "a tensor without values"
+    if tensor.is_complex():
+        return "complex numbers"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"a tensor of {tensor.numel()} numbers in {tensor.untyped_storage().nbytes()} bytes"
+    return None
+
+
+def _safetensors(path, file, map_location):
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError(f"checkpoint {path} needs the package safetensors: pip install safetensors") from error
+    state = safetensors.torch.load(file.read())
+    return {name: value.to(map_location) for name, value in state.items()}
 
 
 def _expect_checkpoint(path, start):
@@ -72,17 +120,13 @@ def _expect_checkpoint(path, start):
 
 def _expect_whole(path, file):
     """Compare the parts of a zip with their checksums, which torch does not look at."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-            file.seek(0, io.SEEK_END)
-            if claimed > file.tell():  # torch.save compresses nothing
-                raise UserError(f"checkpoint {path} is damaged: it claims {claimed} bytes in a file of {file.tell()}")
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error) as error:
-        raise UserError(f"checkpoint {path} is truncated or damaged ({error})") from error
-    if bad is not None:
-        raise UserError(f"checkpoint {path} is damaged: the checksum of its part {bad} is another")
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+        length = file.seek(0, io.SEEK_END)
+        if claimed > length:  # torch.save compresses nothing
+            raise UserError(f"checkpoint {path} is damaged: it claims {claimed} bytes in a file of {length}")
+        if (bad := archive.testzip()) is not None:
+            raise UserError(f"checkpoint {path} is damaged: the checksum of its part {bad} is another")
 
 
 def _culprit(error):

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .errors import UserError
+from .errors import RefusedByAssertion, UserError
 from .nn import (
     SiLU,
     adaptive_avg_pool_nd,
@@ -25,10 +25,6 @@ from .nn import (
     timestep_embedding,
     zero_module,
 )
-
-
-class RefusedByAssertion(UserError, AssertionError):
-    """A mistake in arguments that the published networks answer with an AssertionError: code may wait for either."""
 
 
 class TimestepBlock(nn.Module, ABC):
@@ -174,12 +170,14 @@ class ResBlock(TimestepBlock):
     def forward(self, x, emb):
         return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
 
+    def _first_half(self, x):
+        """(x, h): what the skip connection takes, and the first convolution's result; both of the block's side."""
+        if not self.updown:
+            return x, self.in_layers(x)
+        return self.x_upd(x), self.in_layers[-1](self.h_upd(self.in_layers[:-1](x)))
+
     def _forward(self, x, emb):
-        if self.updown:
-            h = self.in_layers[-1](self.h_upd(self.in_layers[:-1](x)))
-            x = self.x_upd(x)
-        else:
-            h = self.in_layers(x)
+        x, h = self._first_half(x)
         emb = self.emb_layers(emb).to(h.dtype)
         emb = emb.reshape(emb.shape + (1,) * (h.ndim - 2))
         if self.use_scale_shift_norm:
@@ -241,7 +239,7 @@ class QKVAttention(_HeadAttention):
         return heads.chunk(3, dim=1)
 
 
-class _PointwiseConv(nn.Conv1d):
+class PointwiseConv(nn.Conv1d):
     """A Conv1d of kernel 1, [N, C, T] -> [N, C', T], computed as a product of matrices: faster on a CPU."""
 
     def __init__(self, in_channels, out_channels):
@@ -286,9 +284,9 @@ class AttentionBlock(nn.Module):
         self.num_heads = _head_count(channels, num_heads, num_head_channels)
         self.use_checkpoint = use_checkpoint
         self.norm = normalization(channels)
-        self.qkv = _PointwiseConv(channels, 3 * channels)
+        self.qkv = PointwiseConv(channels, 3 * channels)
         self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(self.num_heads)
-        self.proj_out = zero_module(_PointwiseConv(channels, channels))
+        self.proj_out = zero_module(PointwiseConv(channels, channels))
 
     def forward(self, x):
         return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint)
@@ -312,8 +310,8 @@ class AttentionPool2d(nn.Module):
         super().__init__()
         positions = spacial_dim**2 + 1
         self.positional_embedding = nn.Parameter(torch.randn(embed_dim, positions) / embed_dim**0.5)
-        self.qkv_proj = _PointwiseConv(embed_dim, 3 * embed_dim)
-        self.c_proj = _PointwiseConv(embed_dim, output_dim or embed_dim)
+        self.qkv_proj = PointwiseConv(embed_dim, 3 * embed_dim)
+        self.c_proj = PointwiseConv(embed_dim, output_dim or embed_dim)
         self.num_heads = _head_count(embed_dim, 1, num_heads_channels)
         self.attention = QKVAttention(self.num_heads)
 

@@ -6,14 +6,14 @@ python scripts/classifier_train.py --data_dir data/digits --val_data_dir data/di
 
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.networks import ClassifierFlags
+from guided_diffusion.networks import ClassifierFlags, ConvFlags
 from guided_diffusion.objectives import ValidationFlags
 from guided_diffusion.process import NoisingFlags
 from guided_diffusion.resample import SamplerFlags
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_classifier
 
-GROUPS = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, NoisingFlags]
+GROUPS = [DataFlags, TrainFlags, ValidationFlags, SamplerFlags, ClassifierFlags, ConvFlags, NoisingFlags]
 OVERRIDES = {
     "iterations": 150000,
     "lr": 3e-4,

@@ -9,6 +9,8 @@ Writes `states.npz` (float32 `noisiest` and `before` [N, C, H, W], the states at
 classes), `reconstructions.npz` and `edits.npz` as samples are written, and a picture of originals, reconstructions
 and edits, a row each.
 
+A network of latents is given those of the images, and originals are then what its autoencoder makes of them.
+
 Edits are made by DDIM from `noisiest` alone: the pair fits the class that it was encoded with, and BDIA, which
 keeps all of it, would leave the misfit as noise in the image.
 """
@@ -19,16 +21,18 @@ import numpy as np
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger, methods
+from guided_diffusion.adapters import pair_of
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import SampleFlags, by_index, dataset_in_order, on_device
 from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.image_labels import as_text, chosen, of_text
 from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import decode, encode
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import log_calls, log_grid
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags, SpacingFlags
 from guided_diffusion.solvers import DDIM
 from guided_diffusion.solvers.flags import SolverFlags
@@ -38,7 +42,7 @@ from guided_diffusion.solvers.flags import SolverFlags
 class EditFlags(FlagGroup):
     """Editing."""
 
-    edit_class: int = flag(-1, "Also decode the images as this class; -1 does not.", legal=at_least(-1))
+    edit_class: str = flag("", "Also decode the images as this class, a name or a number; empty does not.")
 
 
 GROUPS = [
@@ -47,6 +51,7 @@ GROUPS = [
     SampleFlags,
     SolverFlags,
     UNetFlags,
+    ConvFlags,
     DiffusionFlags,
     SpacingFlags,
     *methods.of_sampling(),
@@ -66,9 +71,9 @@ OVERRIDES = {
 SHOWN = 16  # images in the picture
 
 
-def check(parsed, unet, steps):
-    """Refuse what cannot be inverted or edited, and warn of a gamma that enlarges rounding errors."""
-    solver, edit_class = parsed[SolverFlags], parsed[EditFlags].edit_class
+def check(parsed, steps):
+    """Refuse what cannot be inverted, and warn of a gamma that enlarges rounding errors."""
+    solver = parsed[SolverFlags]
     if solver.name != "bdia":
         raise UserError(
             f"--solver {solver.name} cannot be inverted exactly; expected bdia, "
@@ -78,12 +83,6 @@ def check(parsed, unet, steps):
         raise UserError("--gamma 0 is DDIM, which has no exact way back; expected above 0")
     if steps < 2:
         raise UserError("--timestep_respacing keeps 1 timestep; expected at least 2, the pair that BDIA decodes from")
-    if edit_class >= 0 and not unet.class_cond:
-        raise UserError(
-            f"--edit_class has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
-        )
-    if edit_class >= unet.num_classes:
-        raise UserError(f"--edit_class is {edit_class}; expected 0 to {unet.num_classes - 1}")
     if solver.gamma < 1:
         logger.warn(
             f"--gamma {solver.gamma} can enlarge states and rounding errors by 1 / gamma at each step towards noise, "
@@ -91,32 +90,49 @@ def check(parsed, unet, steps):
         )
 
 
+def class_of_edits(parsed):
+    """The number of --edit_class; None where there is none.
+
+    :raises UserError: for a class that the network does not know.
+    """
+    text, unet = parsed[EditFlags].edit_class, parsed[UNetFlags]
+    if text in ("", "-1"):  # as it was written before classes had names
+        return None
+    if not unet.class_cond:
+        raise UserError(
+            f"--edit_class has no meaning for --model_path {parsed[CheckpointFlags].model_path}, which has no classes"
+        )
+    found = chosen(as_text([text]), unet.num_classes, of_text(unet.class_names), "edit_class")
+    return found[0]
+
+
 def main(parsed):
     parsed, model, process = checkpoints.load_diffusion(parsed)
-    unet, edit_class, grid = parsed[UNetFlags], parsed[EditFlags].edit_class, process.grid
-    check(parsed, unet, len(grid))
+    unet, edit_class, grid = parsed[UNetFlags], class_of_edits(parsed), process.grid
+    check(parsed, len(grid))
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
     if not launch.announce(parsed):
         return
     log_grid(process)
+    pair = pair_of(model)
 
     def make_batch(indices):
         images, extra = torch.utils.data.default_collate([dataset[i] for i in indices])
-        images = images.to(dist_util.dev())
+        inside = pair.encode(images.to(dist_util.dev()))
         cond = on_device(extra)
         denoise, bdia = process.denoiser(model, cond), process.solver
-        x, before = encode(denoise, bdia, process.schedule, grid, images)
+        x, before = encode(denoise, bdia, process.schedule, grid, inside)
         made = {
-            "original": images,
+            "original": pair.decode(inside),
             "noisiest": x,
             "before": before.x,
-            "reconstruction": decode(denoise, bdia, grid, x, before),
+            "reconstruction": pair.decode(decode(denoise, bdia, grid, x, before)),
         }
-        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, images)
-        made["ddim"] = by_ddim(process, denoise, naive)
-        if edit_class >= 0:
+        naive, _ = encode(denoise, DDIM(process.schedule), process.schedule, grid, inside)
+        made["ddim"] = pair.decode(by_ddim(process, denoise, naive))
+        if edit_class is not None:
             other = {"y": torch.full_like(cond["y"], edit_class)}
-            made["edit"] = by_ddim(process, process.denoiser(model, other), x)
+            made["edit"] = pair.decode(by_ddim(process, process.denoiser(model, other), x))
         return {name: values.cpu().numpy() for name, values in {**made, **extra}.items()}
 
     made = by_index(flags, make_batch)
@@ -198,4 +214,4 @@ def report(made, name, method):
 
 
 if __name__ == "__main__":
-    launch.run("image_invert", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_invert", __doc__, GROUPS, launch.alone(main), OVERRIDES)

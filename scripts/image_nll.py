@@ -14,23 +14,25 @@ import numpy as np
 import torch
 
 from guided_diffusion import checkpoints, dist_util, files, logger
+from guided_diffusion.adapters import refuse_likelihood
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_in_order, noise_of, on_device
 from guided_diffusion.image_datasets import DataFlags, load_data
 from guided_diffusion.jobs import launch
 from guided_diffusion.methods import Clipping
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.script_util import diffusion_of
 
-GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, DiffusionFlags]
+GROUPS = [CheckpointFlags, DataFlags, SampleFlags, RngFlags, Clipping, UNetFlags, ConvFlags, DiffusionFlags]
 OVERRIDES = {"num_samples": 1000, "batch_size": 1, "random_flip": None, "random_crop": None, "num_workers": None}
 
 
 def main(parsed):
     noise_at = noise_of(parsed)
     parsed, model, _ = checkpoints.load_diffusion(parsed)
+    refuse_likelihood(model, parsed[DiffusionFlags].learn_sigma)
     diffusion = diffusion_of(parsed[DiffusionFlags])
     batch_at, flags = (published_data if parsed[RngFlags].published else data_in_order)(parsed)
     if not launch.announce(parsed):
@@ -64,7 +66,8 @@ def published_data(parsed):
     :raises UserError: for a flag that published scripts do not have and that would change what is read.
     """
     values, flags = parsed.values(), parsed[SampleFlags]
-    for name, usual in {"class_source": "auto", "skip_bad": False, "image_channels": 3}.items():
+    usual_values = {"class_source": "auto", "skip_bad": False, "image_channels": 3, "exif": False, "background": ""}
+    for name, usual in usual_values.items():
         if values[name] != usual:
             raise UserError(f"--{name} {values[name]} has no counterpart in --rng published; expected {usual}")
     batches = load_data(
@@ -103,4 +106,4 @@ def report(terms):
 
 
 if __name__ == "__main__":
-    launch.run("image_nll", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("image_nll", __doc__, GROUPS, launch.alone(main), OVERRIDES)

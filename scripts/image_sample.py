@@ -10,7 +10,7 @@ from guided_diffusion.conditioning.classes import with_classes_counted
 from guided_diffusion.generate import RngFlags, SampleFlags, batch_maker, noise_of
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.jobs.sampling import ShardFlags
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags, SpacingFlags
 from guided_diffusion.solvers.flags import SolverFlags
 
@@ -22,6 +22,7 @@ GROUPS = [
     SolverFlags,
     *conditioning.sampling_groups(UNetFlags),
     UNetFlags,
+    ConvFlags,
     DiffusionFlags,
     SpacingFlags,
     *methods.of_sampling(),

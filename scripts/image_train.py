@@ -11,7 +11,7 @@ from evaluations.training_score import EvalFlags, scorer
 from guided_diffusion import checkpoints, conditioning, methods, objectives
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.networks import UNetFlags
+from guided_diffusion.networks import ConvFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_diffusion
@@ -21,6 +21,7 @@ GROUPS = [
     TrainFlags,
     *objectives.groups(),
     UNetFlags,
+    ConvFlags,
     DiffusionFlags,
     *methods.of_training(),
     *conditioning.training_groups(),

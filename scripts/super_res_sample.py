@@ -10,6 +10,7 @@ from guided_diffusion import checkpoints, conditioning, logger
 from guided_diffusion.base_samples import BaseFlags, open_base
 from guided_diffusion.conditioning import Classes, LowResolution, Together
 from guided_diffusion.generate import SampleFlags, batch_maker, noise_of
+from guided_diffusion.image_labels import of_text
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.networks import SuperResFlags, UNetFlags
 
@@ -23,7 +24,8 @@ def main(parsed):
     parsed, network, process = checkpoints.load_diffusion(parsed)
     unet, size = parsed[UNetFlags], parsed[SuperResFlags].small_size
     num_classes = unet.num_classes if unet.class_cond else 0
-    base, labels = open_base(parsed[BaseFlags].base_samples, size, num_classes, unet.image_channels)
+    names = of_text(unet.class_names)
+    base, labels = open_base(parsed[BaseFlags].base_samples, size, num_classes, unet.image_channels, names)
     if parsed[SampleFlags].num_samples > len(base):
         logger.log(f"--base_samples holds {len(base)} images: they are taken in turn")
     classes = Classes(num_classes, labels.tolist()) if num_classes else None

@@ -7,7 +7,7 @@ mpirun -n 2 python scripts/super_res_train.py --data_dir data/photo_patches --la
 from guided_diffusion import checkpoints, conditioning, methods, objectives
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.networks import SuperResFlags, UNetFlags
+from guided_diffusion.networks import ConvFlags, SuperResFlags, UNetFlags
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_diffusion
@@ -18,6 +18,7 @@ GROUPS = [
     *objectives.groups(),
     SuperResFlags,
     UNetFlags,
+    ConvFlags,
     DiffusionFlags,
     *methods.of_training(),
     *conditioning.training_groups(),

@@ -123,6 +123,22 @@ def test_stored_statistics_with_and_without_images(tmp_path):
         assert found.count == 0 and len(images.statistics["spatial"].mean) == 2
 
 
+def test_labels_are_those_of_the_array_or_of_names(tmp_path):
+    labels = np.arange(11) % 3
+    for name, given, expected in (("fine", labels, labels), ("float", labels / 1, None), ("short", labels[:9], None)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=IMAGES, arr_1=given)
+        found = open_images(str(tmp_path / f"{name}.npz"), "samples").labels
+        assert np.array_equal(found, expected) if expected is not None else found is None
+    names = {"prefixes": "{:.1s}_{}.png", "folders": "{}/{}.png", "numbers": "{1}.png", "apart": "{1}_x.png"}
+    for name, form in names.items():
+        for i, kind in enumerate(("bee", "ant", "bee", "ant")):
+            path = tmp_path / name / form.format(kind, i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(IMAGES[i]).save(path)
+        found = open_images(str(tmp_path / name), "samples").labels
+        assert found is None if name in ("numbers", "apart") else found.tolist() == [0, 0, 1, 1]
+
+
 def test_training_images_come_as_training_has_them(tmp_path):
     folder = png_folder(tmp_path / "data", IMAGES)
     data = Images(str(folder), 5, random_flip=False)
@@ -223,6 +239,46 @@ def test_what_is_wrong_is_told_in_a_sentence(tmp_path, name):
     make, words = REFUSED[name]
     path = str(make(tmp_path / name))
     one_sentence(lambda: everything(open_images(path, "samples")), path, *words)
+
+
+# what is no covariance of any features: mu, sigma, and words of the refusal
+NO_STATISTICS = {
+    "negative": (np.zeros(4), -np.eye(4), "eigenvalue -1"),
+    "indefinite": (np.zeros(4), np.diag([1, 2, 3, -0.01]), "eigenvalue -0.01"),
+    "indefinite by its sides": (np.zeros(2), np.array([[1.0, 2], [2, 1]]), "eigenvalue -1"),
+    "triangular": (np.zeros(4), np.triu(np.ones((4, 4))), "not symmetric"),
+    "nearly symmetric": (np.zeros(2), np.array([[1, 0.1], [0.11, 1]]), "not symmetric"),
+    "complex": (np.zeros(4), np.eye(4) + 0j, "real numbers"),
+    "complex mean": (1j * np.zeros(4), np.eye(4), "real numbers"),
+    "text": (np.array(["a", "b"]), np.eye(2), "real numbers"),
+    "truth values": (np.zeros(2), np.eye(2, dtype=bool), "real numbers"),
+    "longer mean": (np.zeros(5), np.eye(4), "[5] and [4, 4]"),
+    "mean in a row": (np.zeros((1, 4)), np.eye(4), "[1, 4] and [4, 4]"),
+    "not square": (np.zeros(4), np.ones((4, 5)), "[4] and [4, 5]"),
+    "nothing": (np.zeros(0), np.zeros((0, 0)), "[0] and [0, 0]"),
+    "numbers": (np.float64(0), np.float64(1), "[] and []"),
+    "nan mean": (np.full(2, np.nan), np.eye(2), "not finite"),
+    "infinite": (np.zeros(2), np.diag([1, np.inf]), "not finite"),
+}
+
+
+@pytest.mark.parametrize("images", [{}, {"arr_0": IMAGES}], ids=["alone", "with images"])
+@pytest.mark.parametrize("keys", [("mu", "sigma"), ("mu_s", "sigma_s"), ("features_mu", "features_sigma")])
+@pytest.mark.parametrize("name", NO_STATISTICS)
+def test_statistics_that_are_no_covariance_are_refused(tmp_path, name, keys, images):
+    mean, covariance, words = NO_STATISTICS[name]
+    fine = {"mu": np.zeros(3), "sigma": np.eye(3), "features_network": "abc fp32"}
+    path = str(save(tmp_path / "set.npz", **images, **fine | dict(zip(keys, (mean, covariance)))))
+    one_sentence(lambda: open_images(path, "reference"), f"--reference {path}: {keys[0]} and {keys[1]}", words)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64])
+@pytest.mark.parametrize("rank", [1, 3, 40])
+def test_covariances_of_any_rank_and_rounding_are_taken(tmp_path, rank, kind):
+    x = np.random.default_rng(rank).normal(size=(rank + 1, 12))
+    covariance = np.cov(10 * x, rowvar=False).astype(kind) if kind != np.int64 else np.eye(12, dtype=kind)
+    found = open_images(str(save(tmp_path / "a.npz", mu=x.mean(0).astype(kind), sigma=covariance)), "reference")
+    assert np.array_equal(found.statistics["features"].covariance, covariance.astype(float))
 
 
 def test_no_path_at_all():

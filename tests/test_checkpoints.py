@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import launched
@@ -461,13 +462,98 @@ def test_flags_beside_of_a_wrong_type_are_refused(folder, tmp_path):
         checkpoints.resolve(parsed, path, checkpoints.DIFFUSION)
 
 
-def test_a_wrapped_checkpoint_is_named_as_such(folder, tmp_path):
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "ema_model."])
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_a_wrapper_puts_before_names_is_taken_off(folder, tmp_path, prefix, beside, capsys):
     path = bare(folder, tmp_path)
-    torch.save({f"module.{k}": v for k, v in torch.load(path, weights_only=True).items()}, path)
+    if beside:
+        shutil.copy(folder / "saved.json", Path(path).with_suffix(".json"))
+    state = torch.load(path, weights_only=True)
+    torch.save({prefix + k: v for k, v in state.items()}, path)
+    model, _, _found = checkpoints.open_network(path, expected="diffusion", image_size=16)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    assert f"names begin with {prefix.split('.')[0]}., which is taken off" in capsys.readouterr().out
+    # one that is not before all names is none
+    torch.save({prefix + k if i else k: v for i, (k, v) in enumerate(state.items())}, path)
+    with pytest.raises(UserError):
+        checkpoints.open_network(path, expected="diffusion", image_size=16)
+
+
+def nested(path, **content):
+    state = torch.load(path, weights_only=True)
+    torch.save({**content, "model": state, "ema": {k: v + 1 for k, v in state.items()}}, path)
+    return state
+
+
+@pytest.mark.parametrize("key, more", [("model", 0), ("ema", 1)])
+def test_a_key_chooses_among_several_state_dicts(folder, tmp_path, key, more):
+    path = bare(folder, tmp_path)
+    state = nested(path, step=3, optimizer={"lr": 0.1}, name="mine")
     script = launched.read("image_sample")
-    parsed = flags.parse(["--model_path", path], script.groups, "", script.overrides)
-    with pytest.raises(UserError, match="DDP wrapper"):
-        checkpoints.resolve(parsed, path, checkpoints.DIFFUSION)
+    words = ["--model_path", path, *command_line(TRUTH)]
+    with pytest.raises(UserError, match="holds weights at model, ema: choose by --checkpoint_key"):
+        checkpoints.load_diffusion(flags.parse(words, script.groups, "", script.overrides))
+    for wrong in ("optimizer", "none", "step"):
+        with pytest.raises(UserError, match=f"no weights at '{wrong}'; it has them at: model, ema"):
+            checkpoints.load_diffusion(
+                flags.parse([*words, "--checkpoint_key", wrong], script.groups, "", script.overrides)
+            )
+    parsed = flags.parse([*words, "--checkpoint_key", key], script.groups, "", script.overrides)
+    _, model, _ = checkpoints.load_diffusion(parsed)
+    assert all(torch.equal(model.state_dict()[k], v + more) for k, v in state.items())
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".bin", ".safetensors", ""])
+@pytest.mark.parametrize("where", ["file", "link", "link to a link", "target"])
+def test_flags_lie_beside_a_checkpoint_of_any_name_or_what_it_links_to(folder, tmp_path, ending, where):
+    safetensors = pytest.importorskip("safetensors.torch")
+    real = tmp_path / "real"
+    real.mkdir()
+    path = real / f"saved{ending}"
+    state = torch.load(folder / "saved.pt", weights_only=True)
+    safetensors.save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    named = path
+    if where != "file":
+        for name in ("latest", "again")[: 1 + (where == "link to a link")]:
+            named, before = tmp_path / f"{name}{ending}", named
+            named.symlink_to(before)
+    beside = (named if where == "link" else path).with_suffix("") if ending else (named if where == "link" else path)
+    shutil.copy(folder / "saved.json", f"{beside}.json")
+    model, _, found = checkpoints.open_network(str(named))
+    assert found["image_size"] == TRUTH["image_size"] and found["noise_schedule"] == TRUTH["noise_schedule"]
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+
+
+def test_without_the_package_safetensors_are_refused_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "x.safetensors").write_bytes(b"12345678{}")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UserError, match="x.safetensors needs the package safetensors: pip install safetensors"):
+        checkpoints.open_network(str(tmp_path / "x.safetensors"))
+
+
+STRANGE = {
+    "sparse": {"a": torch.eye(3).to_sparse()},
+    "no values": {"a": torch.ones(3, device="meta")},
+    "complex": {"a": torch.ones(2, dtype=torch.complex64)},
+    "1,000,000,000,000 numbers in 4 bytes": {"a": torch.ones(1).expand(10**12)},
+    "a number as key": {1: torch.ones(1)},
+    "none as key": {None: torch.ones(1)},
+    "a list": [torch.ones(1)],
+    "a number": {"a": 1},
+    "text": {"a": "weights"},
+    "nothing": None,
+    "a deep list": {"a": [[[[1]]]]},
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_content_that_is_no_weights_is_refused_in_a_sentence(tmp_path, what):
+    path = str(tmp_path / "x.pt")
+    torch.save(STRANGE[what], path)
+    for flag in ("model_path", "init_from", "classifier_path"):
+        with pytest.raises(UserError, match=f"--{flag}: checkpoint .*x.pt ") as error:
+            checkpoints.open_network(path, flag)
+        assert "\n" not in str(error.value)
 
 
 def test_a_resumed_run_takes_the_flags_of_its_checkpoint(folder, tmp_path):

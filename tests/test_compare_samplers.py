@@ -23,7 +23,8 @@ from evaluations.comparison import plan
 from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import picture
 from evaluations.comparison.rows import Row
-from evaluations.comparison.tables import csv_text, markdown
+from evaluations.comparison.tables import csv_table, markdown
+from evaluations.tables import CSV_ENCODING
 from guided_diffusion import checkpoints, conditioning, files, flags
 from guided_diffusion.errors import UserError
 from guided_diffusion.networks import ClassifierFlags
@@ -69,7 +70,7 @@ def compared(models, tmp_path_factory):
 
 
 def rows_of(folder):
-    with open(folder / "comparison.csv", newline="") as file:
+    with open(folder / "comparison.csv", newline="", encoding="utf-8-sig") as file:
         return {(row["sampler"], row["steps"]): row for row in csv.DictReader(file)}
 
 
@@ -196,7 +197,7 @@ def test_equal_calls_instead_of_equal_steps(compared, models, tmp_path):
     path = tmp_path / "settings.txt"
     path.write_text(CALLS)
     script_runs.run("compare_samplers", *command(models, tmp_path / "out", ("--calls", "5,11")), "--settings", path)
-    with open(tmp_path / "out" / "comparison.csv", newline="") as file:
+    with open(tmp_path / "out" / "comparison.csv", newline="", encoding="utf-8-sig") as file:
         rows = {(row["sampler"], row["budget"]): row for row in csv.DictReader(file)}
     took = {key: (int(row["steps"]), float(row["calls_per_image"])) for key, row in rows.items()}
     assert took == {
@@ -249,14 +250,14 @@ def test_means_spreads_and_paired_differences():
     assert lines[2] == "| base | 12.00 ± 2.83 | 8.00 ± 0.00 |"
     assert lines[3] == "| moved | 10.50 ± 2.12 (-1.50 ± 0.71) | 9.00 ± 0.71 (+1.00 ± 0.71) |"
     assert "| moved | 5 steps | 5 | 5 | 0.5000 | +2.5 | 25% |" in lines
-    table = list(csv.DictReader(csv_text(made_rows()).splitlines()))
+    table = list(csv.DictReader(csv_table(made_rows()).decode(CSV_ENCODING).splitlines()))
     assert float(table[3]["difference"]) == 1.0 and table[0]["difference"] == "" and table[3]["edge"] == ""
 
 
 def test_the_table_of_solvers_and_variants(tmp_path):
     rows = made_rows()
     rows[1].name, rows[3].name = "base + moved", "other + moved"
-    (tmp_path / "table.csv").write_text(csv_text(rows))
+    (tmp_path / "table.csv").write_bytes(csv_table(rows))
     assert plot_samplers.table("model", plot_samplers.read(tmp_path / "table.csv")).splitlines()[2:] == [
         "| base | 12 / 10.5 | 8 / – |",
         "| other | – / – | – / 9 |",

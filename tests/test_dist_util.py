@@ -7,13 +7,14 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from processes import WORKERS, mpirun, needs_mpirun, run, srun, torchrun
 from refusals import one_sentence
 
 from guided_diffusion import dist_util
-from guided_diffusion.distributed import launchers
+from guided_diffusion.distributed import launchers, messages
 from guided_diffusion.distributed.launchers import Launch
 from guided_diffusion.tensor_files import load_checkpoint, load_state_dict
 
@@ -41,7 +42,7 @@ SRUN = SBATCH | dict(SLURM_STEP_ID="0", SLURM_PROCID="5", SLURM_LOCALID="1", SLU
         (TORCHRUN, "torchrun"),
         (MPICH, "mpirun"),
         (OPENMPI, "mpirun"),
-        (dict(PMIX_RANK="0"), "mpirun"),
+        (dict(PMIX_RANK="0"), "python"),
         (SRUN, "srun"),
         (SBATCH, "python"),
         (SRUN | dict(SLURM_NTASKS="1"), "python"),
@@ -101,7 +102,13 @@ def test_first_host(nodes, first):
 
 
 def fake_mpi(rank, size, local_rank, local_size, told=None):
-    comm = SimpleNamespace(rank=rank, size=size, bcast=lambda obj, root: told if rank else obj)
+    said = [messages.packed(told), np.array([len(messages.packed(told))]).tobytes()]
+
+    def broadcast(array, root):
+        if rank:
+            array[:] = np.frombuffer(said.pop(), array.dtype)
+
+    comm = SimpleNamespace(rank=rank, size=size, Bcast=broadcast)
     return comm, SimpleNamespace(rank=local_rank, size=local_size)
 
 

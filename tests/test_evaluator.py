@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from processes import MPIRUN, clean_env, needs_mpirun, run
 
-from evaluations import kid, precision_recall, scores
+from evaluations import jackknife, kid, precision_recall, scores
 from evaluations.fid import frechet_distance, moments_of
 from evaluations.metric import Found, Metric
 from guided_diffusion.jobs.sample_store import SampleStore
@@ -74,7 +74,7 @@ def evaluate(place, *arguments):
     """(what evaluator.py prints, its report) of words in which {place} stands for the folder."""
     words = [str(word).format(place=place) for word in arguments]
     if "--features" not in words:
-        words += ["--features", f"torchscript:{place}/means.pt"]
+        words += ["--trust_code", True, "--features", f"torchscript:{place}/means.pt"]
     if "--out_dir" not in words:
         words += ["--out_dir", str(place / "out")]
     printed = script_runs.run("evaluator", *words, "--json", place / "report.json", folder=FOLDER)
@@ -93,7 +93,8 @@ def test_scores_are_those_of_the_features(place):
     assert (scores["density"], scores["coverage"]) == precision_recall.density_coverage(a, b)
     assert (scores["kid"], scores["kid_standard_error"]) == pytest.approx(kid.kid(a, b), rel=1e-4)
     lines = printed.splitlines()
-    assert f"Precision: {scores['precision']}" in lines and f"Frechet distance: {scores['frechet_distance']}" in lines
+    assert f"Precision: {scores['precision']:.4g}" in lines
+    assert f"Frechet distance: {scores['frechet_distance']:.4g}" in lines
     assert report["settings"]["pr_distance"] == "fp32"
 
 
@@ -129,8 +130,8 @@ def test_a_metric_is_a_function_and_a_line_of_the_table(place, monkeypatch):
     assert found["brighter"] == pytest.approx(expected, rel=1e-5)
     assert found["brighter_standard_error"] == pytest.approx(b.mean(dim=1).std().item() / 66**0.5, rel=1e-5)
     lines = printed.splitlines()
-    assert f"Brighter by: {found['brighter']}" in lines
-    assert f"Brighter by standard error: {found['brighter_standard_error']}" in lines
+    assert f"Brighter by: {found['brighter']:.4g}" in lines
+    assert f"Brighter by standard error: {found['brighter_standard_error']:.4g}" in lines
     # without Inception it is one of the metrics that are there
     assert list(evaluate(place, *BOTH)[1]["scores"])[-3:] == ["brighter", "brighter_spread", "brighter_standard_error"]
     notes = evaluate(place, BOTH[0], "{place}/two.npz", "--metrics", "brighter,brighter_spread")[1]["notes"]
@@ -141,10 +142,12 @@ def test_a_metric_is_a_function_and_a_line_of_the_table(place, monkeypatch):
 
 def test_features_are_kept_for_the_metrics_that_read_them():
     of = scores.ScoreFlags()
-    assert of.kept(["fid", "sfid", "frechet_distance"]) == (False, False)
-    assert of.kept(["fid", "inception_score"]) == (False, True)
-    assert of.kept(["fid", "recall"]) == of.kept(["coverage"]) == (True, True)
-    assert scores.ScoreFlags(bootstrap=2).kept(["fid"]) == (False, True)
+    assert of.kept(["fid", "sfid", "frechet_distance"]) == (False, False, False)
+    assert of.kept(["fid", "inception_score"]) == of.kept(["fid_infinity"]) == (False, True, False)
+    assert of.kept(["fid", "recall"]) == of.kept(["coverage"]) == (True, True, False)
+    of = scores.ScoreFlags(standard_error=True)
+    assert of.kept(["fid"]) == (False, True, False) and of.kept(["sfid"]) == (False, False, True)
+    assert of.kept(["inception_score", "precision"]) == (True, True, False)
 
 
 def test_the_published_five_and_all_others():
@@ -222,10 +225,6 @@ def test_notes_on_few_and_equal_images(place):
     notes = evaluate(place, BOTH[0], "{place}/equal.npz", *metrics)[1]["notes"]
     assert "Frechet distance: all sampled images have the same features, of variance 0" in notes
     assert not any("too few" in note for note in notes)
-    notes = evaluate(place, BOTH[0], "{place}/three.npz", *metrics[:1], "frechet_distance", "--bootstrap", 2)[1][
-        "notes"
-    ]
-    assert any("standard error is unreliable" in note and "3 samples for 48" in note for note in notes)
 
 
 def test_the_report_says_where_samples_come_from_and_leaves_their_folder_alone(place):
@@ -245,9 +244,38 @@ def test_the_report_says_where_samples_come_from_and_leaves_their_folder_alone(p
     assert evaluate(place, *BOTH)[1]["samples"]["uint8_rule"] == "unknown"
 
 
-def test_a_bootstrap_gives_the_distance_an_error(place):
-    scores = evaluate(place, *BOTH, "--bootstrap", 20, "--metrics", "frechet_distance")[1]["scores"]
-    assert 0 < scores["frechet_distance_standard_error"] < scores["frechet_distance"]
+# samples and the note on their standard error, if any
+ERRORS = {
+    "samples": "Frechet distance standard error is that of independent samples: too high if their classes",
+    "labelled": "",
+    "few_classes": "Frechet distance standard error is that of classes at random, so too high: by class",
+    "six": "Frechet distance standard error is unreliable: 6 samples for 48 dimensions leave singular covariances",
+    "three": "Frechet distance standard error undefined: expected at least 5 samples, found 3",
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_distance_with_its_standard_error(place, name):
+    np.savez(place / "labelled.npz", arr_0=SAMPLES, arr_1=np.arange(66) % 3)
+    np.savez(place / "few_classes.npz", arr_0=SAMPLES, arr_1=np.arange(66) // 3)
+    np.savez(place / "six.npz", arr_0=SAMPLES[:6], arr_1=np.array([0, 0, 0, 1, 1, 2]))
+    asked = ["--standard_error", True, "--metrics", "frechet_distance", "--seed", 3]
+    _, report = evaluate(place, BOTH[0], f"{{place}}/{name}.npz", *asked)
+    _, plain = evaluate(place, BOTH[0], f"{{place}}/{name}.npz", "--metrics", "frechet_distance")
+    found, features = report["scores"], means(np.load(place / f"{name}.npz")["arr_0"])
+    assert found["frechet_distance"] == plain["scores"]["frechet_distance"]
+    told = [note for note in report["notes"] if "standard error" in note]
+    assert [note[: len(ERRORS[name])] for note in told] == [ERRORS[name]] * bool(ERRORS[name])
+    labels = np.load(place / f"{name}.npz").get("arr_1")
+    expected, _ = jackknife.standard_error(features.float(), moments_of(means(REFERENCE).float()), labels, 3)
+    assert found.get("frechet_distance_standard_error") == (expected and pytest.approx(expected, rel=1e-3))
+    assert report["settings"]["standard_error"] is True and "standard_error" not in plain["settings"]
+
+
+def test_a_distance_of_infinitely_many_samples(place):
+    _, report = evaluate(place, *BOTH, "--metrics", "frechet_distance,frechet_distance_infinity")
+    assert report["scores"]["frechet_distance_infinity"] < report["scores"]["frechet_distance"]
+    assert any("infinitely many samples is unreliable: 66 samples are few for 48 dim" in n for n in report["notes"])
 
 
 def test_compare_lists_what_differs(place, capsys):
@@ -267,25 +295,37 @@ def test_compare_lists_what_differs(place, capsys):
     assert f"scores.recall: {old} -> {new} ({new - old:+.6g})" in printed.splitlines()
 
 
-WITH = " --features torchscript:{place}/means.pt"
+WITH = " --trust_code True --features torchscript:{place}/means.pt"
 REFUSED = {
     "evaluator": ["--reference is not given"],
     "evaluator {place}/reference.npz": ["--samples is not given"],
     "evaluator {place}/none.npz {place}/samples.npz" + WITH: ["{place}/none.npz", "is not there"],
-    "evaluator {place}/reference.npz {place}/samples.npz {place}/one.npz": ["one.npz", "does not belong"],
-    "evaluator {place}/samples.npz --reference {place}/reference.npz {place}/one.npz": ["one.npz", "does not belong"],
+    "evaluator {place}/reference.npz {place}/samples.npz {place}/none.npz" + WITH: ["--samples {place}/none.npz"],
+    "evaluator {place}/samples.npz --reference {place}/reference.npz --gray": ["--gray"],
+    "evaluator {place}/reference.npz {place}/samples.npz --bootstrap 100": ["--bootstrap", "--standard_error True"],
+    # looked at before there is a network
+    "evaluator {place}/reference.npz {place}/samples.npz --metrics fid,lpips": ["'lpips'", "inception_score, fid"],
+    "evaluator {place}/reference.npz {place}/none.npz --metrics kid,lpips" + WITH: ["'lpips'", "frechet_distance"],
+    "evaluator {place}/reference.npz {place}/samples.npz --json {place}" + WITH: ["--json {place}", "folder"],
     "evaluator {place}/reference.npz {place}/floats.npz" + WITH: ["--samples", "float64", "uint8"],
     "evaluator {place}/reference.npz {place}/statistics.npz" + WITH: ["--samples", "swap"],
     "evaluator {place}/statistics.npz {place}/samples.npz" + WITH: ["--reference", "no images"],
     "evaluator {place}/reference.npz {place}/samples.npz --metrics fid" + WITH: ["fid", "frechet_distance"],
     "evaluator {place}/reference.npz {place}/four.npz" + WITH: ["means.pt takes images of 3 channels; these have 4"],
-    "evaluator {place}/reference.npz {place}/samples.npz --bootstrap 1" + WITH: ["--bootstrap", "0 or at least 2"],
     "evaluator {place}/reference.npz {place}/samples.npz --pr_distance fp8" + WITH: ["--pr_distance"],
     "evaluator {place}/reference.npz {place}/samples.npz --batch_size 0" + WITH: ["--batch_size"],
     "compare {place}/none.json {place}/none.json": ["--first {place}/none.json"],
     "compare": ["--first is not given"],
     "make_reference {place}/reference.npz": ["--out"],
-    "make_reference {place}/reference.npz --out r.npz --features inception": ["--features"],
+    "make_reference {place}/reference.npz --out r.npz --features dino": ["--features"],
+    "make_reference {place}/reference.npz --out {place}/r.npz --image_size 4" + WITH: [
+        "means.pt fails on",
+        "(1, 3, 4, 4)",
+    ],
+    "make_reference {place}/reference.npz --out {place}/means.pt/r.npz" + WITH: [
+        "--out {place}/means.pt/r.npz",
+        "made",
+    ],
     "make_reference {place}/one.npz --out r.npz": ["one image"],
 }
 
@@ -306,7 +346,16 @@ def test_mistakes_are_told_in_a_sentence(place, command, capsys, monkeypatch):
 def test_two_ranks_give_the_numbers_of_one(place):
     _, alone = evaluate(place, *BOTH, "--batch_size", 8)
     words = [word.format(place=place) for word in BOTH]
-    words += ["--features", f"torchscript:{place}/means.pt", "--batch_size", 8, "--json", place / "two.json"]
+    words += [
+        "--trust_code",
+        True,
+        "--features",
+        f"torchscript:{place}/means.pt",
+        "--batch_size",
+        8,
+        "--json",
+        place / "two.json",
+    ]
     done = run(MPIRUN, "-n", 2, sys.executable, FOLDER / "evaluator.py", *words, "--out_dir", place / "two")
     assert done.returncode == 0, done.stderr
     shared = json.loads((place / "two.json").read_text())
@@ -324,7 +373,7 @@ def test_memory_does_not_depend_on_the_number_of_images(place):
     for count in (5000, 50000):
         np.savez(place / "many.npz", images[:count])
         words = ["--reference", place / "reference.npz", "--samples", place / "many.npz", "--out_dir", place / "many"]
-        words += ["--features", f"torchscript:{place}/means.pt", "--metrics", "frechet_distance"]
+        words += ["--trust_code", True, "--features", f"torchscript:{place}/means.pt", "--metrics", "frechet_distance"]
         command = [sys.executable, ROOT / "tests" / "workers" / "peak_memory.py", FOLDER / "evaluator.py", *words]
         done = subprocess.run(list(map(str, command)), env=clean_env(), capture_output=True, text=True)
         assert "Frechet distance: " in done.stdout, done.stderr

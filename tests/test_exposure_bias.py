@@ -23,8 +23,8 @@ from evaluations.exposure import measures, sums
 from evaluations.exposure.measures import Delta, Errors, Measure, Norms, Variance
 from evaluations.exposure.measures.delta import normal_factor
 from evaluations.exposure.walks import Gaussian, walk
-from guided_diffusion.methods.method import jackknife
 from guided_diffusion.methods import of_values
+from guided_diffusion.methods.method import jackknife
 
 SHAPE = (4, 4, 4)
 
@@ -324,10 +324,11 @@ def test_sampled_states_are_those_of_image_sample():
 
 # -- the script ------------------------------------------------------------------------------------
 
-SETTINGS = """plain: --use_ddim True
+SHIFT = "--use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10"
+SETTINGS = f"""plain: --use_ddim True
 scaled: --use_ddim True --eps_scaler 1.02
-shifted: --use_ddim True --do_time_shift True --time_shift_variant paper --window 20 --cutoff 10
-control: --use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10 --time_shift_constant {shift shifted}
+shifted: {SHIFT} --window 20
+control: {SHIFT} --time_shift_constant {{shift shifted}}
 """
 
 
@@ -354,7 +355,7 @@ def measured(place, tmp_path_factory):
 
 
 def table_of(folder):
-    with open(folder / "exposure_bias.csv", newline="") as file:
+    with open(folder / "exposure_bias.csv", newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -363,7 +364,7 @@ def outputs(folder):
 
 
 def test_what_is_written(measured):
-    out_dir, printed = measured
+    out_dir, _ = measured
     rows = table_of(out_dir)
     assert [row["setting"] for row in rows] == [
         name for name in ("plain", "scaled", "shifted", "control") for _ in range(4)

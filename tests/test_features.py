@@ -8,7 +8,7 @@ import pytest
 import torch
 from embedded_models import CLASSIFIER, held_out_digits, says
 
-from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags, Features
+from evaluations.features import ClassifierFeatures, Extractor, FeatureFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.unet import EncoderUNetModel
 
@@ -73,7 +73,7 @@ def test_a_classifier_in_bfloat16_is_close_and_another():
 
 
 def test_torchscript_is_given_colours_of_0_to_1(means):
-    extract = FeatureFlags(features=f"torchscript:{means}").create()
+    extract = FeatureFlags(trust_code=True, features=f"torchscript:{means}").create()
     found = extract(IMAGES)
     np.testing.assert_allclose(found.pool.numpy(), IMAGES.mean(axis=(1, 2)) / 255, rtol=1e-6)
     assert found.spatial is None and extract.facts["sha256"] == hashlib.sha256(means.read_bytes()).hexdigest()
@@ -82,7 +82,7 @@ def test_torchscript_is_given_colours_of_0_to_1(means):
 def test_images_of_another_size_are_one_sentence(means):
     classifier = FeatureFlags(features=f"classifier:{CLASSIFIER}").create()
     assert refusal(classifier, IMAGES) == f"--features classifier:{CLASSIFIER} takes images of 16x16; these are 8x6"
-    script = FeatureFlags(features=f"torchscript:{means}").create()
+    script = FeatureFlags(trust_code=True, features=f"torchscript:{means}").create()
     sentence = refusal(script, IMAGES.swapaxes(1, 2))
     assert sentence.startswith(f"--features torchscript:{means} fails on images (5, 3, 6, 8)")
     assert sentence.endswith("expected 8x6")
@@ -90,11 +90,11 @@ def test_images_of_another_size_are_one_sentence(means):
 
 def test_images_have_to_be_uint8(means):
     with pytest.raises(ValueError, match="float32; expected uint8"):
-        FeatureFlags(features=f"torchscript:{means}").create()(IMAGES.astype(np.float32))
+        FeatureFlags(trust_code=True, features=f"torchscript:{means}").create()(IMAGES.astype(np.float32))
 
 
 def test_grey_is_repeated_where_a_network_takes_colours(means):
-    extract = FeatureFlags(features=f"torchscript:{means}").create()
+    extract = FeatureFlags(trust_code=True, features=f"torchscript:{means}").create()
     grey = IMAGES[..., :1]
     assert torch.equal(extract(grey).pool, extract(np.repeat(grey, 3, axis=3)).pool)
     assert extract.repeats(1) and not extract.repeats(3) and not extract.repeats(4)
@@ -102,7 +102,7 @@ def test_grey_is_repeated_where_a_network_takes_colours(means):
 
 def test_a_fourth_channel_is_refused_where_nothing_takes_it(means):
     for name in (f"classifier:{CLASSIFIER}", f"torchscript:{means}"):
-        sentence = refusal(FeatureFlags(features=name).create(), np.zeros((2, 16, 16, 4), np.uint8))
+        sentence = refusal(FeatureFlags(features=name, trust_code=True).create(), np.zeros((2, 16, 16, 4), np.uint8))
         assert sentence == f"--features {name} takes images of 3 channels; these have 4"
 
 
@@ -112,7 +112,7 @@ def test_a_classifier_of_other_channels_is_given_them(channels):
     classifier = EncoderUNetModel(8, channels, 32, 3, 1, (), channel_mult=(1,)).eval()
     features = ClassifierFeatures(classifier)
     facts = {"name": "classifier:other.pt", "dtype": "fp32"}
-    extract = Extractor(facts, lambda x: Features(features(x)), torch.device("cpu"), channels=classifier.in_channels)
+    extract = Extractor(facts, lambda x: (features(x),), torch.device("cpu"), channels=classifier.in_channels)
     images = np.random.default_rng(0).integers(256, size=(3, 8, 8, channels), dtype=np.uint8)
     seen = []
     classifier.input_blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -124,17 +124,18 @@ def test_a_classifier_of_other_channels_is_given_them(channels):
 
 
 def test_torchscript_has_to_return_rows(tmp_path):
-    extract = FeatureFlags(features=f"torchscript:{save(Total(), tmp_path / 'total.pt')}").create()
+    extract = FeatureFlags(trust_code=True, features=f"torchscript:{save(Total(), tmp_path / 'total.pt')}").create()
     assert "does not return one row of features for each of 5 images" in refusal(extract, IMAGES)
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({"features": "dino"}, "--features is 'dino'; expected inception, classifier:PATH or torchscript:PATH"),
+        ({"features": "dino"}, "--features is 'dino'; expected inception, or one of classifier:PATH, dinov2:PATH"),
         ({"features": "classifier:"}, "--features is 'classifier:'; expected inception"),
         ({"features": "torchscript:absent.pt"}, "--features torchscript:absent.pt: there is no file absent.pt"),
-        ({"features": f"torchscript:{__file__}"}, "is not what torch.jit.save writes"),
+        ({"features": f"torchscript:{__file__}"}, "is code that would run here; expected --trust_code True"),
+        ({"features": f"torchscript:{__file__}", "trust_code": True}, "is not what torch.jit.save writes"),
         ({"features": f"classifier:{__file__}"}, "--features"),
         ({"features": f"classifier:{CLASSIFIER}", "inception": "x.pth"}, "--inception x.pth is given, but --features"),
         ({"inception": "absent.pth"}, "--inception absent.pth is not a file"),
@@ -151,7 +152,7 @@ def test_a_flag_that_names_no_network_is_one_sentence(flags, expected):
 def cached(means, tmp_path):
     """(an Extractor that keeps features, its folder)."""
     folder = tmp_path / "cache"
-    return FeatureFlags(features=f"torchscript:{means}", feature_cache=str(folder)).create(), folder
+    return FeatureFlags(trust_code=True, features=f"torchscript:{means}", feature_cache=str(folder)).create(), folder
 
 
 def test_features_are_kept_for_the_next_run(cached):
@@ -170,12 +171,16 @@ def test_features_are_kept_by_content(cached, means, tmp_path):
     assert not torch.equal(extract(IMAGES).pool, extract(other).pool)
     assert len(list(folder.iterdir())) == 2
     flags = {"feature_cache": str(folder)}
-    FeatureFlags(features=f"torchscript:{means}", feature_dtype="bf16", **flags).create()(IMAGES)
+    FeatureFlags(trust_code=True, features=f"torchscript:{means}", feature_dtype="bf16", **flags).create()(IMAGES)
     assert len(list(folder.iterdir())) == 3
-    FeatureFlags(features=f"torchscript:{save(torch.nn.Flatten(), tmp_path / 'flat.pt')}", **flags).create()(IMAGES)
+    FeatureFlags(
+        trust_code=True, features=f"torchscript:{save(torch.nn.Flatten(), tmp_path / 'flat.pt')}", **flags
+    ).create()(IMAGES)
     assert len(list(folder.iterdir())) == 4
     # the same weights under another name
-    FeatureFlags(features=f"torchscript:{means.rename(tmp_path / 'moved.pt')}", **flags).create()(IMAGES)
+    FeatureFlags(trust_code=True, features=f"torchscript:{means.rename(tmp_path / 'moved.pt')}", **flags).create()(
+        IMAGES
+    )
     assert len(list(folder.iterdir())) == 4
 
 

@@ -1,11 +1,12 @@
-"""The Frechet distance: closed forms, scipy's square root, singular covariances, the bootstrap."""
+"""The Frechet distance: closed forms, scipy's square root, singular covariances."""
 
 import numpy as np
 import pytest
 import torch
 from synthetic_features import GOLDEN, draw, within_a_block
 
-from evaluations.fid import Moments, MomentSum, bootstrap_error, frechet_distance, frechet_distance_sqrtm, moments_of
+from evaluations import fid
+from evaluations.fid import Moments, MomentSum, frechet_distance, frechet_distance_sqrtm, moments_of
 
 
 def random_moments(seed, dimension=6):
@@ -95,12 +96,49 @@ def test_moments_in_parts_are_numpys():
     assert np.allclose(found.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-11, atol=1e-14)
 
 
-def test_the_bootstrap_finds_the_spread_over_new_samples():
-    """In one dimension, against a wide reference, the distance's spread over fresh sets of samples is known."""
-    rng = np.random.default_rng(0)
-    reference = Moments(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-    fresh = torch.from_numpy(rng.normal(1, 1, (400, 300, 1)))
-    spread = np.std([frechet_distance(moments_of(x), reference) for x in fresh])
-    found = [bootstrap_error(x, reference, 100, seed=i) for i, x in enumerate(fresh[:8])]
-    assert np.mean(found) == pytest.approx(spread, rel=0.15)
-    assert bootstrap_error(fresh[0], reference, 5) == bootstrap_error(fresh[0], reference, 5)
+def spectrum(seed, dimension, decades, turn):
+    """Moments of 6 D samples whose covariance falls by so many powers of ten, along axes of `turn`."""
+    rng, axes = np.random.default_rng(seed), np.linalg.qr(np.random.default_rng(turn).normal(size=2 * [dimension]))[0]
+    deviations = np.logspace(0, -decades / 2, dimension)
+    return moments_of(torch.from_numpy(rng.normal(0.1 * seed, deviations, (6 * dimension, dimension)) @ axes.T))
+
+
+@pytest.mark.parametrize("turn", [1, 2], ids=["same axes", "other axes"])
+@pytest.mark.parametrize("decades", [0, 1, 2, 4, 6, 8, 12])
+@pytest.mark.parametrize("dimension", [3, 64, 200])
+def test_the_fast_way_is_the_careful_one(dimension, decades, turn, monkeypatch):
+    a, b = spectrum(1, dimension, decades, 1), spectrum(2, dimension, decades, turn)
+    found = frechet_distance(a, b)
+    monkeypatch.setattr(fid, "TRUSTED", 0)  # so that nothing is
+    assert found == pytest.approx(frechet_distance(a, b), rel=1e-10)
+    if decades <= 2:  # the fast way was gone
+        monkeypatch.setattr(fid, "TRUSTED", 1e-9)
+        monkeypatch.setattr(fid, "_root", None)
+        assert frechet_distance(a, b) == found
+
+
+def covariance_of_rank(rank, dimension=30):
+    x = torch.from_numpy(np.random.default_rng(rank).normal(size=(rank, dimension)))
+    return Moments(torch.zeros(dimension, dtype=torch.float64), x.T @ x / rank)
+
+
+@pytest.mark.parametrize("ranks", [(0, 0), (0, 30), (1, 1), (1, 60), (29, 60), (60, 29), (29, 29), (5, 12)])
+def test_singular_covariances_take_the_careful_way(ranks, monkeypatch):
+    """The common part is the nuclear norm of A^T B, of roots of any shape."""
+    a, b = (covariance_of_rank(rank) if rank else covariance_of_rank(1) for rank in ranks)
+    a, b = (m._replace(covariance=0 * m.covariance) if not rank else m for m, rank in zip((a, b), ranks))
+    roots = [np.random.default_rng(rank).normal(size=(rank, 30)) / max(rank, 1) ** 0.5 for rank in ranks]
+    common = np.linalg.norm(roots[0] @ roots[1].T, "nuc") if min(ranks) else 0
+    expected = sum((root**2).sum() for root in roots) - 2 * common
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-7 if ranks[0] == ranks[1] else 0)
+
+
+def test_moments_without_some_are_those_of_the_others():
+    parts = [draw(seed, 20, 6) for seed in range(4)]
+    sums = [MomentSum(6) for _ in parts]
+    whole = MomentSum(6)
+    for total, part in zip(sums, parts):
+        total.add(part)
+        whole.add(part)
+    found, expected = whole.without(sums[0], sums[2]).moments(), moments_of(torch.cat([parts[1], parts[3]]))
+    assert found.count == 40 and all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found[:2], expected[:2]))

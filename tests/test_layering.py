@@ -17,9 +17,12 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 # A module imports from lower lines only.
 LAYERS = [
-    ["errors"],
-    ["flags", "files", "schedule", "losses", "nn", "averages", "learned_variance"],
-    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps"],
+    ["errors", "scalars"],
+    ["files"],
+    ["flags", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
+    ["kernels"],
+    ["kernels.functions", "kernels.winograd"],
+    ["jobs", "distributed", "jobs.random_state", "jobs.slow_steps", "jobs.terminal", "distributed.messages"],
     ["training", "training.precision"],
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],
@@ -35,7 +38,9 @@ LAYERS = [
     ["objectives.sampled"],
     ["objectives.*"],
     ["objectives"],
-    ["image_files", "jobs.sample_store"],
+    ["image_arrays", "jobs.sample_store"],
+    ["image_files"],
+    ["image_stream"],
     ["image_datasets", "base_samples"],
     ["conditioning.conditioning"],
     ["conditioning.*"],
@@ -48,11 +53,16 @@ LAYERS = [
     ["gaussian_diffusion"],
     ["respace"],
     ["script_util"],
+    ["adapters.family", "adapters.edm_networks", "adapters.adm_in_diffusers"],
+    ["adapters.diffusers"],
+    ["adapters.dit", "adapters.edm"],
+    ["adapters"],
     ["checkpoints.read"],
     ["checkpoints.resolve"],
     ["checkpoints"],
     ["checkpoints.resume"],
-    ["training.flags", "training.data", "training.run_files"],
+    ["training.flags", "training.run_files"],
+    ["training.data"],
     ["training.loop", "training.validation"],
     ["generate", "train_util", "jobs.launch"],
     ["training.job", "as_improved"],
@@ -61,7 +71,7 @@ LAYERS = [
 ]
 WORDS = (
     *("schedule", "spacing", "denoiser", "sampling", "inversion", "losses", "solvers", "methods", "conditioning"),
-    *("process", "seams"),
+    *("process", "seams", "scalars"),
 )
 OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
     f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util", "distributed")
@@ -183,7 +193,7 @@ def test_no_test_is_imported(path):
 
 def test_the_reader_of_imports_reads():
     """The rules above would hold of nothing if imports were overlooked."""
-    expected = {"typing", "guided_diffusion.flags", "guided_diffusion.schedule", "guided_diffusion.solvers.step"}
+    expected = {"typing", "guided_diffusion.flags", "guided_diffusion.scalars", "guided_diffusion.solvers.step"}
     assert imports(SOURCES["solvers.ddim"]) == expected
     assert "guided_diffusion.dist_util" in imports(SOURCES["generate"])
     assert {"guided_diffusion.logger", "tqdm.auto"} <= imports(SOURCES["jobs.progress"])

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from guided_diffusion import files
 from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
+from guided_diffusion.jobs import folder_lock
 
 RNG = np.random.default_rng(0)
 PARTS = {name: RNG.bytes(size) for name, size in (("model{}.pt", 3000), ("ema_0.9_{}.pt", 3000), ("opt{}.pt", 5000))}
@@ -129,7 +132,7 @@ def test_none_whole_is_an_error_and_none_at_all_a_fresh_start(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("steps, beside", [((2,), False), ((2, 10), False), ((2, 10), True)])
-def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside, capsys):
+def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps, beside):
     for step in steps:
         for name in ("model", "ema_0.9999_", "opt"):
             (tmp_path / f"{name}{step:06d}.pt").touch()
@@ -141,10 +144,11 @@ def test_published_checkpoints_are_not_replaced_by_a_fresh_start(tmp_path, steps
     ):
         resume.find("auto", str(tmp_path))
     assert resume.find(str(newest), str(tmp_path)) == str(newest)
-    assert resume.find("", str(tmp_path)) == ""
-    said = capsys.readouterr().out
-    assert (f"{tmp_path} has published checkpoints" in said) != beside
-    assert beside or f"--resume_checkpoint {newest} would go on" in said
+    if beside:
+        assert resume.find("", str(tmp_path)) == ""
+    else:
+        with pytest.raises(UserError, match=f"{tmp_path} has published checkpoints.*--resume_checkpoint {newest}"):
+            resume.find("", str(tmp_path))
 
 
 def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
@@ -157,10 +161,21 @@ def test_one_that_was_not_written_to_its_end_is_refused_by_name(tmp_path):
         resume.find(str(tmp_path / "model000004.pt"), str(tmp_path))
 
 
-def test_a_fresh_start_among_checkpoints_says_so(tmp_path, capsys):
-    write(tmp_path, 2)
-    found, said = find(tmp_path, capsys, "")
-    assert found == "" and "--resume_checkpoint auto would go on" in said
+def test_a_run_leaves_the_checkpoints_of_another_alone(tmp_path):
+    """Whether it starts afresh or goes on from elsewhere, unless it is the same run."""
+    out_dir, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out_dir.mkdir()
+    elsewhere.mkdir()
+    write(out_dir, 2)
+    write(elsewhere, 4, run="another")
+    other = str(elsewhere / "model000004.pt")
+    for wanted in ("", other):
+        with pytest.raises(UserError, match="--out_dir .* has checkpoints of another run.* step 2.*auto"):
+            resume.find(wanted, str(out_dir))
+    write(elsewhere, 6)  # a copy of a later step
+    for found in (str(out_dir / "model000002.pt"), str(elsewhere / "model000006.pt")):
+        assert resume.find(found, str(out_dir)) == found
+    assert resume.find("auto", str(out_dir)) == str(out_dir / "model000002.pt")
 
 
 def test_the_newest_is_the_last_written(tmp_path):
@@ -202,9 +217,64 @@ def test_a_full_disk_leaves_the_last_set_whole_and_nothing_else(tmp_path):
     manifest.check(tmp_path, 2)
 
 
-def test_what_a_killed_process_left_unfinished_is_swept(tmp_path):
+LEFT = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "name, swept",
+    [
+        (f"model000004.pt.{LEFT}.tmp", True),
+        (f"ema_0.9999_000004.pt.{LEFT}.tmp", True),
+        (f"manifest000004.json.{LEFT}.tmp", True),
+        (f"progress.csv.{LEFT}.tmp", True),
+        (f"samples_100x16x16x3.npz.{LEFT}.tmp", True),
+        (f"adm_cifar10_ddim5step.npz.{LEFT}.tmp", True),
+        (f"states.npz.{LEFT}.tmp", True),
+        (".writable-0-4321", True),
+        (f".writable-0-4321.{LEFT}.tmp", True),
+        ("thesis.2024.tmp", False),
+        (f"thesis.{LEFT}.tmp", False),
+        ("model000004.pt.2024.tmp", False),
+        (f"model000004.pt.{LEFT.upper()}.tmp", False),
+        (f"model000004.pt.{LEFT}.tmp.gz", False),
+        ("model000004.pt", False),
+        (".writable-0-x", False),
+    ],
+)
+def test_what_a_killed_process_left_unfinished_is_swept_and_nothing_else(tmp_path, name, swept):
+    path = tmp_path / name
+    path.touch()
+    os.utime(path, (1000, 1000))
+    files.remove_unfinished(str(tmp_path), 1000)
+    assert path.exists()  # it is not older
+    with folder_lock.locked(str(tmp_path), "1-of-2"):
+        assert path.exists()  # another part may be writing it
+    with folder_lock.locked(str(tmp_path)):
+        assert path.exists() != swept
+
+
+def test_a_folder_or_a_link_of_such_a_name_stays(tmp_path):
+    (tmp_path / f"model000004.pt.{LEFT}.tmp").mkdir()
+    (tmp_path / "user").touch()
+    (tmp_path / f"model000006.pt.{LEFT}.tmp").symlink_to(tmp_path / "user")
+    files.remove_unfinished(str(tmp_path), time.time() + 99)
+    assert len(names(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("clock", [300, -300, 0, float("inf")])
+def test_the_order_is_that_of_writing_whatever_the_clock_says(tmp_path, clock, monkeypatch):
+    for step in (2, 4, 6, 8):
+        monkeypatch.setattr(time, "time", lambda step=step: 1000 if clock == float("inf") else 1000 + clock * step)
+        write(tmp_path, step)
+        manifest.prune(tmp_path, 2, "this")
+    assert manifest.steps(tmp_path) == [8, 6]
+
+
+def test_those_of_before_there_were_orders_come_first(tmp_path):
     write(tmp_path, 2)
-    before = names(tmp_path)
-    (tmp_path / "model000004.pt.4321.tmp").touch()
-    files.remove_unfinished(str(tmp_path))
-    assert names(tmp_path) == before
+    content = json.loads((tmp_path / "manifest000002.json").read_text())
+    del content["order"]
+    (tmp_path / "manifest000002.json").write_text(json.dumps(content | {"saved": content["saved"] + 300}))
+    write(tmp_path, 4)
+    manifest.prune(tmp_path, 1, "this")
+    assert manifest.steps(tmp_path) == [4]

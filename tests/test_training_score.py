@@ -19,7 +19,16 @@ SAMPLES = 5
 def test_a_run_logs_the_distance_of_its_average_from_the_data(tmp_path):
     data = script_runs.draw_images(tmp_path / "data")
     network = script_runs.mean_colours(tmp_path / "means.pt", 16)
-    flags = ["--eval_interval", 2, "--eval_samples", SAMPLES, "--features", f"torchscript:{tmp_path}/means.pt"]
+    flags = [
+        "--eval_interval",
+        2,
+        "--eval_samples",
+        SAMPLES,
+        "--trust_code",
+        True,
+        "--features",
+        f"torchscript:{tmp_path}/means.pt",
+    ]
     checkpoint = script_runs.train_class_conditional(data, tmp_path / "run", *flags, "--ema_rate", 0.5)
     with open(tmp_path / "run" / "progress.csv") as file:
         rows = list(csv.DictReader(file))
@@ -39,7 +48,16 @@ def test_a_run_logs_the_distance_of_its_average_from_the_data(tmp_path):
 def test_each_score_has_a_row_of_its_step(tmp_path):
     data = script_runs.draw_images(tmp_path / "data")
     script_runs.mean_colours(tmp_path / "means.pt", 16)
-    flags = ["--eval_interval", 2, "--eval_samples", 2, "--features", f"torchscript:{tmp_path}/means.pt"]
+    flags = [
+        "--eval_interval",
+        2,
+        "--eval_samples",
+        2,
+        "--trust_code",
+        True,
+        "--features",
+        f"torchscript:{tmp_path}/means.pt",
+    ]
     script_runs.train_diffusion(data, tmp_path / "run", *flags, "--iterations", 7, "--log_interval", 5)
     with open(tmp_path / "run" / "progress.csv") as file:
         scored = {row["step"]: row["frechet_distance"] != "" for row in csv.DictReader(file)}

@@ -12,7 +12,7 @@ from .pictures import picture
 from .plan import budgets, make_plan
 from .rows import Sampler, finished_row, read_target
 from .settings import CompareFlags, Settings, SettingsFlags, measured, named, read_settings
-from .tables import csv_text, markdown, mean_and_spread
+from .tables import csv_table, markdown, mean_and_spread
 
 __all__ = ["CompareFlags", "Settings", "SettingsFlags", "compare", "save"]
 
@@ -53,7 +53,7 @@ def compare(parsed, groups):
 
 def save(rows, folder):
     """Write the tables and the picture of the rows so far."""
-    files.write_text(files.join(folder, "comparison.csv"), csv_text(rows))
+    files.write_bytes(files.join(folder, "comparison.csv"), csv_table(rows))
     files.write_text(files.join(folder, "comparison.md"), markdown(rows))
     data = io.BytesIO()
     picture(rows).save(data, format="PNG")

@@ -16,7 +16,7 @@ def picture(rows, side=48, gap=10):
     :param gap: pixels between blocks.
     """
     names, budgets = names_and_budgets(rows)
-    blocks = {(row.name, row.budget): _block(row.images, side) for row in rows}
+    blocks = {(row.name, row.budget): images_in_a_row(row.images, side) for row in rows}
     distances = {(row.name, row.budget): "{:.2f} ± {:.2f}".format(*mean_and_spread(row.distances)) for row in rows}
     font = ImageFont.load_default(FONT_SIZE)
 
@@ -43,7 +43,7 @@ def picture(rows, side=48, gap=10):
     return canvas
 
 
-def _block(images, side):
+def images_in_a_row(images, side):
     """A Pillow image of uint8 images [n, H, W, C] side by side, enlarged."""
     pixels = grid(images, len(images))
     block = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -103,14 +103,20 @@ def finished_row(sampler, target):
     if dist_util.is_main():
         key = key_of(decisive(sampler, target))
         row = load(folder, key)
-    row = dist_util.broadcast_object(row)
+    row = _on_all(row)
     if row is not None:
         logger.log(f"{sampler.name}, {sampler.budget}: taken from {folder}")
         return row
-    row = dist_util.broadcast_object(made_row(sampler, target))
+    row = _on_all(made_row(sampler, target))
     if dist_util.is_main():
         save(folder, key, row)
     return row
+
+
+def _on_all(row):
+    """The Row of rank 0, or None, on all ranks."""
+    told = dist_util.broadcast_object(row and {f.name: getattr(row, f.name) for f in dataclasses.fields(row)})
+    return told and Row(**told)
 
 
 def made_row(sampler, target):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from guided_diffusion import files, flags, methods
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, at_least, flag
+from guided_diffusion.flags import THREADS, FlagGroup, at_least, flag
 
 # what all samplers of a comparison share
 COMMON = ("num_samples", "batch_size", "seed", "per_class")
@@ -28,11 +28,11 @@ class CompareFlags(FlagGroup):
     """The comparison."""
 
     repeats: int = flag(
-        3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2)
+        3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2, THREADS)
     )
     reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.")
     columns: int = flag(
-        8, "Images of each sampler in the picture, at each number of steps or calls.", legal=at_least(1)
+        8, "Images of each sampler in the picture, at each number of steps or calls.", legal=at_least(1, THREADS)
     )
 
 

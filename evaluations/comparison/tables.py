@@ -1,9 +1,8 @@
 """Rows of a comparison as csv and as Markdown."""
 
-import csv
-import io
 import statistics
 
+from evaluations.tables import csv_bytes, markdown_table
 from guided_diffusion import methods
 
 COLUMNS = [
@@ -33,16 +32,14 @@ def names_and_budgets(rows):
     return list(dict.fromkeys(row.name for row in rows)), list(dict.fromkeys(row.budget for row in rows))
 
 
-def csv_text(rows):
-    """A line for each row under COLUMNS, and the distance of each repeat; what does not apply is empty."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS + [f"distance_{i}" for i in range(len(rows[0].distances))])
+def csv_table(rows):
+    """A line for each row under COLUMNS, and the distance of each repeat, as bytes; what does not apply is empty."""
+    lines = [COLUMNS + [f"distance_{i}" for i in range(len(rows[0].distances))]]
     for row in rows:
         apart, found = difference(row, rows) or (None, None), [row.findings[column] for column in methods.columns()]
         values = [*mean_and_spread(row.distances), *apart, row.calls, row.seconds, *found, *row.distances]
-        table.writerow([row.name, row.budget, row.steps, *(_shown(value, ".6g") for value in values)])
-    return text.getvalue()
+        lines.append([row.name, row.budget, row.steps, *(_shown(value, ".6g") for value in values)])
+    return csv_bytes(lines)
 
 
 def markdown(rows):
@@ -56,13 +53,7 @@ def markdown(rows):
     for row in rows:
         found = [_shown(row.findings[column], form) for column, (_, form) in methods.columns().items()]
         took.append([row.name, row.budget, str(row.steps), f"{row.calls:g}", f"{row.seconds:.4f}", *found])
-    return _table(distances) + "\n" + _table(took)
-
-
-def _table(lines):
-    """A Markdown table of lists of texts, the first of which are the headings."""
-    head, *body = ["| " + " | ".join(line) + " |\n" for line in lines]
-    return "".join([head, "| --- |" + " ---: |" * (len(lines[0]) - 1) + "\n", *body])
+    return markdown_table(distances) + "\n" + markdown_table(took)
 
 
 def _cell(row, rows):

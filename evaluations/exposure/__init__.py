@@ -63,6 +63,5 @@ def _budgets(settings, parsed):
 def _result(name, budget, setting, data):
     """The Result of a setting."""
     resolved, network, process = checkpoints.load_diffusion(setting)
-    unet, flags = resolved[UNetFlags], resolved[SampleFlags]
-    real = open_real(data, unet, flags.num_samples, flags.seed)
+    real = open_real(data, resolved[UNetFlags], resolved[SampleFlags], network)
     return Opened.of(resolved, network, real, measures.MEASURES).result(name, budget, resolved, process)

@@ -64,7 +64,7 @@ def tried(samplers, network, dataset, extract, count):
             first = distances if first is None else first
             gains = first - distances
             trials.append(Trial(*map(float, (distances[0], jackknife(distances[1:]), gains[0], jackknife(gains[1:])))))
-    return dist_util.broadcast_object(trials)
+    return [Trial(*each) for each in dist_util.broadcast_object([list(trial) for trial in trials])]
 
 
 def leaving_out(features, reference):

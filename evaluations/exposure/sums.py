@@ -127,7 +127,7 @@ def measured(out_dir, key, title, make_batch, count, batch_size, setup, measures
         fill(store, store.missing(chunks), count, make_batch, THEN, title)
         if dist_util.is_main():
             _join(store, chunks, path, count, setup, measures, title)
-    return dist_util.broadcast_object(_load(path) if dist_util.is_main() else None)
+    return _of_arrays(dist_util.broadcast_object(_load(path) if dist_util.is_main() else None))
 
 
 def _join(store, chunks, path, count, setup, measures, title):
@@ -195,14 +195,17 @@ def _refuse_not_finite(values, setup, what):
 
 
 def _load(path):
-    """The Measured at a path; None where there is none, or none that can be read."""
+    """The arrays of a Measured at a path; None where there are none, or none that can be read."""
     if not files.exists(path):
         return None
     try:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as npz:
-            arrays = {key: npz[key] for key in npz.files}
+            return {key: npz[key] for key in npz.files}
     except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
         return None
+
+
+def _of_arrays(arrays):
     curves, tallies = {}, {}
     for key, values in arrays.items():
         kind, name, *theory = key.split(" ")

@@ -1,9 +1,8 @@
 """What was measured, as exposure_bias.csv and exposure_bias.json: noisiest timestep first, each time the same bytes."""
 
-import csv
-import io
 import json
 
+from evaluations.tables import csv_bytes
 from guided_diffusion import files
 
 HEAD = ("setting", "budget", "step", "timestep", "alpha_bar")
@@ -11,7 +10,7 @@ HEAD = ("setting", "budget", "step", "timestep", "alpha_bar")
 
 def save(results, folder):
     """Write both files of some Results to a folder."""
-    files.write_text(files.join(folder, "exposure_bias.csv"), csv_text(results))
+    files.write_bytes(files.join(folder, "exposure_bias.csv"), csv_bytes(lines(results)))
     files.write_text(files.join(folder, "exposure_bias.json"), json.dumps(as_json(results), indent=1) + "\n")
 
 
@@ -25,11 +24,9 @@ def columns(result):
     return found
 
 
-def csv_text(results):
-    """A line for each kept step of each Result."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([*HEAD, *(column for own, _ in columns(results[0]).values() for column in own)])
+def lines(results):
+    """The headings, and a line for each kept step of each Result."""
+    found = [[*HEAD, *(column for own, _ in columns(results[0]).values() for column in own)]]
     for result in results:
         for i in reversed(range(len(result.times))):
             numbers = [
@@ -39,8 +36,8 @@ def csv_text(results):
                 if part is not None
             ]
             head = [result.name, result.budget, len(result.times) - i, result.times[i]]
-            table.writerow([*head, *(f"{number:.9g}" for number in (result.levels[i], *numbers))])
-    return text.getvalue()
+            found.append([*head, *(f"{number:.9g}" for number in (result.levels[i], *numbers))])
+    return found
 
 
 def as_json(results):

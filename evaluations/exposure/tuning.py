@@ -68,8 +68,7 @@ def tune(parsed):
             "torchscript:PATH"
         )
     parsed, network, made = checkpoints.load_diffusion(parsed)
-    sampling = parsed[SampleFlags]
-    real = open_real(parsed[DataFlags], parsed[UNetFlags], sampling.num_samples, sampling.seed)
+    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], network)
     if not launch.announce(parsed):
         return
     results = {}

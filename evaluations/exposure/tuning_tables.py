@@ -1,10 +1,8 @@
 """What a tuning measured and tried: tuning.csv, tuning.md and tuning.png."""
 
-import csv
-import io
-
 import numpy as np
 
+from evaluations.tables import csv_bytes, markdown_table
 from guided_diffusion import files
 
 from . import figure
@@ -19,7 +17,7 @@ def save(candidates, results, chosen, folder):
     :param results: {sampler: {measure: {curve: Curve}, "times": [S]}}.
     :param chosen: one of the candidates.
     """
-    files.write_text(files.join(folder, "tuning.csv"), csv_text(candidates))
+    files.write_bytes(files.join(folder, "tuning.csv"), csv_bytes(lines(candidates)))
     files.write_text(files.join(folder, "tuning.md"), markdown(candidates))
     if plt := figure.pyplot():
         with plt.rc_context(figure.STYLE):
@@ -28,29 +26,22 @@ def save(candidates, results, chosen, folder):
             plt.close(drawing)
 
 
-def csv_text(candidates):
-    """A line for each Candidate under COLUMNS; what was not tried is empty."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for c in candidates:
-        table.writerow([*_words(c), *([f"{number:.6g}" for number in c.trial] if c.trial else [""] * 4)])
-    return text.getvalue()
+def lines(candidates):
+    """The headings, and a line for each Candidate; what was not tried is empty."""
+    tried = ([f"{number:.6g}" for number in c.trial] if c.trial else [""] * 4 for c in candidates)
+    return [COLUMNS, *([*_words(c), *numbers] for c, numbers in zip(candidates, tried))]
 
 
 def markdown(candidates):
     """The same as a table of Markdown, without the columns that are empty."""
-    tried = candidates[0].trial is not None
-    lines = [["proposal", "method", "flags", "measured", *["distance", "gain"] * tried]]
-    for c in candidates:
-        shown = (
-            [f"{c.trial.distance:.3f} ± {c.trial.error:.3f}", f"{c.trial.gain:+.3f} ± {c.trial.gain_error:.3f}"]
-            if tried
-            else []
-        )
-        lines.append([*_words(c), *shown])
-    head, *body = ["| " + " | ".join(line) + " |\n" for line in lines]
-    return "".join([head, "| --- |" + " --- |" * 3 + " ---: |" * 2 * tried + "\n", *body])
+    found = [["proposal", "method", "flags", "measured"]]
+    found += map(_words, candidates)
+    if candidates[0].trial is not None:
+        found[0] += ["distance", "gain"]
+        for line, c in zip(found[1:], candidates):
+            distance, error, gain, gain_error = c.trial
+            line += [f"{distance:.3f} ± {error:.3f}", f"{gain:+.3f} ± {gain_error:.3f}"]
+    return markdown_table(found)
 
 
 def _words(c):

@@ -2,16 +2,27 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from .. import dist_util, files, logger, process
+from .. import adapters, dist_util, files, logger, process
 from ..averages import young
+from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK
-from ..networks import NETWORKS, SuperResFlags, UNetFlags
-from .read import load_into, parts, read_flags, sidecar_path, write  # noqa: F401 (the package's own names)
-from .resolve import described, initialise, noising, process_groups, recognised, resolve, resumed  # noqa: F401 (likewise)
+from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
+from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
+from .resolve import (  # noqa: F401 (likewise)
+    described,
+    initialise,
+    key_for,
+    noising,
+    process_groups,
+    recognised,
+    resolve,
+    resumed,
+)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
@@ -20,32 +31,69 @@ DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "su
 class CheckpointFlags(FlagGroup):
     """The diffusion checkpoint."""
 
-    model_path: str = flag("", "Checkpoint of the diffusion network, model*.pt or ema_*.pt.", content=True)
+    model_path: str = flag(
+        "",
+        "Checkpoint of the diffusion network, model*.pt or ema_*.pt; or a network of others, a file or a folder.",
+        content=True,
+    )
+    network: str = flag(
+        "", "Whose network --model_path is; empty tells by what lies there.", ("", adapters.OWN, *adapters.FAMILIES)
+    )
+    vae: str = flag("", "Folder of the autoencoder (diffusers) of a network of latents that brings none.", content=True)
+    checkpoint_key: str = flag(
+        "", "Key of the weights in a checkpoint that holds several, such as state_dict or ema.", shared=True
+    )
     override: bool = flag(False, "Let given flags win over those saved beside the checkpoint.", idle=True)
 
 
-def open_network(path, flag="model_path", expected=None, **given):
-    """Open a checkpoint of any network, such as a teacher, a critic or an encoder.
+def open_network(path, flag="model_path", expected=None, family="", vae="", **given):
+    """Open a checkpoint of any network, such as a teacher, a critic or an encoder, and networks of others.
 
-    :param path: local, or any address blobfile reads.
+    :param path: local, or any address blobfile reads; a folder of diffusers.
     :param flag: the flag that names it, for errors.
     :param expected: a name in NETWORKS that it has to be; None takes all.
+    :param family: whose network it is, a name in adapters.FAMILIES; "" tells by what lies there.
+    :param vae: folder of the autoencoder of a network of latents that brings none.
     :param given: flags that are known of it, where it has none beside it: what its shapes do not tell.
     :return: (the network on this rank's device in eval mode, its diffusion process, {flag: value} of all that describes
         both). The process is a Process without methods, for a classifier of noisy images by the flags that say how
-        they were noised; None for a network without one.
+        they were noised; None for a network without one. `adapters.pair_of(network)` has its encode and decode.
     :raises UserError: if the file is missing, damaged or of another network, or `given` contradicts it.
     """
+    found = _of_others(path, family, vae, flag)
+    if found is not None:
+        return _open_found(found, path, expected, given)
     network = recognised(path, flag) if expected is None else NETWORKS[expected]
-    groups = (*network.groups, *process_groups(network))
-    unknown = given.keys() - described(network)
-    if unknown:
-        raise TypeError(f"unexpected argument {min(unknown)!r}")
-    parsed = Parsed({group: group() for group in groups}, frozenset(given)).with_values(given)
+    parsed = _stated(network, given)
     parsed = resolve(parsed, path, network, flag=flag)
     model = _open(parsed, path, network, flag)
     made = next((parsed[group].create() for group in process_groups(network)), None)
     return model, made, {k: v for k, v in parsed.values().items() if k in described(network)}
+
+
+def _stated(network, given):
+    """The Parsed flags of a Network of which {flag: value} are given."""
+    unknown = given.keys() - described(network)
+    if unknown:
+        raise TypeError(f"unexpected argument {min(unknown)!r}")
+    groups = (*network.groups, *process_groups(network))
+    return Parsed({group: group() for group in groups}, frozenset(given)).with_values(given)
+
+
+def _open_found(found, path, expected, given):
+    """What `open_network` gives of an adapters.Found."""
+    if expected not in (None, "diffusion"):
+        raise UserError(f"{path} is {found.what}; expected {NETWORKS[expected].what}")
+    parsed = adapters.resolve(_stated(DIFFUSION, given), found, path)
+    return _create(found, parsed, path), parsed[process.DiffusionFlags].create(), parsed.values()
+
+
+def _create(found, parsed, path):
+    """The network of an adapters.Found, on this rank's device in eval mode."""
+    key = parsed.values().get("checkpoint_key", "")
+    network = found.create(parsed, None if files.is_folder(path) else take(path, key=key))
+    network.convert_to(parsed[UNetFlags].dtype)
+    return network.to(dist_util.dev()).eval()
 
 
 def load_network(parsed):
@@ -53,10 +101,12 @@ def load_network(parsed):
 
     A script with flags for the sizes of a super-resolution network expects one.
 
-    :return: (the resolved Parsed flags, the network on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
-    parsed = resolved(parsed)
-    return parsed, _open(parsed, parsed[CheckpointFlags].model_path, _network(parsed))
+    parsed, path, found = resolved(parsed), parsed[CheckpointFlags].model_path, _found(parsed)
+    if found is not None:
+        return parsed, _create(found, parsed, path)
+    return parsed, _fast(parsed, _open(parsed, path, _network(parsed)))
 
 
 def load_process(parsed, *methods):
@@ -92,8 +142,24 @@ def load_diffusion(parsed):
 
 def resolved(parsed, log=True):
     """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
+    source, found = parsed[CheckpointFlags], _found(parsed)
+    if found is None:
+        return resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+    if _network(parsed) is not DIFFUSION:
+        raise UserError(f"--model_path {source.model_path} is {found.what}; expected {_network(parsed).what}")
+    return adapters.resolve(parsed, found, source.model_path, log)
+
+
+def _found(parsed):
+    """The adapters.Found of --model_path, None for a network of this project."""
     source = parsed[CheckpointFlags]
-    return resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+    return _of_others(source.model_path, source.network, source.vae, key=source.checkpoint_key)
+
+
+def _of_others(path, family="", vae="", flag="model_path", key=""):
+    """The adapters.Found at a path, None for a network of this project, as flags beside it show."""
+    own = path and not family and files.exists(sidecar_path(path))
+    return adapters.find(path, partial(peek, flag=flag, key=key), adapters.OWN if own else family, vae)
 
 
 def _network(parsed):
@@ -105,26 +171,41 @@ def load_classifier(parsed, path, flag="classifier_path"):
 
     Where there is a diffusion network too, its resolved flags decide what the classifier has to fit.
 
-    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode).
+    :return: (the resolved Parsed flags, the EncoderUNetModel on this rank's device in eval mode, fast for inference).
     """
     fixed, override = set(), False
     if UNetFlags in parsed.groups:
+        found = _found(parsed)
+        if found is not None and (found.latent or found.betas):
+            raise UserError(
+                f"--{flag} {path} cannot guide {found.what}: a classifier here knows pixels, noised as "
+                "--noise_schedule names it"
+            )
         override = parsed[CheckpointFlags].override
         fixed = {"image_size", "image_channels", *noising()}
         if parsed[UNetFlags].class_cond:
             fixed.add("num_classes")
+            if parsed[UNetFlags].class_names:
+                fixed.add("class_names")
     parsed = resolve(parsed, path, CLASSIFIER, override=override, flag=flag, fixed=fixed)
-    return parsed, _open(parsed, path, CLASSIFIER, flag)
+    return parsed, _fast(parsed, _open(parsed, path, CLASSIFIER, flag))
 
 
 def _open(parsed, path, network, flag="model_path"):
     """The network of resolved flags with the weights at `path`, on this rank's device in eval mode."""
     model, dtype = network.create(parsed), parsed[network.groups[0]].dtype
-    load_into(model, path, flag)
+    load_into(model, path, flag, key=key_for(flag, parsed.values()))
     model.to(dist_util.dev())
     if dtype is not torch.float32:
         model.convert_to(dtype)
     return model.eval()
+
+
+def _fast(parsed, model):
+    """The network as the scripts run it, by their --conv where they have it."""
+    flags = parsed.groups.get(ConvFlags)
+    compute_by(None if flags is None else flags.algorithm())
+    return for_inference(model)
 
 
 def _advise(path, trained):

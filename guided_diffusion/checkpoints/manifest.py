@@ -31,7 +31,7 @@ def write(folder, step, parts, run):
         for name, data in parts:
             listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             files.write_bytes(files.join(folder, name), data)
-        content = {"step": step, "saved": time.time(), "run": run, "files": listed}
+        content = {"step": step, "saved": time.time(), "order": _next_order(folder), "run": run, "files": listed}
         files.write_text(path_of(folder, step), json.dumps(content, indent=1) + "\n")
     except BaseException:
         _remove(folder, listed)
@@ -39,29 +39,41 @@ def write(folder, step, parts, run):
 
 
 def steps(folder):
-    """The steps that have a manifest in a folder, the newest written first."""
-    found = (re.fullmatch(r"manifest(\d+)\.json", name) for name, _ in files.entries(folder))
-    return sorted((int(match[1]) for match in found if match), key=lambda step: _age(folder, step), reverse=True)
+    """The steps that have a manifest in a folder, the last written first, whatever the clock did meanwhile."""
+    return sorted(_steps(folder), key=lambda step: _age(folder, step), reverse=True)
+
+
+def _steps(folder):
+    found = (re.fullmatch(r"manifest(\d+)\.json", name, re.ASCII) for name, _ in files.entries(folder))
+    return [int(match[1]) for match in found if match]
 
 
 def _age(folder, step):
     try:
-        return read(folder, step)["saved"], step
+        content = read(folder, step)
     except UserError:  # first, so that whoever looks for a whole one meets it and says so
-        return math.inf, step
+        return math.inf, math.inf, step
+    return content.get("order", 0), content["saved"], step
+
+
+def _next_order(folder):
+    """One more than that of any manifest in a folder."""
+    orders = (_age(folder, step)[0] for step in _steps(folder))
+    return 1 + max((order for order in orders if order < math.inf), default=0)
 
 
 def read(folder, step):
     """The manifest of a step.
 
-    :return: {"step": int, "saved": seconds, "run": text, "files": {name: {"size": int, "sha256": text}}}; one that was
-        written before runs had names has no "run".
+    :return: {"step": int, "saved": seconds, "order": int, "run": text, "files": {name: {"size": int, "sha256": text}}};
+        `order` counts the sets that were written to the folder. One that was written before there were orders, or names
+        of runs, has none.
     :raises UserError: if it is damaged, or names a file outside the folder.
     """
     path = path_of(folder, step)
     try:
-        content = json.loads(files.read_text(path))
-    except ValueError:
+        content = files.read_json(path, "the sizes and checksums of a checkpoint's files")
+    except UserError:
         content = None
     if not _is_manifest(content):
         raise UserError(f"{path} is damaged; expected the sizes and checksums of a checkpoint's files")
@@ -71,11 +83,19 @@ def read(folder, step):
     return content
 
 
+def run_of(folder, step):
+    """The name of the run that a set belongs to; None where its manifest does not say it."""
+    with contextlib.suppress(UserError):
+        return read(folder, step).get("run")
+    return None
+
+
 def _is_manifest(content):
     """Whether what a JSON file holds has the entries of a manifest, each of its type."""
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         return False
-    return isinstance(content.get("saved"), int | float) and all(map(_is_entry, content["files"].values()))
+    numbers = isinstance(content.get("saved"), int | float) and isinstance(content.get("order", 0), int)
+    return numbers and all(map(_is_entry, content["files"].values()))
 
 
 def _is_entry(entry):
@@ -112,8 +132,8 @@ def check_listed(path):
 
     :raises UserError: if it is truncated or altered.
     """
-    folder, name = files.split(path)
-    step = re.search(r"(\d+)\.pt$", name)
+    folder, name = files.split(files.target(path))
+    step = re.search(r"(\d+)\.pt$", name, re.ASCII)
     if step and files.exists(path) and files.exists(path_of(folder, int(step[1]))):
         entry = read(folder, int(step[1]))["files"].get(name)
         if entry:

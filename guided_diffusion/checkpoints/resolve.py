@@ -50,7 +50,7 @@ def resolve(
     if found:
         known = {**_unsaid(known, network, path), **known}
     elif not known:
-        known = _revealed(path, network, given, flag)
+        known = _revealed(path, network, given, flag, key_for(flag, values))
     assumed = [
         k for k in marked(_groups(network), "hidden") if k in values and k not in {*given, *(known if beside else ())}
     ]
@@ -69,7 +69,11 @@ def resolve(
     for one, other in marked(parsed.groups, "spells").items():
         if any(k in given and k in known and given[k] != known[k] for k in (one, other)):
             known = {k: v for k, v in known.items() if k not in (one, other)}
-    return parsed.with_values({**known, **given})
+    try:
+        return parsed.with_values({**known, **given})
+    except UserError as error:
+        parsed.with_values(given)  # where these are wrong, they are named
+        raise UserError(f"{path}, by {source}: {error}") from error
 
 
 def resumed(parsed, path, network):
@@ -95,11 +99,16 @@ def recognised(path, flag):
 
     :raises UserError: if it is none of NETWORKS.
     """
-    found = _marked_by(read_flags(path)) or _fitting(_state(path, flag))
+    found = _marked_by(read_flags(path)) or _fitting(peek(path, flag))
     if found is None:
         known = ", ".join(network.what for network in NETWORKS.values())
         raise UserError(f"--{flag} {path} is no network that is known, by its tensors; expected one of: {known}")
     return found
+
+
+def key_for(flag, values):
+    """The --checkpoint_key that a command line has for the checkpoint of a flag: that of a classifier has none."""
+    return values.get("checkpoint_key", "") if flag in ("model_path", "init_from") else ""
 
 
 def described(network):
@@ -143,15 +152,8 @@ def _read_shapes(network, state, size=None):
         return None
 
 
-def _state(path, flag):
-    state = peek(path, flag)
-    if state and all(key.startswith("module.") for key in state):
-        raise UserError(f"--{flag} {path} was saved from a DDP wrapper: its tensors' names begin with module.")
-    return state
-
-
-def _revealed(path, network, given, flag):
-    state, size = _state(path, flag), given.get(network.size_flag)
+def _revealed(path, network, given, flag, key):
+    state, size = peek(path, flag, key), given.get(network.size_flag)
     known = _read_shapes(network, state, size)
     if known is None:
         other = _fitting(state)

@@ -1,5 +1,6 @@
 """Which checkpoint a training run goes on from, and the state that lies beside its published files."""
 
+import os
 import re
 import secrets
 
@@ -54,22 +55,41 @@ def find(wanted, folder):
     if wanted == AUTO:
         return _newest(folder)
     if wanted:
-        return _checked(wanted)
-    if earlier := manifest.steps(folder):
-        logger.warn(
-            f"{folder} has checkpoints of an earlier run, the last at step {earlier[0]}: this one starts afresh and "
-            "replaces them as it comes to their steps; --resume_checkpoint auto would go on"
-        )
-    if published := [path for path in _unlisted(folder) if not files.exists(sidecar_path(path))]:
-        logger.warn(
-            f"{folder} has published checkpoints: this run starts afresh and replaces them as it comes to their "
-            f"steps; --resume_checkpoint {published[-1]} would go on"
-        )
+        path = _checked(wanted)
+        _refuse_another(folder, path)
+        return path
+    _refuse_another(folder, "")
     return ""
+
+
+def _refuse_another(folder, source):
+    """Leave the checkpoints of another run in the output folder to it: this one would replace them step by step.
+
+    :param source: the checkpoint that is gone on from; "" for a fresh start.
+    """
+    here = [place if files.is_remote(place) else os.path.abspath(place) for place in (files.split(source)[0], folder)]
+    if source and here[0] == here[1]:
+        return
+    own = run_of(source)
+    if foreign := [step for step in manifest.steps(folder) if manifest.run_of(folder, step) != own]:
+        raise UserError(
+            f"--out_dir {folder} has checkpoints of another run, the last at step {foreign[0]}, which this one would "
+            "replace; expected another --out_dir, or --resume_checkpoint auto to go on with that run"
+        )
+    published = [path for path in _unlisted(folder) if not files.exists(sidecar_path(path))]
+    if published:
+        raise UserError(
+            f"--out_dir {folder} has published checkpoints, which this run would replace; expected another --out_dir, "
+            f"or --resume_checkpoint {published[-1]} to go on"
+        )
 
 
 def _newest(folder):
     complete = manifest.steps(folder)
+    for path in _unlisted(folder) if complete else ():
+        if step_of(path) > complete[0]:
+            name = files.split(manifest.path_of(folder, step_of(path)))[1]
+            logger.warn(f"{path} is not taken: it has no {name}, so it was not written to its end")
     for step in complete:
         try:
             manifest.check(folder, step)
@@ -111,7 +131,9 @@ def _refuse_unlisted(folder):
 
 
 def _checked(path):
-    """The path, if it is there and its manifest, where its folder has some, agrees."""
+    """The path, or that of what it links to, if it is there and its manifest, where its folder has some, agrees."""
+    if not _named(path) or not files.exists(beside(path, "opt")):
+        path = files.target(path)
     step = step_of(path)
     if not files.exists(path):
         raise UserError(f"--resume_checkpoint: checkpoint {path} does not exist")
@@ -132,10 +154,14 @@ def _checked(path):
 
 def step_of(path):
     """The step in the name of a checkpoint, model012345.pt."""
-    match = re.fullmatch(r"model(\d+)\.pt", files.split(path)[1])
+    match = _named(path)
     if not match:
         raise UserError(f"--resume_checkpoint {path} is not named as modelNNNNNN.pt, so its step is unknown")
     return int(match[1])
+
+
+def _named(path):
+    return re.fullmatch(r"model(\d+)\.pt", files.split(path)[1], re.ASCII)
 
 
 def beside(path, name):
@@ -157,6 +183,18 @@ def read_state(path):
     if not files.exists(state):
         return None
     content = load_checkpoint(state)
-    if not isinstance(content, dict) or not content.keys() >= STATE:
+    if not _is_state(content):
         raise UserError(f"{state} is not the state of a training run")
+    if content["step"] != step_of(path):
+        raise UserError(f"{state} is that of step {content['step']}; expected step {step_of(path)}, as its name says")
     return content
+
+
+def _is_state(content):
+    """Whether what a file holds has the entries of STATE, each of its type."""
+    if not isinstance(content, dict) or not content.keys() >= STATE:
+        return False
+    counts = [content["step"], content["samples"], content["seed"]]
+    size, scale = content["step_size"], content["lg_loss_scale"]
+    lists = [isinstance(part, list) for part in (size, content["random"])]
+    return all(isinstance(n, int) and n >= 0 for n in counts) and all(lists) and isinstance(scale, float | int | None)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..flags import FlagGroup, Legal, at_least, flag, int_list
+from ..flags import IMAGES, FlagGroup, Legal, at_least, flag
+from ..image_labels import chosen, of_text
 from ..networks import ClassifierFlags, UNetFlags
 from .conditioning import Conditioning
 
@@ -14,11 +15,11 @@ from .conditioning import Conditioning
 class ClassFlags(FlagGroup):
     """Classes of the images."""
 
-    classes: str = flag("", "Classes to sample, such as 3,7, in turn over the images; empty draws them at random.")
+    classes: str = flag("", "Classes to sample, such as flower,3, in turn over the images; empty draws them at random.")
     per_class: int = flag(
         0,
         "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.",
-        legal=at_least(0),
+        legal=at_least(0, IMAGES),
         idle=True,
     )
 
@@ -65,7 +66,7 @@ class Classes(Conditioning):
         count = class_count(parsed)
         if count is None or ClassFlags not in parsed.groups:
             return None
-        return cls(count, chosen_classes(parsed[ClassFlags].classes, count))
+        return cls(count, chosen_classes(parsed[ClassFlags].classes, count))  # see with_classes_counted
 
     def of_data(self, x, labels):
         if self.dropout == 0:
@@ -94,20 +95,22 @@ def class_count(parsed):
     return unet.num_classes if unet.class_cond else None
 
 
-def chosen_classes(text, num_classes):
-    """The classes [K] of "3,7"; empty for all.
+def class_names(parsed):
+    """The names of the classes that `class_count` counts, by their numbers; [] where they are not known."""
+    return of_text(parsed.values().get("class_names", ""))
 
-    :raises UserError: for one outside 0..num_classes-1.
+
+def chosen_classes(text, num_classes, names=()):
+    """The classes [K] of "flower,3": names, or numbers; empty for all.
+
+    :param names: of the classes, by their numbers.
+    :raises UserError: for one outside 0..num_classes-1, and for a name that is not known.
     """
-    classes = int_list(text, "classes")
-    wrong = [c for c in classes if not 0 <= c < num_classes]
-    if wrong:
-        raise UserError(f"--classes has {wrong[0]}; expected 0 to {num_classes - 1}")
-    return classes
+    return chosen(text, num_classes, list(names))
 
 
 def with_classes_counted(parsed):
-    """The resolved Parsed flags of a sampling run with --per_class spelt out as --classes and --num_samples.
+    """The resolved Parsed flags of a sampling run: --classes in numbers, and --per_class spelt out as --num_samples.
 
     :raises UserError: for classes where the network has none, and for numbers that contradict each other.
     """
@@ -117,13 +120,16 @@ def with_classes_counted(parsed):
             f"--{'classes' if flags.classes else 'per_class'} has no meaning for --model_path "
             f"{parsed.values()['model_path']}, which has no classes"
         )
-    count = flags.per_class
-    if not count:
+    if num_classes is None:
         return parsed
-    classes = chosen_classes(flags.classes, num_classes) or range(num_classes)
-    total, told = count * len(classes), parsed.values()["num_samples"]
-    if "num_samples" in parsed.given and told != total:
-        raise UserError(
-            f"--num_samples {told} contradicts --per_class {count}, which makes {total}; leave one of them out"
-        )
-    return parsed.with_values({"num_samples": total, "classes": ",".join(map(str, classes))})
+    classes = chosen_classes(flags.classes, num_classes, class_names(parsed))
+    values, count = {"classes": ",".join(map(str, classes))}, flags.per_class
+    if count:
+        classes = classes or range(num_classes)
+        total, told = count * len(classes), parsed.values()["num_samples"]
+        if "num_samples" in parsed.given and told != total:
+            raise UserError(
+                f"--num_samples {told} contradicts --per_class {count}, which makes {total}; leave one of them out"
+            )
+        values = {"num_samples": total, "classes": ",".join(map(str, classes))}
+    return parsed.with_values(values)

@@ -6,15 +6,19 @@ Each launcher tells it in variables of the environment, which the functions here
 import os
 import re
 import socket
+import stat
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..errors import UserError
+from . import messages
 
 MPIRUN_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
-# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun.
-PMI_MARKS = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK")
+# srun gives these too, to programs that are linked with MPI: there they say nothing about mpirun. PMIX_RANK never
+# does: who starts by PMIx and is mpirun says OMPI_ as well.
+PMI_MARKS = ("PMI_RANK", "PMI_SIZE")
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
@@ -77,6 +81,7 @@ def slurm_launch(env):
     node = _number_or(env, "SLURM_NODEID", 0)
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
     # Two steps of a job, or two jobs on a host, should not meet at one port; 32768 and up belong to the system.
+    near = len(tasks) > node and tasks[node] == _slurm_size(env)
     port = 12000 + (101 * _number_or(env, "SLURM_JOB_ID", 0) + _number(env, "SLURM_STEP_ID")) % 20000
     return Launch(
         "srun",
@@ -84,7 +89,7 @@ def slurm_launch(env):
         size=_slurm_size(env),
         local_rank=_number_or(env, "SLURM_LOCALID", 0),
         local_size=tasks[node] if node < len(tasks) else 1,
-        host=env.get("MASTER_ADDR") or first_host(nodes),
+        host=env.get("MASTER_ADDR") or ("127.0.0.1" if near else first_host(nodes)),
         port=_number_or(env, "MASTER_PORT", port),
     )
 
@@ -109,8 +114,36 @@ def mpi_launch(env, comm, local):
     if comm.rank == 0:
         host = "127.0.0.1" if local.size == comm.size else _outward_address()
         here = env.get("MASTER_ADDR") or host, _number_or(env, "MASTER_PORT", 0) or free_port()
-    host, port = comm.bcast(here, root=0)
+    host, port = _told_by_rank_0(comm, here)
     return Launch("mpirun", comm.rank, comm.size, local.rank, local.size, host, port)
+
+
+def _told_by_rank_0(comm, value):
+    """The plain value of rank 0 on all ranks: mpi4py's own would be a pickle."""
+    length = np.zeros(1, np.int64)
+    message = np.frombuffer(messages.packed(value), np.uint8).copy()
+    if comm.rank == 0:
+        length[0] = len(message)
+    comm.Bcast(length, root=0)
+    if comm.rank > 0:
+        message = np.empty(length[0], np.uint8)
+    comm.Bcast(message, root=0)
+    return messages.unpacked(message)
+
+
+def refuse_left_over(env):
+    """Validate that an mpirun is there that PMI_* speak of, for MPI would end in a trace.
+
+    :raises UserError: where they are left over from another job, as in a shell that was started by one.
+    """
+    if "PMI_FD" in env:
+        try:
+            alive = stat.S_ISSOCK(os.fstat(_number(env, "PMI_FD")).st_mode)
+        except OSError:
+            alive = False
+        if not alive:
+            names = " ".join(f"-u {name}" for name in sorted(env) if name.startswith(("PMI_", "MPI_LOCAL")))
+            raise UserError(f"PMI_FD is left over from an mpirun that is not there; expected env {names} before python")
 
 
 def mpi_size(env):
@@ -121,7 +154,7 @@ def mpi_size(env):
 def told_rank(env):
     """Return the rank that the launcher's variables tell, for use before the ranks have met; 0 where they do not."""
     names = {"torchrun": ("RANK",), "mpirun": MPI_RANKS, "srun": ("SLURM_PROCID",), "python": ()}[launcher_of(env)]
-    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 0)
+    return next((int(env[name]) for name in names if re.fullmatch("[0-9]{1,18}", env.get(name, ""))), 0)
 
 
 def first_host(nodes):
@@ -145,7 +178,7 @@ def choose_device(wanted, local_rank, gpus):
     :raises UserError: for another word, and for a GPU that is not there.
     """
     name = wanted or ("cuda" if gpus else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,6})?", name):
         raise UserError(f"--device {name}: expected cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -182,7 +215,7 @@ def usable_cores():
 def _number(env, name):
     """The integer from 0 that the variable `name` holds; it has to be there."""
     text = env.get(name, "")
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise UserError(f"environment variable {name} is {text!r}, expected a whole number from the launcher")
     return int(text)
 

@@ -5,19 +5,27 @@ and keep-alive packets find a host that is gone; so the end of a connection that
 """
 
 import contextlib
+import hmac
+import re
 import secrets
 import selectors
 import socket
 import threading
+import time
 
+LOOPBACK = "127.0.0.1"
 BYE, FAILED = b"bye\n", b"failed\n"
 
 # Seconds of silence after which packets ask whether a host is still there, between them, and their number.
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 CONNECT_SECONDS = 30
 
-# How long one who has begun to say to rank 0 who it is may take: nobody is watched meanwhile.
-WELCOME_SECONDS = 2
+# How long one may take to say to rank 0 who it is, and how many may be about it: the oldest of more have to go.
+WELCOME_SECONDS = 5
+STRANGERS = 64
+
+# Bytes of a token and a rank, at most.
+GREETING = 64
 
 
 class Watch:
@@ -30,15 +38,18 @@ class Watch:
     :param broadcast: `object -> the object of rank 0`, a collective.
     :param lost: called in the thread when a rank has died, with a sentence, or with None where it or another rank
         says why; it has to end the process.
+    :param near: whether all ranks are on one host, so that rank 0 listens on the loopback alone.
     """
 
-    def __init__(self, rank, names, host, broadcast, lost):
+    def __init__(self, rank, names, host, broadcast, lost, near=False):
         self._rank, self._names, self._lost = rank, names, lost
         self._connections = {}  # rank: socket
         self._left = threading.Event()
-        server = _listener() if rank == 0 else None
-        port, token = broadcast((server.getsockname()[1], secrets.token_hex(8).encode()) if server else None)
-        work, args = (self._serve, (server, token)) if server else (self._attend, (host, port, token))
+        server = _listener(near) if rank == 0 else None
+        port, token = broadcast((server.getsockname()[1], secrets.token_hex(16).encode()) if server else None)
+        work, args = (
+            (self._serve, (server, token)) if server else (self._attend, (LOOPBACK if near else host, port, token))
+        )
         threading.Thread(target=work, args=args, name="peers", daemon=True).start()
 
     def leave(self, word=BYE):
@@ -53,25 +64,61 @@ class Watch:
 
     def _serve(self, server, token):
         """Rank 0: hear from all the others."""
-        with selectors.DefaultSelector() as ready:
+        server.setblocking(False)
+        strangers = {}  # connection: (what it has said so far, until when it may say more), the oldest first
+        with server, selectors.DefaultSelector() as ready:
             ready.register(server, selectors.EVENT_READ)
+
+            def dismiss(connection):
+                ready.unregister(connection)
+                strangers.pop(connection, None)
+                connection.close()
+
             while not self._left.is_set():
                 for key, _ in ready.select(timeout=1):
                     if key.fileobj is server:
-                        ready.register(server.accept()[0], selectors.EVENT_READ)
-                        continue
-                    ready.unregister(key.fileobj)
-                    if key.data is not None:
+                        if len(strangers) >= STRANGERS:
+                            dismiss(next(iter(strangers)))
+                        connection = _accepted(server)
+                        if connection is not None:
+                            ready.register(connection, selectors.EVENT_READ)
+                            strangers[connection] = b"", time.monotonic() + WELCOME_SECONDS
+                        elif strangers:  # as when the process has no file left for one more
+                            dismiss(next(iter(strangers)))
+                    elif key.data is not None:
+                        ready.unregister(key.fileobj)
                         with self._connections.pop(key.data) as connection:
                             self._heard(key.data, _receive(connection))
-                        continue
-                    other = _welcome(key.fileobj, token)
-                    if other is not None:
-                        self._connections[other] = key.fileobj
-                        ready.register(key.fileobj, selectors.EVENT_READ, other)
-            for key in ready.get_map().values():
-                if key.data is None:  # the ranks may still have to hear that this one leaves
-                    key.fileobj.close()
+                    elif key.fileobj in strangers:
+                        self._greet(key.fileobj, strangers, token, ready, dismiss)
+                for connection in [c for c, (_, until) in strangers.items() if until < time.monotonic()]:
+                    dismiss(connection)
+            for connection in list(strangers):  # the ranks may still have to hear that this one leaves
+                dismiss(connection)
+
+    def _greet(self, connection, strangers, token, ready, dismiss):
+        """Read on in a greeting; at its end its sender is a rank of this job, or has to go."""
+        said, until = strangers[connection]
+        try:
+            more = connection.recv(GREETING - len(said))
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        said += more
+        if more and b"\n" not in said and len(said) < GREETING:
+            strangers[connection] = said, until
+            return
+        word, _, number = said.rstrip(b"\n").partition(b" ")
+        known = hmac.compare_digest(word, token) and re.fullmatch(rb"[0-9]{1,9}\n?", number)
+        other = int(number) if known else 0
+        if not 0 < other < len(self._names) or other in self._connections:
+            dismiss(connection)
+            return
+        del strangers[connection]
+        _keep_alive(connection)
+        self._connections[other] = connection
+        ready.modify(connection, selectors.EVENT_READ, other)
 
     def _attend(self, host, port, token):
         """Any other rank: hear from rank 0 alone."""
@@ -95,23 +142,25 @@ def _obituary(name):
     return f"{name} has died without a word, as when it is killed or out of memory; this ends the job"
 
 
-def _listener():
+def _listener(near):
+    if near:
+        return socket.create_server((LOOPBACK, 0), backlog=1024)
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", 0), backlog=1024)
 
 
-def _welcome(connection, token):
-    """The rank of who has begun to say who it is; None, and the connection closed, if it is no rank of this job."""
-    connection.settimeout(WELCOME_SECONDS)
-    with contextlib.suppress(OSError, ValueError):
-        with connection.makefile("rb") as lines:
-            said, number = lines.readline(64).split()
-        if said == token:
-            _keep_alive(connection)
-            return int(number)
-    connection.close()
-    return None
+def _accepted(server):
+    """Who connects; None where nobody does after all, or the process has too many files open for one more."""
+    try:
+        connection = server.accept()[0]
+    except BlockingIOError:
+        return None
+    except OSError:
+        time.sleep(0.1)  # it is asked again at once, for who waits still waits
+        return None
+    connection.setblocking(False)
+    return connection
 
 
 def _keep_alive(connection):

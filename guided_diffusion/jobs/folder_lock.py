@@ -5,8 +5,11 @@ Remote folders, and systems or file systems without such locks, have none.
 """
 
 import contextlib
+import errno
 import os
 import socket
+import stat
+import time
 
 from .. import dist_util, files
 from ..errors import UserError
@@ -34,13 +37,15 @@ if fcntl is not None:
 def locked(folder, part=""):
     """Hold `folder` for this job during the with-block; every rank has to call it, and rank 0 holds it for all.
 
+    Who has it alone deletes what earlier jobs left unfinished there.
+
     :param folder: which exists; the lock lies there as `.lock`, and stays when it is let go.
     :param part: jobs with different parts, such as "3-of-8", may share a folder, each with a lock `.lock-PART`; a
         job without a part has the folder alone.
     :raises UserError: on every rank, if another job holds it; the sentence names folder, host and process id.
     """
     with contextlib.ExitStack() as stack:
-        holder = None
+        holder, began = None, time.time()
         if dist_util.is_main() and _can_lock(folder):
             holder = _lock(stack, os.path.join(folder, ".lock"), shared=bool(part))
             if part and holder is None:
@@ -48,6 +53,8 @@ def locked(folder, part=""):
         holder = dist_util.broadcast_object(holder)
         if holder is not None:
             raise UserError(f"{folder} is in use by {holder}; wait for it or give another --out_dir")
+        if dist_util.is_main() and not part:
+            files.remove_unfinished(folder, began)
         yield
 
 
@@ -67,12 +74,18 @@ def _can_lock(folder):
 
 def _lock(stack, path, shared=False):
     """Lock a file until `stack` is closed; returns who has it, if that is another, else None."""
-    file = stack.enter_context(open(path, "a+", encoding="utf-8"))
+    try:
+        file = stack.enter_context(open(path, "a+", encoding="utf-8", opener=_opened))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        raise UserError(f"{path} is no regular file, so {os.path.dirname(path)} cannot be locked") from error
     try:
         fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
     except BlockingIOError:
         return _holder(path) or "another job"
-    except OSError:  # a network file system without locks
+    except OSError as error:  # a network file system without locks
+        files.remark(f"{path} cannot be locked ({error.strerror}): nothing keeps a second job out of its folder")
         return None
     _held.add(file)
     stack.callback(_held.discard, file)
@@ -83,6 +96,15 @@ def _lock(stack, path, shared=False):
     return None
 
 
+def _opened(path, flags):
+    """A handle of a regular file: a pipe of this name would be waited for."""
+    handle = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.ENOTSUP, "it is no regular file", path)
+    return handle
+
+
 def _holder(path):
     """Who holds the lock at `path`; where jobs share it, one of those that have a part of the folder."""
     folder, name = os.path.split(path)
@@ -91,5 +113,5 @@ def _holder(path):
             try:
                 fcntl.flock(file, fcntl.LOCK_NB | fcntl.LOCK_SH)
             except BlockingIOError:
-                return file.read()
+                return file.read(200)
     return None

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C as a question: a loop asks between two units of work whether it should stop.
+"""Signals as a question: a loop asks between two units of work whether it should stop.
+
+SIGTERM and Ctrl-C; SIGHUP, when the terminal is closed, unless it was ignored as under nohup; and SIGUSR1, which SLURM
+sends before a job's time is over where it is told to (--signal=USR1@60).
 
 with interruption.awaited() as asked:
     for unit in work:
@@ -17,7 +20,10 @@ import torch
 
 from .. import dist_util
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+# in place of a signal's number
+TROUBLE = -1
 
 # A terminal and a launcher may both pass on one Ctrl-C: what comes within so many seconds is the same request.
 SAME_REQUEST = 1.0
@@ -25,7 +31,9 @@ SAME_REQUEST = 1.0
 
 @contextlib.contextmanager
 def awaited():
-    """Yield `asked() -> int`: the number of the signal that some rank has got in this with-block, 0 for none.
+    """Yield `asked(trouble=False) -> int`: the signal that some rank has got in this with-block, 0 for none.
+
+    It is TROUBLE where there is no signal and some rank has called it with True: it cannot go on.
 
     Every rank has to call `asked` at the same places, for the answer is the same on all of them: a signal that
     reaches one rank stops all. Meanwhile signals do not end the process; but a second one, `SAME_REQUEST` seconds or
@@ -49,11 +57,13 @@ def awaited():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def asked():
-        everywhere = dist_util.all_reduce_sum(torch.tensor([float(counts[number]) for number in SIGNALS]))
-        return next((int(number) for number, count in zip(SIGNALS, everywhere) if count), 0)
+    def asked(trouble=False):
+        noted = [*(float(counts[number]) for number in SIGNALS), float(trouble)]
+        everywhere = dist_util.all_reduce_sum(torch.tensor(noted))
+        return next((int(number) for number, count in zip([*SIGNALS, TROUBLE], everywhere) if count), 0)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    heard = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield asked
     finally:

@@ -13,7 +13,8 @@ from .. import dist_util, files, flags, logger, presets
 from ..distributed import launchers
 from ..errors import UserError
 from ..flags import flag
-from . import folder_lock
+from ..networks import ConvFlags, computing_by, described, slow_halves
+from . import folder_lock, terminal
 
 # seconds that other ranks leave rank 0 to say an error first
 PATIENCE = 2
@@ -31,6 +32,7 @@ class RunFlags(flags.FlagGroup):
     dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
 
 
+@terminal.lasting()
 def run(name, description, groups, body, overrides=None, argv=None, positional=()):
     """Parse the command line, join the ranks, open the output folder, and call `body(parsed)`.
 
@@ -121,6 +123,13 @@ def announce(parsed, file_name="flags.json"):
         if name in parsed.given and values.get(switch) is False:
             logger.warn(f"--{name} does nothing without --{switch} True")
     if dist_util.is_main():
+        if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
+            logger.log(described(computing_by()))
+            for dtype in slow_halves(*(getattr(group, "dtype", None) for group in parsed.groups.values())):
+                logger.warn(
+                    f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
+                    "times as long as float32 there; expected float32, or a GPU"
+                )
         logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
         if not dry_run:
             files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")

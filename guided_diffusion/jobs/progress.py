@@ -13,13 +13,14 @@ LINE_EVERY = 30  # seconds
 
 
 @contextlib.contextmanager
-def shown(total, done, unit, name=""):
+def shown(total, done, unit, name="", after=0):
     """Yield `add(count)`, which says that so many more are made; rank 0 shows their rate and the time left.
 
     :param total: how many there are in all.
     :param done: how many of them were there before.
     :param unit: what they are, such as "image".
     :param name: of the job, where a run has several.
+    :param after: seconds before anything is shown, for what mostly takes less.
     """
     began = time.monotonic()
     count, last = done, 0.0
@@ -30,7 +31,8 @@ def shown(total, done, unit, name=""):
         count += more
         bar.update(more)
         passed = time.monotonic() - began
-        if not terminal and dist_util.is_main() and (passed - last >= LINE_EVERY or not last or count == total):
+        due = passed - last >= LINE_EVERY or not last or count == total
+        if not terminal and dist_util.is_main() and passed >= after and due:
             last = passed
             rate = (count - done) / passed
             left = timedelta(seconds=round((total - count) / rate))
@@ -38,5 +40,5 @@ def shown(total, done, unit, name=""):
             logger.log(f"{title}{count} of {total} {unit}s, {rate:.3g} {unit}s/s, {left} left")
 
     hidden = not (terminal and dist_util.is_main())
-    with tqdm(total=total, initial=done, unit=unit, desc=name or None, disable=hidden) as bar:
+    with tqdm(total=total, initial=done, unit=unit, desc=name or None, disable=hidden, delay=after) as bar:
         yield add

@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import re
+import time
 
 import numpy as np
 
@@ -34,10 +35,12 @@ class SampleStore:
 
     :param out_dir: local, or any address blobfile writes.
     :param stem: tells apart the runs that may share that folder.
+    :param classes: names of the classes, by their numbers, to lie beside the npz and stand in the picture.
     """
 
-    def __init__(self, out_dir, stem):
+    def __init__(self, out_dir, stem, classes=()):
         self.out_dir = out_dir
+        self.classes = list(classes)
         self.stem = stem
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
@@ -59,6 +62,8 @@ class SampleStore:
 
     def _begin(self, settings, alone, defaults):
         files.make_folder(self.folder)
+        if alone:
+            files.remove_unfinished(self.folder, time.time())
         path = files.join(self.folder, "settings.json")
         if not files.exists(path) or (alone and not self._names(("images_", "finished_"))):
             files.write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -138,22 +143,30 @@ class SampleStore:
         members = {
             key: (array.dtype, (count, *array.shape[1:]), self._parts(chunks, key)) for key, array in first.items()
         }
+        named = "arr_1" in first and self.classes
+        if named:
+            files.write_text(path.removesuffix(".npz") + ".json", json.dumps({"classes": self.classes}) + "\n")
         files.stream_npz(path, members)
-        pictured = [self.whole(chunk)["arr_0"] for chunk in chunks if chunk.start < PICTURED]
+        pictured = [self.whole(chunk) for chunk in chunks if chunk.start < PICTURED]
+        images = np.concatenate([part["arr_0"] for part in pictured])[:PICTURED]
+        labels = np.concatenate([part["arr_1"] for part in pictured])[:PICTURED] if named else ()
         picture = path.removesuffix(".npz") + ".png"
-        save_grid(picture, np.concatenate(pictured)[:PICTURED])
+        save_grid(picture, images, captions=list(map(self._name_of, labels)) if named else None)
         record = {"file": name, "size": files.size(path), "sha256": files.sha256(path)}
         files.write_text(self._record(count), json.dumps(record) + "\n")
         self._clean(name, count)
         return path, picture
+
+    def _name_of(self, label):
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
     def not_finite(self, chunks):
         """{index: the step, from 1, after which it has not been finite} of the images of these chunks."""
         there, found = self._names(("not_finite_",)), {}
         for chunk in chunks:
             if _note(chunk) in there:
-                with contextlib.suppress(ValueError, AttributeError, TypeError):
-                    saved = json.loads(files.read_text(files.join(self.folder, _note(chunk))))
+                with contextlib.suppress(UserError, ValueError, AttributeError, TypeError):
+                    saved = files.read_json(files.join(self.folder, _note(chunk)), "numbers of images")
                     found |= {int(i): int(step) for i, step in saved.items()}
         return found
 
@@ -215,8 +228,10 @@ class SampleStore:
         The chunks stay where there are some of a larger run, which needs them too.
         """
         chunks = self._names(("images_",))
-        unfinished = [n for n, _ in files.entries(self.out_dir) if n.startswith(f"{name}.") and n.endswith(".tmp")]
-        doomed = [(self.out_dir, n) for n in unfinished]
+        unfinished = re.compile(re.escape(name) + files.TEMPORARY)
+        doomed = [
+            (self.out_dir, n) for n, folder in files.entries(self.out_dir) if not folder and unfinished.fullmatch(n)
+        ]
         if all(_last(n) < count for n in chunks):
             doomed += [(self.folder, n) for n in chunks]
         for folder, name in doomed:
@@ -224,28 +239,34 @@ class SampleStore:
                 files.remove(files.join(folder, name))
 
     def _names(self, starts):
-        return {name for name, _ in files.entries(self.folder) if name.startswith(starts)}
+        """Names of a run's files that begin so, of unfinished ones too; what others put here is none."""
+        own = re.compile(
+            rf"(images_\d+_\d+\.chunk|not_finite_\d+_\d+\.json|finished_\d+\.json)({files.TEMPORARY})?", re.A
+        )
+        return {name for name, _ in files.entries(self.folder) if name.startswith(starts) and own.fullmatch(name)}
 
 
 def read_settings(folder):
     """What a run was begun with, from its folder of chunks.
 
     :return: a dict of "decisive" ({flag: value} of all that decides the images, files by their hash), "files" ({flag:
-        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank) and "rounding" ({"device": text,
+        {"path": text, "sha256": text}} of the files that do), "threads" (of a rank), "winograd" (the fewest
+        channels of a layer that is computed so, 0 for none; not there in older runs) and "rounding" ({"device": text,
         "torch": text}).
     :raises UserError: if they are damaged.
     """
     path = files.join(folder, "settings.json")
     try:
-        saved = json.loads(files.read_text(path))
+        saved = files.read_json(path, "the settings of a run")
         whole = (
             isinstance(saved["decisive"], dict)
             and all(entry.keys() == {"path", "sha256"} for entry in saved["files"].values())
             and isinstance(saved["threads"], int)
             and saved["threads"] > 0
+            and isinstance(saved.get("winograd", 0), int)
             and saved["rounding"].keys() == {"device", "torch"}
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged; give another --out_dir, or delete {folder}")
@@ -271,11 +292,11 @@ def origin(path):
 def _read_record(path):
     """What became of a run, {"file": name, "size": bytes, "sha256": text}; None where it is not there or damaged."""
     try:
-        record = json.loads(files.read_text(path))
+        record = files.read_json(path, "what became of a run")
         return (
             record if files.split(record["file"])[1] == record["file"] and {"size", "sha256"} < record.keys() else None
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, UserError, KeyError, TypeError, AttributeError):
         return None
 
 

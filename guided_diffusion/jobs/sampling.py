@@ -10,6 +10,8 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
+from ..image_labels import of_text
+from ..networks import DIRECT, compute_by, computing_by, described
 from . import folder_lock, interruption, launch, progress, slow_steps
 from .sample_store import SampleStore
 
@@ -53,7 +55,8 @@ def run(parsed, process, make_batch, name=None):
     if parsed[launch.RunFlags].dry_run:
         launch.announce(parsed)
         return
-    store = SampleStore(out_dir, name.removesuffix(".npz") if name else "samples")
+    stem, names = name.removesuffix(".npz") if name else "samples", of_text(parsed.values().get("class_names", ""))
+    store = SampleStore(out_dir, stem, names)
     then = (
         f"{store.folder} has to be deleted to begin anew"
         if parsed[RngFlags].published
@@ -79,14 +82,26 @@ def _settings(parsed):
         read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
-    return {"decisive": decisive, "files": read, "threads": torch.get_num_threads(), "rounding": rounding}
+    return {
+        "decisive": decisive,
+        "files": read,
+        "threads": torch.get_num_threads(),
+        "winograd": computing_by() if dist_util.dev().type == "cpu" else DIRECT,
+        "rounding": rounding,
+    }
 
 
 def _follow(begun, settings):
     """Compute as the first run of the folder did, in as many threads; where that is not enough for its bytes, warn."""
-    if dist_util.dev().type == "cpu" and begun["threads"] != torch.get_num_threads():
-        torch.set_num_threads(begun["threads"])
-        logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+    if dist_util.dev().type == "cpu":
+        if begun["threads"] != torch.get_num_threads():
+            torch.set_num_threads(begun["threads"])
+            logger.log(f"threads per rank: {begun['threads']}, as this folder was begun")
+        # a folder that says nothing of it is older than there was a choice
+        algorithm = begun.get("winograd", DIRECT)
+        if algorithm != computing_by():
+            compute_by(algorithm)
+            logger.log(f"{described(algorithm)}, as this folder was begun")
     for name, value in settings["rounding"].items():
         if begun["rounding"][name] != value:
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
@@ -116,9 +131,10 @@ def _make(store, parsed, process, make_batch, name, then):
         logger.log(f"of the {sum(map(len, missing))} images that this run made:")
     for line in lines:
         logger.log(line)
-    failed = dist_util.broadcast_object(
-        _finish(store, chunks, name, _suspects(parsed, process)) if dist_util.is_main() else None
-    )
+    failed = None
+    if dist_util.is_main():
+        failed = _finish(store, chunks, mine, name, _suspects(parsed, process))
+    failed = dist_util.broadcast_object(failed)
     if failed:
         raise UserError(failed)
 
@@ -159,9 +175,10 @@ def fill(store, missing, total, make_batch, then, name=""):
                 interruption.stop(number, f"{kept} of {total} images are kept, and {then}")
 
 
-def _finish(store, chunks, name, suspects):
+def _finish(store, chunks, mine, name, suspects):
     """Write the npz, unless other shards still have to add to it or were faster.
 
+    :param mine: the chunks of this job, which has just seen them whole.
     :param suspects: sentences on what may have thrown images beyond all numbers.
     :return: what is wrong, where there is none at the end; else None.
     """
@@ -181,6 +198,8 @@ def _finish(store, chunks, name, suspects):
     path, absent = store.finished(chunks[-1].stop), store.absent(chunks)
     if path:
         logger.log(f"saved {path}, by another shard")
+    elif lost := sum(map(len, store.absent(mine))):
+        return f"{lost} images have vanished from {store.folder} meanwhile; the same command makes them again"
     else:
         logger.log(f"{sum(map(len, absent))} images of other shards are missing: the last to finish writes the npz")
     return None

@@ -9,6 +9,7 @@ is that of the answer with classes; where that is not asked, of the other.
 | --- | --- |
 | 1 + w of Ho & Salimans, equation 6; w of Kynkaanniemi et al., equation 3 | `guidance_scale` |
 | (sigma_lo, sigma_hi], sigma = noise / signal | `guidance_interval` |
+| C' < C of DiT's release, which guides three of four latent channels | `guidance_channels` |
 
 Epsilon Scaling stands inside: both answers are divided by the same lambda, and since the combination is linear with
 weights that add up to 1, this is the scaling of the combined eps; clipping stands outside and bounds the combined x0.
@@ -20,7 +21,8 @@ import torch
 
 from .. import conditioning
 from ..errors import UserError
-from ..flags import at_least, flag
+from ..flags import at_least, flag, number
+from ..scalars import bounded, bounds, ratio
 from .method import Method
 
 
@@ -37,23 +39,34 @@ class ClassifierFreeGuidance(Method):
         "", "LO,HI: guide only where noise / signal is above LO and at most HI; empty guides everywhere."
     )
 
+    guidance_channels: int = flag(
+        0, "Guide the first so many channels alone, 3 as DiT's release does; 0 guides all.", legal=at_least(0)
+    )
+
     def __post_init__(self):
         super().__post_init__()
         self.low, self.high = _interval(self.guidance_interval)
         if self.guidance_interval and self.guidance_scale == 1:
             raise UserError("--guidance_interval does nothing without --guidance_scale")
+        if self.guidance_channels and self.guidance_scale == 1:
+            raise UserError("--guidance_channels does nothing without --guidance_scale")
 
     def wrap(self, denoise, process):
         if self.guidance_scale == 1:
             return denoise
-        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process)
+        return FreeGuidedDenoiser(denoise, self.guidance_scale, self.guided, process, self.guidance_channels or None)
 
     def suspect(self, process):
         guides = self.guidance_scale != 1
         return f"a --guidance_scale nearer to 1 than {self.guidance_scale:g} moves images less" if guides else ""
 
     def guided(self, alpha_bar):
-        """Whether the levels alpha_bar [N] are in the interval: bool [N]."""
+        """Whether the levels alpha_bar [N] are in the interval: a bool where that is known of all, else bool [N]."""
+        least, most = (ratio(1, min(max(level, 0.0), 1.0)) - 1 for level in reversed(bounds(alpha_bar)))
+        if self.low**2 < least and most <= self.high**2:
+            return True
+        if most <= self.low**2 or least > self.high**2:
+            return False
         sigma = (1 / alpha_bar - 1).sqrt()
         return (sigma > self.low) & (sigma <= self.high)
 
@@ -62,7 +75,8 @@ class ClassifierFreeGuidance(Method):
             _left_out(told, self.guidance_scale)
 
     def advice(self, process, trained):
-        if self.guidance_scale != 1 and not self.guided(process.schedule.alpha_bar(torch.tensor(process.grid))).any():
+        levels = process.schedule.alpha_bar(torch.tensor(process.grid))
+        if self.guidance_scale != 1 and not torch.as_tensor(self.guided(levels)).any():
             yield (
                 f"--guidance_interval {self.guidance_interval} holds the noise / signal of no step of this grid: "
                 "nothing is guided"
@@ -79,7 +93,7 @@ def _interval(text):
     if not text:
         return 0.0, float("inf")
     try:
-        low, high = (float(part) for part in text.split(","))
+        low, high = (number(part) for part in text.split(","))
     except ValueError:
         low, high = 0.0, 0.0
     if not 0 <= low < high:
@@ -90,37 +104,70 @@ def _interval(text):
 class FreeGuidedDenoiser:
     """Guides `denoise` away from its own answer without conditions, by one call for all the answers that it needs.
 
-    Which samples are guided is read from the device once a call, a bool for each.
+    Where the samples' times differ so that some may be guided and others not, a GPU is asked for both answers of all,
+    since reading which are would wait for it.
 
     :param scale: 1 is no guidance.
-    :param guided: `alpha_bar [N] -> bool [N]`, the samples that are; the others have the answer with conditions.
+    :param guided: `alpha_bar [N] -> bool or bool [N]`, the samples that are; others have the answer with conditions.
     :param process: the Process, whose schedule has the levels.
+    :param channels: the first that are guided; None guides all. The others are those of the answer with conditions.
     """
 
-    def __init__(self, denoise, scale, guided, process):
+    def __init__(self, denoise, scale, guided, process, channels=None):
         self.denoise = denoise
         self.scale = scale
         self.guided = guided
         self.process = process
+        self.channels = channels
 
     def __call__(self, x, t, cond):
         left_out = _left_out(cond, self.scale)
         guided = self.guided(self.process.schedule.alpha_bar(t))
+        if guided is False:
+            return self.denoise(x, t, cond)
+        alone = self.scale == 0 and self.channels is None
+        if guided is True and alone:
+            return self.denoise(x, t, left_out)
+        if guided is not True and guided.device.type == "cpu":
+            return self._of_some(x, t, cond, left_out, guided)
+        asked = {name: torch.cat([cond[name], left_out[name]]) for name in cond}
+        twice = bounded(torch.cat([t, t]), *bounds(t))
+        with self.process.repeating(len(x)):
+            answer = self.denoise(torch.cat([x, x]), twice, asked)
+        told, untold = (_part(answer, torch.narrow, 0, start, len(x)) for start in (0, len(x)))
+        mixed = untold if alone else _mixed(untold, told, self.scale, self.channels)
+        return mixed.where(guided, told)
+
+    def _of_some(self, x, t, cond, left_out, guided):
+        """The answer where some samples are guided and some are not, of which no answer is asked that has no use."""
         inside = guided.nonzero()[:, 0]
-        told = (~guided).nonzero()[:, 0] if self.scale == 0 else torch.arange(len(x), device=x.device)
+        alone = self.scale == 0 and self.channels is None
+        told = (~guided).nonzero()[:, 0] if alone else torch.arange(len(x), device=x.device)
         rows = torch.cat([told, inside])
         asked = {name: torch.cat([cond[name][told], left_out[name][inside]]) for name in cond}
         with self.process.repeating(len(rows) - len(x)):
             answer = self.denoise(x[rows], t[rows], asked)
-        if self.scale == 0:
-            return _part(answer, rows.argsort())
+        if alone:
+            return _part(answer, torch.index_select, 0, rows.argsort())
         if not len(inside):
             return answer
-        untold, told = _part(answer, slice(len(x), None)), _part(answer, slice(len(x)))
-        x0, eps = told.x0.clone(), told.eps.clone()
-        x0[inside] = torch.lerp(untold.x0, told.x0[inside], self.scale)
-        eps[inside] = torch.lerp(untold.eps, told.eps[inside], self.scale)
-        return replace(told, x0=x0, eps=eps)
+        told = _part(answer, torch.narrow, 0, 0, len(x))
+        untold = _part(answer, torch.narrow, 0, len(x), len(inside))
+        mixed = _mixed(untold, _part(told, torch.index_select, 0, inside), self.scale, self.channels)
+        parts = {name: getattr(told, name).clone() for name in ("x0", "eps") if name in mixed.given}
+        for name, values in parts.items():
+            values[inside] = getattr(mixed, name)
+        return replace(told, **({"x0": None, "eps": None} | parts))
+
+
+def _mixed(untold, told, scale, channels):
+    """without + scale (with - without), of whichever of x0 and eps the answers have, in the first `channels`."""
+    mixed = {name: torch.lerp(getattr(untold, name), getattr(told, name), scale) for name in told.given}
+    if channels is not None:
+        for name, values in mixed.items():
+            parts = values.narrow(1, 0, channels), getattr(told, name).narrow(1, channels, values.shape[1] - channels)
+            mixed[name] = torch.cat(parts, dim=1)
+    return replace(told, **({"x0": None, "eps": None} | mixed))
 
 
 def _left_out(cond, scale):
@@ -134,7 +181,10 @@ def _left_out(cond, scale):
     return without
 
 
-def _part(prediction, rows):
-    """The Prediction of some of the samples."""
-    values = {field.name: getattr(prediction, field.name) for field in fields(prediction)}
-    return replace(prediction, **{name: None if value is None else value[rows] for name, value in values.items()})
+def _part(prediction, pick, *rows):
+    """The Prediction of some of the samples, of which `pick(tensor, *rows)` gives tensors."""
+    derived = {"x0", "eps"} - {*prediction.given}
+    values = {f.name: None if f.name in derived else getattr(prediction, f.name) for f in fields(prediction)}
+    values = {name: None if value is None else pick(value, *rows) for name, value in values.items()}
+    bounded(values["alpha_bar"], *bounds(prediction.alpha_bar))
+    return replace(prediction, **values)

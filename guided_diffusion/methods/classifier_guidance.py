@@ -12,7 +12,7 @@ import torch
 from ..denoiser import network_time
 from ..errors import UserError
 from ..flags import at_least, flag
-from ..schedule import per_sample
+from ..scalars import add_, shared, sqrt
 from .method import Method
 
 
@@ -65,8 +65,8 @@ class ScoreGuidedDenoiser:
 
     def __call__(self, x, t, cond):
         prediction = self.denoise(x, t, cond)
-        scale = per_sample((1 - prediction.alpha_bar).sqrt(), x)
-        return prediction.with_eps(prediction.eps - scale * self.gradient(x, t, cond))
+        scale = -sqrt(1 - shared(prediction.alpha_bar))
+        return prediction.with_eps(add_(prediction.eps.clone(), scale, self.gradient(x, t, cond)))
 
 
 class MeanGuidedDenoiser:
@@ -101,5 +101,5 @@ class ClassifierGradient:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             log_probs = self.classifier(x, t).float().log_softmax(dim=-1)
-            chosen = log_probs.gather(1, y[:, None]).sum()
+            chosen = log_probs.gather(1, y.unsqueeze(1)).sum()
             return self.scale * torch.autograd.grad(chosen, x)[0]

@@ -2,8 +2,14 @@
 
 On sampled states the network's noise prediction is longer than on true ones. Dividing it by lambda_i
 shortens it: section 5 of the paper, with lambda_i = k i + b at kept step i (0 is nearest to the data).
+
+The authors' releases for other families scale alike, but for this. EDM-ES divides (x - D) / sigma, which is this eps,
+at both calls of a Heun step in one of its samplers, and at the first alone in the other; here at every call, for a
+method knows no solver. LDM-ES divides the eps that x0 is made of and leaves the one in DDIM's direction to x_t; here
+both are the same, so that x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps stays true and a solver may use either.
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -11,8 +17,8 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..flags import flag
-from ..schedule import per_sample
+from ..flags import flag, number
+from ..scalars import less, per_sample, real, shared
 from .method import Method, Proposal, jackknife
 
 
@@ -117,7 +123,7 @@ def parse_eps_scaler(value):
     :raises UserError: if it is neither, or if lambda would not be positive at the first step.
     """
     try:
-        *k, b = (float(part) for part in str(value).split(","))
+        *k, b = (number(part) for part in str(value).split(","))
         k = k[0] if k else 0.0
     except ValueError:
         raise UserError(f"--eps_scaler is {value!r}; expected B such as 1.005, or K,B such as 0.0004,1.0042") from None
@@ -137,25 +143,33 @@ class EpsilonScaledDenoiser:
 
     def __init__(self, denoise, grid, k, b, ends_in_noise=False):
         self.denoise = denoise
-        self.grid = torch.as_tensor(list(grid), dtype=torch.float64)
+        self.grid = [*map(int, grid)]
+        self._on_device = {}
         self.k = k
         self.b = b
         self.ends_in_noise = ends_in_noise
 
     def __call__(self, x, t, cond):
         prediction = self.denoise(x, t, cond)
-        scaled = prediction.with_eps(prediction.eps / per_sample(self.scale(t), x))
-        return scaled.where(prediction.alpha_bar > 0, prediction) if self.ends_in_noise else scaled
+        scaled = prediction.with_eps(prediction.eps / per_sample(self.scale(shared(t)), x))
+        return scaled.where(less(0, prediction.alpha_bar), prediction) if self.ends_in_noise else scaled
 
     def scale(self, t):
-        """lambda [N] (float64) at training timesteps t [N]."""
-        return self.k * self._step_index(t) + self.b
+        """lambda (float64) at training timesteps t, a number or [N]."""
+        if len(self.grid) == 1 or not self.k:
+            return self.b
+        return self.k * (self._step_indices(t) if isinstance(t, torch.Tensor) else self._step_index(t)) + self.b
 
     def _step_index(self, t):
-        """Where t [N] lies among the kept steps: their index, in between for a shifted time."""
-        self.grid = grid = self.grid.to(t.device)
-        if len(grid) == 1:
-            return torch.zeros_like(t, dtype=grid.dtype)
+        """Where t lies among the kept steps: their index, in between for a shifted time."""
+        above = min(max(bisect.bisect_left(self.grid, t), 1), len(self.grid) - 1)
+        low, high = self.grid[above - 1 : above + 1]
+        return min(max(above - 1 + (t - low) / (high - low), 0.0), len(self.grid) - 1.0)
+
+    def _step_indices(self, t):
+        if t.device not in self._on_device:
+            self._on_device[t.device] = torch.tensor(self.grid, dtype=real(t.device), device=t.device)
+        grid = self._on_device[t.device]
         above = torch.searchsorted(grid, t.to(grid.dtype).contiguous()).clamp(1, len(grid) - 1)
-        low, high = grid[above - 1], grid[above]
+        low, high = grid.take(above - 1), grid.take(above)
         return (above - 1 + (t - low) / (high - low)).clamp(0, len(grid) - 1)

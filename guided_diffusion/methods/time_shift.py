@@ -6,7 +6,9 @@ whose noise level is nearest to the variance of its pixels. The search is the sa
 with the time it finds differs between the paper (algorithm 3) and the released codebases, hence variants.
 """
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from ..errors import UserError
 from ..flags import FRACTION, at_least, flag, flags_of
 from ..sampling import no_coupling
+from ..scalars import bounded, bounds, everywhere, shared
 from .method import Method, Proposal, jackknife
 
 
@@ -32,6 +35,7 @@ class Search:
         self.last = schedule.num_timesteps - 1
         self.half = window // 2
         self.variance = variance
+        self._on_device = {}
         self.constant = constant
         self.tally = tally
 
@@ -41,28 +45,61 @@ class Search:
         :param used: whether the caller moves by what is found, a bool or [N] of them.
         :param at_least: bound of what is found, a number or [N] of them; so is `at_most`, by default T - 1.
         """
+        low, high = bounds(center)
         if self.constant:
-            found, at_edge = (center + self.constant).clamp(0, self.last), torch.zeros_like(center, dtype=torch.bool)
+            found, at_edge = center + self.constant, torch.zeros_like(center, dtype=torch.bool)
+            low, high = low + self.constant, high + self.constant
         else:
-            first = (center - self.half).clamp(min=0)
-            candidates = (first[:, None] + torch.arange(2 * self.half + 1, device=x.device)).clamp(max=self.last)
-            distance = (pixel_variance(x)[:, None] - self.variance(candidates)).abs()
-            nearest = distance.argmin(dim=1)
-            found = candidates.gather(1, nearest[:, None])[:, 0]
-            at_edge = (nearest == 0) | (nearest == 2 * self.half) | (found == self.last)
-        found = found.clamp(min=at_least).clamp(max=self.last if at_most is None else at_most)
+            found, at_edge = self._nearest(x, center)
+            low, high = (max(end - self.half, 0) for end in (low, high))
+            high += 2 * self.half
+        at_most = self.last if at_most is None else at_most
+        found = found.clamp(0, self.last).clamp(min=at_least).clamp(max=at_most)
         if self.tally is not None:
             seen = torch.stack([torch.ones_like(center), found - center, at_edge.long()])
-            self.tally.add(center + 1, seen * used)
-        return found
+            self.tally.add(center + 1, seen if used is True else seen * used)
+        limits = zip((low, high), bounds(at_least), bounds(at_most))
+        return bounded(found, *(min(max(end, 0, least), self.last, most) for end, least, most in limits))
+
+    def _nearest(self, x, center):
+        """(the timesteps [N] of the windows that are nearest, bool [N] whether they lie at an end of the window)."""
+        table, variance = self._table(x.device), pixel_variance(x).unsqueeze(1)
+        # the table goes on with its last entry, so that every window is a slice of it
+        if (middle := shared(center)) is not center:
+            first = max(middle - self.half, 0)
+            nearest = (table.narrow(0, first, 2 * self.half + 1) - variance).abs_().argmin(dim=1)
+        else:
+            first = (center - self.half).clamp(min=0)
+            window = first.unsqueeze(1) + torch.arange(2 * self.half + 1, device=x.device)
+            nearest = (table.take(window) - variance).abs_().argmin(dim=1)
+        found = (nearest + first).clamp(max=self.last)
+        return found, (nearest == 0) | (nearest == 2 * self.half) | (found == self.last)
+
+    def _table(self, device):
+        """The expected variances of all timesteps, and of a window past the last, on a device."""
+        if device not in self._on_device:
+            times = torch.arange(self.last + 1 + 2 * self.half + 1, device=device).clamp(max=self.last)
+            self._on_device[device] = self.variance(times)
+        return self._on_device[device]
+
+
+def _expected_variance(schedule, data_variance, t):
+    return 1 - schedule.alpha_bar(t) * (1 - data_variance)
+
+
+def _flipped_level(schedule, t):
+    return schedule.alpha_bar(schedule.num_timesteps - 1 - t)
 
 
 def pixel_variance(x):
-    """Unbiased variance [N] (float64) over channels and pixels of x [N, C, ...]."""
+    """Unbiased variance [N] (float64) over channels and pixels of x [N, C, ...].
+
+    From the sums of values and squares: precise for states, whose mean is no thousand deviations away from 0.
+    """
     flat = x.flatten(1)
     count = flat.shape[1]
-    mean = flat.mean(dim=1, keepdim=True)
-    return (flat - mean).square().sum(dim=1).double() / (count - 1)
+    squares, total = torch.linalg.vector_norm(flat, dim=1).double().square(), flat.sum(dim=1).double()
+    return (squares - total.square() / count) / (count - 1)
 
 
 class Variant:
@@ -83,7 +120,7 @@ class Variant:
     @staticmethod
     def variance(schedule, data_variance):
         """`t -> variance` expected at training timesteps, of states 1 - alpha_bar (1 - data_variance)."""
-        return lambda t: 1 - schedule.alpha_bar(t) * (1 - data_variance)
+        return partial(_expected_variance, schedule, data_variance)
 
     def deciding(self, i):
         """The timestep by which kept step i, which is not the noisiest, is moved or not."""
@@ -106,7 +143,7 @@ class Adm(Variant):
 
     @staticmethod
     def variance(schedule, data_variance):
-        return lambda t: schedule.alpha_bar(schedule.num_timesteps - 1 - t)
+        return partial(_flipped_level, schedule)
 
     def deciding(self, i):
         return self.grid[i]
@@ -115,7 +152,10 @@ class Adm(Variant):
         if not self.moves(i):
             return t, s
         stride = self.schedule.num_timesteps // (len(self.grid) - 1)
-        return t, (self.search(x, t) - stride - 1).clamp(min=-1).minimum(t - 1)
+        found = self.search(x, t)
+        (low, high), (_, most) = bounds(found), bounds(t)
+        target = (found - stride - 1).clamp(min=-1).minimum(t - 1)
+        return t, bounded(target, *(min(max(end - stride - 1, -1), most - 1) for end in (low, high)))
 
 
 class Paper(Variant):
@@ -152,7 +192,8 @@ class Net(Variant):
         super().__init__(search, schedule, grid, cutoff)
         # by timestep: whether the step that led there started above the cutoff
         above = [next((node for node in self.grid if node > t), -1) for t in range(schedule.num_timesteps)]
-        self._moved = torch.tensor([node > cutoff for node in above])
+        self._moved = [node > cutoff for node in above]
+        self._on_device = {}
 
     def deciding(self, i):
         return self.grid[i + 1]
@@ -162,8 +203,13 @@ class Net(Variant):
 
         The search is around the integer timestep nearest to t.
         """
-        self._moved = self._moved.to(t.device)
-        moved = self._moved[t.ceil().long()]
+        if (time := shared(t)) is not t:
+            if not self._moved[math.ceil(time)]:
+                return t
+            return self.search(x, everywhere(round(time), t)).to(t.dtype)
+        if t.device not in self._on_device:
+            self._on_device[t.device] = torch.tensor(self._moved, device=t.device)
+        moved = self._on_device[t.device].take(t.ceil().long())
         return torch.where(moved, self.search(x, t.round().long(), used=moved), t)
 
 

@@ -5,6 +5,16 @@ from dataclasses import dataclass, field
 
 from . import classifier, unet
 from .classifier import ClassifierFlags
+from .fast import (  # noqa: F401 (the package's own names)
+    DIRECT,
+    ConvFlags,
+    compute_by,
+    computing_by,
+    described,
+    for_inference,
+    for_training,
+    slow_halves,
+)
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..flags import COUNT_OR_UNSET, FlagGroup, at_least, flag
+from ..flags import COUNT_OR_UNSET, IMAGES, THREADS, WIDTH, FlagGroup, at_least, flag
 from ..unet import EncoderUNetModel
 from .levels import (
     CHANNEL_MULTS,
@@ -15,6 +15,7 @@ from .levels import (
     channel_multipliers,
     channels_of,
     check_divisible,
+    class_names_flag,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -30,10 +31,11 @@ class ClassifierFlags(FlagGroup):
 
     image_size: int = image_size_flag()
     image_channels: int = image_channels_flag()
-    num_classes: int = flag(NUM_CLASSES, "Number of classes.", legal=at_least(1), classes=True, shared=True)
+    num_classes: int = flag(NUM_CLASSES, "Number of classes.", legal=at_least(1, IMAGES), classes=True, shared=True)
+    class_names: str = class_names_flag()
     classifier_use_fp16: bool = flag(False, "Compute the classifier in float16.", free=True)
-    classifier_width: int = flag(128, "Channels of the classifier's first level.", legal=at_least(1))
-    classifier_depth: int = flag(2, "Residual blocks per level of the classifier.", legal=at_least(1))
+    classifier_width: int = flag(128, "Channels of the classifier's first level.", legal=at_least(1, WIDTH))
+    classifier_depth: int = flag(2, "Residual blocks per level of the classifier.", legal=at_least(1, THREADS))
     classifier_attention_resolutions: str = flag("32,16,8", "Image sizes at which the classifier has attention.")
     classifier_use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the classifier's normalisation.")
     classifier_resblock_updown: bool = flag(True, "Residual blocks of the classifier change the resolution.")
@@ -54,13 +56,13 @@ class ClassifierFlags(FlagGroup):
         """What the classifier computes in: torch.float16 or torch.float32."""
         return torch.float16 if self.classifier_use_fp16 else torch.float32
 
-    def create(self):
+    def create(self, cls=EncoderUNetModel):
         """The EncoderUNetModel of these flags, with `num_classes` logits, its weights in float32."""
         size, resolutions = self.image_size, self.classifier_attention_resolutions
         mult = channel_multipliers(self.classifier_channel_mult, size, name="classifier_channel_mult")
         check_divisible(size, len(mult))
         try:
-            return EncoderUNetModel(
+            return cls(
                 image_size=size,
                 in_channels=self.image_channels,
                 model_channels=self.classifier_width,

@@ -1,10 +1,9 @@
 """Networks of levels, each with half the side of the one above: from flags to levels, and back from tensors' shapes."""
 
-import math
 import re
 
 from ..errors import UserError
-from ..flags import Legal, at_least, flag, int_list
+from ..flags import SIDE, WIDTH, Legal, at_least, flag, int_list, number, whole
 
 NUM_CLASSES = 1000
 # channels that images may have: grey, RGB, RGBA
@@ -22,13 +21,19 @@ CHANNEL_MULTS = {
 
 def image_size_flag():
     """The flag of an image size."""
-    return flag(64, "Height and width of the images in pixels.", legal=at_least(1))
+    return flag(64, "Height and width of the images in pixels.", legal=at_least(1, SIDE))
 
 
 def image_channels_flag():
     """The flag of an image's channels."""
     legal = Legal("1, 3 or 4", lambda value: value in IMAGE_CHANNELS)
     return flag(3, "Channels of the images: 1 is grey, 3 RGB, 4 RGBA.", legal=legal)
+
+
+def class_names_flag():
+    """The flag of the names of the classes; `image_labels.of_text` reads it."""
+    text = "Names of the classes by their numbers, with commas; training takes them from its data."
+    return flag("", text, classes=True, idle=True)
 
 
 # -- from flags --------------------------------------------------------------------------------------
@@ -42,10 +47,10 @@ def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS, name="
     """
     if channel_mult:
         try:
-            mult = tuple(float(m) if "." in m else int(m) for m in channel_mult.split(","))
+            mult = tuple(number(m) if "." in m else whole(m) for m in channel_mult.split(","))
         except ValueError:
             mult = (0,)
-        if not all(0 < m < math.inf for m in mult):
+        if not all(0 < m <= WIDTH for m in mult):
             raise UserError(f"--{name} is {channel_mult!r}; expected positive numbers such as 1,2,3,4")
         return mult
     if image_size in defaults:

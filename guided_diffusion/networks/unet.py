@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from ..errors import UserError
-from ..flags import COUNT_OR_UNSET, FRACTION, FlagGroup, at_least, flag
+from ..flags import COUNT_OR_UNSET, FRACTION, IMAGES, SIDE, THREADS, WIDTH, FlagGroup, at_least, flag
 from ..unet import SuperResModel, UNetModel
 from .levels import (
     CHANNEL_MULTS,
@@ -17,6 +17,7 @@ from .levels import (
     channel_multipliers,
     channels_of,
     check_divisible,
+    class_names_flag,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -35,9 +36,9 @@ class UNetFlags(FlagGroup):
 
     image_size: int = image_size_flag()
     image_channels: int = image_channels_flag()
-    num_channels: int = flag(128, "Channels of the first level.", legal=at_least(1))
-    num_res_blocks: int = flag(2, "Residual blocks per level.", legal=at_least(1))
-    num_heads: int = flag(4, "Attention heads, where --num_head_channels is -1.", legal=at_least(1), hidden=True)
+    num_channels: int = flag(128, "Channels of the first level.", legal=at_least(1, WIDTH))
+    num_res_blocks: int = flag(2, "Residual blocks per level.", legal=at_least(1, THREADS))
+    num_heads: int = flag(4, "Attention heads, where --num_head_channels is -1.", legal=at_least(1, WIDTH), hidden=True)
     num_heads_upsample: int = flag(-1, "Attention heads on the way up; -1 is --num_heads.", legal=COUNT_OR_UNSET)
     num_head_channels: int = flag(
         -1, "Channels per attention head; -1 uses --num_heads.", legal=COUNT_OR_UNSET, hidden=True
@@ -49,8 +50,13 @@ class UNetFlags(FlagGroup):
     dropout: float = flag(0.0, "Dropout of the residual blocks in training.", legal=FRACTION, free=True, idle=True)
     class_cond: bool = flag(False, "The network is given class labels.", classes=True)
     num_classes: int = flag(
-        NUM_CLASSES, "Number of classes of a class-conditional network.", legal=at_least(1), classes=True, shared=True
+        NUM_CLASSES,
+        "Number of classes of a class-conditional network.",
+        legal=at_least(1, IMAGES),
+        classes=True,
+        shared=True,
     )
+    class_names: str = class_names_flag()
     use_checkpoint: bool = flag(False, "Save memory in training by computing activations twice.", free=True, idle=True)
     use_scale_shift_norm: bool = flag(True, "The timestep scales and shifts the normalisation.")
     resblock_updown: bool = flag(False, "Residual blocks change the resolution, instead of convolutions.")
@@ -70,9 +76,9 @@ class UNetFlags(FlagGroup):
         """What the network computes in: torch.float16, torch.bfloat16 or torch.float32."""
         return torch.float16 if self.use_fp16 else torch.bfloat16 if self.use_bf16 else torch.float32
 
-    def create(self, learn_sigma):
+    def create(self, learn_sigma, cls=UNetModel):
         """The UNetModel of these flags, its weights in float32."""
-        return self.build(UNetModel, self.image_size, learn_sigma)
+        return self.build(cls, self.image_size, learn_sigma)
 
     def build(self, cls, image_size, learn_sigma, defaults=CHANNEL_MULTS, size_flag="image_size"):
         """The network of a class that takes UNetModel's arguments, for images of a size.
@@ -107,8 +113,8 @@ class UNetFlags(FlagGroup):
 class SuperResFlags(FlagGroup):
     """The super-resolution network's sizes."""
 
-    large_size: int = flag(256, "Height and width of the images it makes.", legal=at_least(1))
-    small_size: int = flag(64, "Height and width of the images it is given.", legal=at_least(1), hidden=True)
+    large_size: int = flag(256, "Height and width of the images it makes.", legal=at_least(1, SIDE))
+    small_size: int = flag(64, "Height and width of the images it is given.", legal=at_least(1, SIDE), hidden=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -117,9 +123,9 @@ class SuperResFlags(FlagGroup):
                 f"--small_size {self.small_size} is above --large_size {self.large_size}; expected at most that"
             )
 
-    def create(self, unet, learn_sigma):
+    def create(self, unet, learn_sigma, cls=SuperResModel):
         """The SuperResModel of these sizes and UNetFlags (whose image size counts for nothing)."""
-        return unet.build(SuperResModel, self.large_size, learn_sigma, SUPER_RES_CHANNEL_MULTS, "large_size")
+        return unet.build(cls, self.large_size, learn_sigma, SUPER_RES_CHANNEL_MULTS, "large_size")
 
 
 def create(parsed):

@@ -64,4 +64,4 @@ class ClassifierObjective(SampledObjective):
 def _hits(logits, labels, k):
     """1 where the label [N] is among the k largest logits [N, K], else 0."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(dim=1).float()
+    return (best == labels.unsqueeze(1)).any(dim=1).float()

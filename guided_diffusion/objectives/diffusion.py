@@ -35,7 +35,7 @@ class DiffusionObjective(SampledObjective):
 
         def watched(x, t, **cond):
             output = model(x, t, **cond)
-            self.seen.add(output[:, x.shape[1] :])
+            self.seen.add(output.narrow(1, x.shape[1], output.shape[1] - x.shape[1]))
             return output
 
         return watched

@@ -70,7 +70,7 @@ class AuxiliaryNetwork:
         if not images:
             return False
         self._average(images)
-        stepped, grad_norm, _ = self.trainer.optimize(self.optimizer)
+        stepped, grad_norm, *_ = self.trainer.optimize(self.optimizer).tolist()
         dist_util.sync_params(self.network.buffers())
         what = f"the {type(self.network).__name__} of --objective"
         if not stepped:
@@ -79,7 +79,7 @@ class AuxiliaryNetwork:
             raise UserError(
                 f"training diverged: {what} has gradient norm {grad_norm:g}; try a lower learning rate of it"
             )
-        return stepped
+        return bool(stepped)
 
     def _average(self, images):
         for p in self.trainer.params:
@@ -165,6 +165,12 @@ class Objective:
         """
         for auxiliary in self._auxiliaries().values():
             auxiliary.step()
+
+    @property
+    def follows_steps(self):
+        """Whether `stepped` or `skipped` does something: then a loop has to know at once whether it took a step."""
+        own = (getattr(type(self), name) is not getattr(Objective, name) for name in ("stepped", "skipped"))
+        return any(own) or bool(self._auxiliaries())
 
     def skipped(self):
         """In place of `stepped`, where a loss or gradient was not finite and so no weight has changed."""

@@ -27,7 +27,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from ..flags import FRACTION, flag
-from ..schedule import per_sample
+from ..scalars import add_, less, ratio, shared, where
 from .step import Solver, Step, transfer
 
 
@@ -69,14 +69,11 @@ class BDIA(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
-        ahead = transfer(prediction, target)
+        ahead = transfer(prediction, self.schedule.alpha_bar(shared(s)))
         if state is None:
             return Step(ahead, prediction, Before(x, t))
-        back = transfer(prediction, self.schedule.alpha_bar(state.t))
-        gamma = torch.full_like(target, self.gamma)
-        weight = per_sample(torch.where(s < t, gamma, 1 / gamma), x)
-        change = ahead - weight * back
+        back = transfer(prediction, self.schedule.alpha_bar(shared(state.t)))
+        weight = where(less(s, t), self.gamma, ratio(1, self.gamma))
         if self.gamma == 1:
-            change = on_lattice(change)
-        return Step(weight * state.x + change, prediction, Before(x, t))
+            return Step(on_lattice(ahead.sub_(back)).add_(state.x), prediction, Before(x, t))
+        return Step(add_(add_(ahead, -weight, back), weight, state.x), prediction, Before(x, t))

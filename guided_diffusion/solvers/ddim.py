@@ -14,8 +14,8 @@ a step to a noisier level, which encodes, draws no noise at any eta.
 from typing import ClassVar
 
 from ..flags import FRACTION, flag
-from ..schedule import per_sample
-from .step import Solver, Step
+from ..scalars import add_, at_least_zero, less, ratio, shared, sqrt
+from .step import Solver, Step, transfer
 
 
 class DDIM(Solver):
@@ -38,16 +38,16 @@ class DDIM(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
-        sigma = self._sigma(prediction.alpha_bar, target)
-        mean = (
-            per_sample(target.sqrt(), x) * prediction.x0
-            + per_sample((1 - target - sigma**2).clamp(min=0).sqrt(), x) * prediction.eps
-        )
-        # drawn at eta = 0 too: the published order of draws under a global seed
-        return Step(mean + per_sample(sigma, x) * noise(x), prediction, state)
+        target = self.schedule.alpha_bar(shared(s))
+        if self.eta == 0:
+            return Step(transfer(prediction, target), prediction, state)
+        sigma = self._sigma(shared(prediction.alpha_bar), target)
+        moved = prediction.mixed(sqrt(target), sqrt(at_least_zero(1 - target - sigma**2)))
+        if less(0, sigma) is not False:
+            moved = add_(moved, sigma, noise(x))
+        return Step(moved, prediction, state)
 
     def _sigma(self, alpha_bar, target):
         """Equation 16; no noise towards the data, nor when encoding."""
-        step_noise = (1 - alpha_bar / target).clamp(min=0)
-        return self.eta * ((1 - target) / (1 - alpha_bar) * step_noise).sqrt()
+        step_noise = at_least_zero(1 - ratio(alpha_bar, target))
+        return self.eta * sqrt(ratio(1 - target, 1 - alpha_bar) * step_noise)

@@ -7,8 +7,8 @@ equation 15, and fewer steps are theirs too: beta and its posterior are those be
 | --- | --- |
 | mu tilde (x_t, x_0) | `posterior(...)`: x0_coef x0 + xt_coef x_t |
 | beta tilde_t, beta_t | `posterior(...).variance`, `.beta` |
-| v of the learned variance, in [0, 1] | `fraction` |
-| sigma_t z | `spread * noise(x)` |
+| v of the learned variance, in [0, 1] | `(prediction.variance + 1) / 2` |
+| sigma_t, z | `spread`, `noise(x)` |
 
 Departures from the paper, as published code has them: the mean is that of the predicted (and clipped) x0, not of
 eps; where the log of the last step's variance, which is zero, is needed, a floor stands in for it.
@@ -17,7 +17,8 @@ eps; where the log of the last step's variance, which is zero, is needed, a floo
 import torch
 
 from ..denoiser import ModelVarType
-from ..schedule import per_sample, posterior
+from ..scalars import add_, combined, less, log, per_sample, shared, sqrt, where
+from ..schedule import posterior
 from .step import Solver, Step
 
 
@@ -25,8 +26,8 @@ def floor_of(schedule, grid):
     """The posterior variance of the step before the last of a grid; a grid of one step has none, and gets 1e-20."""
     if len(grid) < 2:
         return 1e-20
-    before, now = schedule.alpha_bar(torch.tensor([grid[0], grid[1]]))
-    return float(posterior(now, before).variance)
+    before, now = map(schedule.alpha_bar, grid[:2])
+    return posterior(now, before).variance
 
 
 class DDPM(Solver):
@@ -49,33 +50,33 @@ class DDPM(Solver):
         self.var_type = var_type
         self.floor = floor_of(schedule, range(schedule.num_timesteps)) if variance_floor is None else variance_floor
 
-    def moments(self, prediction, s):
-        """Mean, variance and log variance of x_s, each [N, C, ...]."""
-        x = prediction.x_t
-        q = posterior(prediction.alpha_bar, self.schedule.alpha_bar(s))
-        mean = per_sample(q.x0_coef, x) * prediction.x0 + per_sample(q.xt_coef, x) * x
-        variance, log_variance = self._variance(prediction, q, last=s < 0)
-        return mean, variance.expand_as(x), log_variance.expand_as(x)
-
-    def _variance(self, prediction, q, last):
-        x = prediction.x_t
-        if self.var_type is ModelVarType.LEARNED:
-            return prediction.variance.exp(), prediction.variance
-        smallest = torch.where(last, self.floor, q.variance)
-        if self.var_type is ModelVarType.FIXED_SMALL:
-            return per_sample(q.variance, x), per_sample(smallest.log(), x)
-        if self.var_type is ModelVarType.FIXED_LARGE:
-            large = torch.where(last, self.floor, q.beta)
-            return per_sample(large, x), per_sample(large.log(), x)
-        # Nichol & Dhariwal 2021, equation 15
-        fraction = (prediction.variance + 1) / 2
-        log_variance = fraction * per_sample(q.beta.log(), x) + (1 - fraction) * per_sample(smallest.log(), x)
-        return log_variance.exp(), log_variance
-
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        mean, variance, log_variance = self.moments(prediction, s)
+        q = posterior(shared(prediction.alpha_bar), self.schedule.alpha_bar(shared(s)))
+        moved = combined(q.x0_coef, prediction.x0, q.xt_coef, x)
+        last = less(s, 0)
+        if last is True and prediction.gradient is None:
+            return Step(moved, prediction, state)
+        spread = self._spread(prediction, q, last)
+        add = torch.Tensor.addcmul_ if self.var_type.is_learned else add_
         if prediction.gradient is not None:
-            mean = mean + variance * prediction.gradient
-        spread = per_sample(s >= 0, x) * (0.5 * log_variance).exp()
-        return Step(mean + spread * noise(x), prediction, state)
+            variance = q.variance if self.var_type is ModelVarType.FIXED_SMALL else spread**2
+            moved = add(moved, variance, prediction.gradient)
+        if last is not True:
+            drawn = noise(x)
+            moved = add(moved, spread, drawn if last is False else drawn * per_sample(last.logical_not(), x))
+        return Step(moved, prediction, state)
+
+    def _spread(self, prediction, q, last):
+        """The standard deviation, with the floor at the last step: a number or [N]; if learned, [N, C, ...]."""
+        if self.var_type is ModelVarType.LEARNED:
+            return (prediction.variance / 2).exp_()
+        if self.var_type is ModelVarType.FIXED_LARGE:
+            return sqrt(where(last, self.floor, q.beta))
+        least = where(last, self.floor, q.variance)
+        if self.var_type is ModelVarType.FIXED_SMALL:
+            return sqrt(least)
+        # Nichol & Dhariwal 2021, equation 15
+        learned, least, most = prediction.variance, log(least), log(q.beta)
+        half_log = learned * per_sample((most - least) / 4, learned)
+        return half_log.add_(per_sample((most + least) / 4, learned)).exp_()

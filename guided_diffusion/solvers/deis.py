@@ -24,10 +24,12 @@ import numpy as np
 import torch
 
 from ..flags import Legal, flag
-from ..schedule import half_log_snr, per_sample
+from ..scalars import add_, less, shared, sqrt, where
+from ..schedule import half_log_snr
 from .step import Solver, Step, transfer
 
-POINTS, WEIGHTS = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(20))
+# of Gauss and Legendre on [-1, 1]
+POINTS, WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(20))
 
 
 class DEIS(Solver):
@@ -49,32 +51,35 @@ class DEIS(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
-        history = ((t, prediction.eps), *(state or ()))[: self.degree + 1]
-        here = half_log_snr(prediction.alpha_bar)
-        there = half_log_snr(target).where(s >= 0, here)  # an empty step: to the data there are no differences
+        target, to_data = self.schedule.alpha_bar(shared(s)), less(s, 0)
+        history = ((shared(t), prediction.eps), *(state or ()))[: self.degree + 1]
         moved = transfer(prediction, target)
-        integrals = self._integrals(torch.stack([time for time, _ in history]), here, there)
-        for integral, (_, eps) in zip(integrals[1:], history[1:]):
-            moved = moved + per_sample(target.sqrt() * integral, x) * (eps - prediction.eps)
+        if to_data is not True:
+            here = half_log_snr(shared(prediction.alpha_bar))
+            # an empty step: to the data there are no differences
+            there = where(to_data, here, half_log_snr(target))
+            # that of the newest follows from the others
+            _, *integrals = self._integrals([time for time, _ in history], here, there)
+            if integrals:
+                moved = add_(moved, -sqrt(target) * sum(integrals), prediction.eps)
+            for integral, (_, eps) in zip(integrals, history[1:]):
+                moved = add_(moved, sqrt(target) * integral, eps)
         return Step(moved, prediction, history[: self.degree])
 
     def _integrals(self, times, here, there):
-        """[K, N]: for each of the times [K, N], the integral over rho of the polynomial that is 1 there, else 0.
+        """For each of the times, the integral over rho of the polynomial in t that is 1 there, and 0 at the others.
 
-        :param here, there: lambda [N] at the ends of the step.
+        :param times, here, there: numbers or [N]; the last two are lambda at the ends of the step.
         """
-        half = (there - here) / 2
-        points, weights = POINTS.to(half), WEIGHTS.to(half)
-        along = (here + half)[:, None] + half[:, None] * points
-        measure = -half[:, None] * weights * torch.exp(-along)
+        half, numbers = (there - here) / 2, not isinstance(there - here + times[0], torch.Tensor)
+        stack = np.array if numbers else torch.stack
+        along = stack([here + half + half * point for point in POINTS])
+        measure = stack([-half * weight for weight in WEIGHTS]) * (np if numbers else torch).exp(-along)
         clock = self.schedule.time(along)
-        times = times.to(clock)[..., None]
         integrals = []
         for j, node in enumerate(times):
-            others = [other for k, other in enumerate(times) if k != j]
-            basis = torch.ones_like(clock)
-            for other in others:
+            basis = measure
+            for other in (*times[:j], *times[j + 1 :]):
                 basis = basis * (clock - other) / (node - other)
-            integrals.append((measure * basis).sum(dim=1))
-        return torch.stack(integrals)
+            integrals.append(basis.sum(0))
+        return [*map(float, integrals)] if numbers else torch.stack(integrals)

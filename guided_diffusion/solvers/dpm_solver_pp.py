@@ -21,14 +21,15 @@ The released code lowers the order of the last but one of few steps, which is no
 
 import torch
 
-from ..schedule import half_log_snr, per_sample
+from ..scalars import add_, at_least_zero, combined, everywhere, expm1, less, ratio, shared, sqrt, where
+from ..schedule import half_log_snr
 from .step import Solver, Step, transfer
 
 
-def _step_of_lambda(prediction, target, s):
-    """(lambda of the prediction, length h of the step), each [N]; towards the data h, which is infinite, is 1."""
-    here = half_log_snr(prediction.alpha_bar)
-    return here, (half_log_snr(target) - here).where(s >= 0, 1.0)
+def _step_of_lambda(prediction, target, to_data):
+    """(lambda of the prediction, length h of the step), numbers or [N]; towards the data h, which is infinite, is 1."""
+    here = half_log_snr(shared(prediction.alpha_bar))
+    return here, where(to_data, 1.0, half_log_snr(target) - here)
 
 
 class DPMSolverPPMultistep(Solver):
@@ -48,29 +49,30 @@ class DPMSolverPPMultistep(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
-        here, h = _step_of_lambda(prediction, target, s)
+        target, to_data = self.schedule.alpha_bar(shared(s)), less(s, 0)
+        here, h = _step_of_lambda(prediction, target, to_data)
         history = ((here, prediction.x0), *(state or ()))[: self.terms]
-        moved = transfer(prediction, target)
-        scale = target.sqrt().where(s >= 0, 0.0)
-        phi1 = torch.expm1(-h)
-        if len(history) > 1:
-            r0, d0 = _divided_difference(history[0], history[1], h)
+        moved, memory = transfer(prediction, target), history[: self.terms - 1]
+        if len(history) == 1 or to_data is True:
+            return Step(moved, prediction, memory)
+        scale, phi1 = where(to_data, 0.0, sqrt(target)), expm1(-h)
+        r0, difference = _between(history[0], history[1], h)
         if len(history) == 2:
-            moved = moved - per_sample(scale * phi1 / 2, x) * d0
-        if len(history) == 3:
-            r1, d1 = _divided_difference(history[1], history[2], h)
-            phi2 = phi1 / h + 1
-            phi3 = phi2 / h - 0.5
-            bend = (phi2 * r0 - self.second_difference * phi3) / (r0 + r1)
-            moved = moved + per_sample(scale * phi2, x) * d0 + per_sample(scale * bend, x) * (d0 - d1)
-        return Step(moved, prediction, history[: self.terms - 1])
+            return Step(add_(moved, ratio(-scale * phi1 / 2, r0), difference), prediction, memory)
+        r1, before = _between(history[1], history[2], h)
+        phi2 = phi1 / h + 1
+        phi3 = phi2 / h - 0.5
+        bend = ratio(phi2 * r0 - self.second_difference * phi3, r0 + r1)
+        moved = add_(moved, ratio(scale * (phi2 + bend), r0), difference)
+        return Step(add_(moved, ratio(-scale * bend, r1), before), prediction, memory)
 
 
-def _divided_difference(newer, older, h):
-    """(r [N], slope over a step of length h) of two (lambda [N], x0 [N, C, ...])."""
-    r = (newer[0] - older[0]) / h
-    return r, (newer[1] - older[1]) / per_sample(r, newer[1])
+def _between(newer, older, h):
+    """(distance in lambda over h, a number or [N]; difference [N, C, ...]) of two (lambda, x0).
+
+    A divided difference, the slope over a step of length h, is the second over the first.
+    """
+    return ratio(newer[0] - older[0], h), newer[1] - older[1]
 
 
 class DPMSolverPP2S(Solver):
@@ -86,16 +88,17 @@ class DPMSolverPP2S(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
+        target, to_data = self.schedule.alpha_bar(shared(s)), less(s, 0)
         moved = transfer(prediction, target)
-        if (s < 0).all():
+        if to_data is True:
             return Step(moved, prediction, state)
-        here, h = _step_of_lambda(prediction, target, s)
-        middle = self.schedule.time(here + h / 2).clamp(min=0)
-        second = denoise(transfer(prediction, self.schedule.alpha_bar(middle)), middle)
-        weight = -target.sqrt() * torch.expm1(-h)
-        weight = weight.where((s >= 0) & (prediction.alpha_bar > 0), 0.0)  # pure noise has no middle
-        return Step(moved + per_sample(weight, x) * (second.x0 - prediction.x0), prediction, state)
+        here, h = _step_of_lambda(prediction, target, to_data)
+        middle = at_least_zero(self.schedule.time(here + h / 2))
+        along = transfer(prediction, self.schedule.alpha_bar(middle))
+        second = denoise(along, middle if isinstance(middle, torch.Tensor) else everywhere(middle, x))
+        weight = where(to_data, 0.0, -sqrt(target) * expm1(-h))
+        weight = where(less(0, prediction.alpha_bar), weight, 0.0)  # pure noise has no middle
+        return Step(add_(moved, weight, second.x0 - prediction.x0), prediction, state)
 
 
 class DPMSolverPPSDE(Solver):
@@ -114,14 +117,15 @@ class DPMSolverPPSDE(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
-        here, h = _step_of_lambda(prediction, target, s)
+        target, to_data = self.schedule.alpha_bar(shared(s)), less(s, 0)
+        here, h = _step_of_lambda(prediction, target, to_data)
         history = ((here, prediction.x0), *(state or ()))[: self.terms]
-        fresh = (-torch.expm1(-2 * h)).where(s >= 0, 1.0)  # share of the variance at s that is drawn anew
-        kept = ((1 - target) / (1 - prediction.alpha_bar) * (1 - fresh)).sqrt()
-        moved = per_sample(kept, x) * x + per_sample(target.sqrt() * fresh, x) * prediction.x0
-        if len(history) == 2:
-            _, slope = _divided_difference(*history, h)
-            moved = moved + per_sample((target.sqrt() * fresh / 2).where(s >= 0, 0.0), x) * slope
-        moved = moved + per_sample(((1 - target) * fresh).sqrt(), x) * noise(x)
+        fresh = where(to_data, 1.0, -expm1(-2 * h))  # share of the variance at s that is drawn anew
+        kept = sqrt(ratio(1 - target, 1 - shared(prediction.alpha_bar)) * (1 - fresh))
+        moved = combined(kept, x, sqrt(target) * fresh, prediction.x0)
+        if to_data is not True:
+            if len(history) == 2:
+                r, difference = _between(*history, h)
+                moved = add_(moved, ratio(where(to_data, 0.0, sqrt(target) * fresh / 2), r), difference)
+            moved = add_(moved, sqrt((1 - target) * fresh), noise(x))
         return Step(moved, prediction, history[: self.terms - 1])

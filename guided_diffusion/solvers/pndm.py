@@ -21,18 +21,15 @@ stays a fraction; the noisiest step is not dropped; the last step ends at the da
 
 import torch
 
-from ..schedule import per_sample
-from .step import Solver, Step, is_plain, transfer
+from ..scalars import add_, at_least_zero, bounded, bounds, either, less, per_sample, shared
+from .step import Solver, Step, chosen, is_plain, nearly_noise, transfer
 
 # weights of the newest predictions, newest first, where 1 to 4 of them are known
-ADAMS_BASHFORTH = torch.tensor(
-    [
-        [1, 0, 0, 0],
-        [3 / 2, -1 / 2, 0, 0],
-        [23 / 12, -16 / 12, 5 / 12, 0],
-        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    ],
-    dtype=torch.float64,
+ADAMS_BASHFORTH = (
+    (1.0, 0.0, 0.0, 0.0),
+    (3 / 2, -1 / 2, 0.0, 0.0),
+    (23 / 12, -16 / 12, 5 / 12, 0.0),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
 
@@ -55,31 +52,61 @@ class PNDM(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = denoise(x, t)
-        target, plain = self.schedule.alpha_bar(s), is_plain(prediction, s)
-        past, known = state or ((), torch.zeros_like(s, dtype=torch.long))
-        history, known = (prediction.eps, *past)[: self.terms], (known + 1).clamp(max=self.terms)
-        weights = ADAMS_BASHFORTH.to(x)[known - 1].unbind(dim=1)
-        eps = sum(per_sample(weight, x) * e for weight, e in zip(weights, history))
-        warming_up = (known <= self.warm_up_steps) & ~plain
-        if warming_up.any():
-            # plain steps do not use it, and they alone go to the data
-            average = self.average(denoise, prediction, t, s.clamp(min=0))
-            eps = average.where(per_sample(warming_up, x).bool(), eps)
-        eps = eps.where(~per_sample(plain, x).bool(), prediction.eps)
-        nearly_noise = is_plain(prediction, s.clamp(min=0))
-        memory = history[: self.terms - 1], known.where(~nearly_noise, 0)
-        return Step(transfer(prediction, target, eps), prediction, memory)
+        target, plain = self.schedule.alpha_bar(shared(s)), is_plain(prediction, s, self.schedule)
+        past, known = state or ((), 0)
+        history, known = (prediction.eps, *past)[: self.terms], self._one_more(known)
+        eps = self._multistep(history, shared(known))
+        # plain steps do not use the average, and they alone go to the data
+        needless = either(plain, less(self.warm_up_steps, known))
+        if needless is not True:
+            average = self.average(denoise, prediction, t, at_least_zero(s))
+            eps = chosen(needless, eps, average)
+        memory = history[: self.terms - 1], self._remembered(known, nearly_noise(prediction, self.schedule))
+        return Step(transfer(prediction, target, chosen(plain, prediction.eps, eps)), prediction, memory)
+
+    def _one_more(self, known):
+        """How many predictions are known with the new one, a number or [N]."""
+        low, high = bounds(known)
+        if low == high:
+            return min(low + 1, self.terms)
+        return bounded((known + 1).clamp(max=self.terms), min(low + 1, self.terms), min(high + 1, self.terms))
+
+    def _remembered(self, known, forgets):
+        """How many of the known are remembered, where a step of nearly pure noise forgets all."""
+        if isinstance(forgets, bool):
+            return 0 if forgets else known
+        return bounded(forgets.logical_not() * known, 0, bounds(known)[1])
+
+    def _multistep(self, history, known):
+        """Equation 12 with `known` predictions, a number or [N]: the weighted sum [N, C, ...]."""
+        if not isinstance(known, torch.Tensor):
+            if known == 1:
+                return history[0]
+            weights = ADAMS_BASHFORTH[known - 1][:known]
+        else:
+            weights = [sum((known == n + 1) * row[j] for n, row in enumerate(ADAMS_BASHFORTH)) for j in range(4)]
+        mixed = history[0] * per_sample(weights[0], history[0])
+        for weight, eps in zip(weights[1:], history[1:]):
+            mixed = add_(mixed, weight, eps)
+        return mixed
 
     def _eps_after(self, denoise, start, eps, t):
-        return denoise(transfer(start, self.schedule.alpha_bar(t), eps), t).eps
+        level = self.schedule.alpha_bar(shared(t))
+        return denoise(transfer(start, level, eps), t).eps
 
     def _heun(self, denoise, start, t, s):
-        return (start.eps + self._eps_after(denoise, start, start.eps, s)) / 2
+        return torch.lerp(start.eps, self._eps_after(denoise, start, start.eps, s), 0.5)
 
     def _runge_kutta(self, denoise, start, t, s):
         """Equation 13."""
-        middle = (t + s) / 2
+        middle = midway(t, s)
         second = self._eps_after(denoise, start, start.eps, middle)
         third = self._eps_after(denoise, start, second, middle)
         fourth = self._eps_after(denoise, start, third, s)
-        return (start.eps + 2 * second + 2 * third + fourth) / 6
+        return (start.eps / 6).add_(second, alpha=1 / 3).add_(third, alpha=1 / 3).add_(fourth, alpha=1 / 6)
+
+
+def midway(t, s):
+    """The times [N] in the middle between t and s, whole or half; they remember what is known of them."""
+    (t_low, t_high), (s_low, s_high) = bounds(t), bounds(s)
+    return bounded((t + s) / 2, (t_low + s_low) / 2, (t_high + s_high) / 2)

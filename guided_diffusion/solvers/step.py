@@ -5,7 +5,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ..denoiser import Prediction
-from ..schedule import NEARLY_NOISE, half_log_snr, per_sample
+from ..scalars import add_, bounds, either, less, ratio, shared, sqrt, where
+from ..schedule import NEARLY_NOISE, half_log_snr
 
 
 class Step(NamedTuple):
@@ -52,25 +53,47 @@ class Solver:
 
 
 def transfer(prediction, target, eps=None):
-    """x [N, C, ...] at levels `target` [N]: DDIM without noise (Song et al. 2021, equation 12).
+    """x [N, C, ...] at levels `target`, a number or [N]: DDIM without noise (Song et al. 2021, equation 12).
 
     :param eps: the noise direction, by default the predicted one. In sqrt(1 / alpha_bar - 1) the step is the
         straight line x / sqrt(alpha_bar) + (difference) eps: the "transfer" of PNDM and Euler's step of Heun.
     """
-    x = prediction.x_t
-    moved = per_sample(target.sqrt(), x) * prediction.x0 + per_sample((1 - target).sqrt(), x) * prediction.eps
-    if eps is None:
+    target = shared(target)
+    moved = prediction.mixed(sqrt(target), sqrt(1 - target))
+    if eps is None or eps is prediction.eps:
         return moved
     # sum and difference apart: at alpha_bar 2e-9 the terms of the straight line are 1e4 times their sum
-    weight = (1 - target).sqrt() - (target * (1 / prediction.alpha_bar - 1)).sqrt()
-    weight = weight.where(prediction.alpha_bar > 0, 0.0)  # pure noise, from which no line leads
-    return moved + per_sample(weight, x) * (eps - prediction.eps)
+    level = shared(prediction.alpha_bar)
+    weight = sqrt(1 - target) - sqrt(target * (ratio(1, level) - 1))
+    weight = where(less(0, level), weight, 0.0)  # pure noise, from which no line leads
+    return add_(moved, weight, eps - prediction.eps)
 
 
-def is_plain(prediction, s):
-    """[N] Whether a step must be DDIM's, in solvers that average noise predictions.
+def nearly_noise(prediction, schedule):
+    """Whether the levels are so near to pure noise that a step must be DDIM's: a bool where that is known, or [N].
 
-    At the data (s = -1) the noise is not defined. From nearly pure noise sqrt(1 / alpha_bar - 1) falls by
-    thousands within one step, and so does each error of an average count.
+    There sqrt(1 / alpha_bar - 1) falls by thousands within one step, and so does each error of an average count.
+
+    :param schedule: the NoiseSchedule, which may have no such levels.
     """
-    return (s < 0) | (half_log_snr(prediction.alpha_bar) < NEARLY_NOISE)
+    if schedule.noisiest >= NEARLY_NOISE:
+        return False
+    least, most = (half_log_snr(min(max(level, 0.0), 1.0)) for level in bounds(prediction.alpha_bar))
+    if least >= NEARLY_NOISE or most < NEARLY_NOISE:
+        return most < NEARLY_NOISE
+    return half_log_snr(prediction.alpha_bar) < NEARLY_NOISE
+
+
+def chosen(condition, yes, no):
+    """The images `yes` of samples for which the condition (a bool, or [N]) holds, else `no`, each [N, C, ...]."""
+    if isinstance(condition, bool):
+        return yes if condition else no
+    return yes.where(condition.reshape(-1, *[1] * (yes.ndim - 1)), no)
+
+
+def is_plain(prediction, s, schedule):
+    """Whether a step to times s must be DDIM's, in solvers that average noise predictions: a bool, or [N].
+
+    At the data (s = -1) the noise is not defined; else see `nearly_noise`.
+    """
+    return either(less(s, 0), nearly_noise(prediction, schedule))

@@ -25,7 +25,8 @@ import torch
 
 from ..denoiser import Prediction
 from ..flags import Legal, flag
-from ..schedule import half_log_snr, per_sample
+from ..scalars import add_, expm1, less, ratio, shared, sqrt, where
+from ..schedule import half_log_snr
 from .step import Solver, Step, transfer
 
 VARIANTS = ("bh1", "bh2")
@@ -61,8 +62,8 @@ class UniPC(Solver):
 
     def __call__(self, denoise, x, t, s, state, noise):
         prediction = start = denoise(x, t)
-        target = self.schedule.alpha_bar(s)
-        history = ((half_log_snr(prediction.alpha_bar), prediction.x0),)
+        target = self.schedule.alpha_bar(shared(s))
+        history = ((half_log_snr(shared(prediction.alpha_bar)), prediction.x0),)
         if state is not None:
             corrected = self._step(*state, end=prediction.x0)
             start = Prediction.from_x0(corrected, prediction.alpha_bar, prediction.x0)
@@ -70,33 +71,44 @@ class UniPC(Solver):
         return Step(self._step(start, history, target), prediction, _Memory(start, history, target))
 
     def _step(self, start, history, target, end=None):
-        """x [N, C, ...] at levels `target` [N]; `end`, the x0 predicted there, makes the predictor a corrector."""
-        x, (here, newest) = start.x_t, history[0]
-        to_data = target == 1
-        h = (half_log_snr(target) - here).where(~to_data, 1.0)
-        ratios = [(before - here) / h for before, _ in history[1:]]
-        differences = [(x0 - newest) / per_sample(r, x) for r, (_, x0) in zip(ratios, history[1:])]
+        """x [N, C, ...] at levels `target`, a number or [N]; `end`, the x0 predicted there, makes it a corrector."""
+        here, newest = history[0]
+        moved, inside = transfer(start, target), less(target, 1)
+        if inside is False:
+            return moved
+        h = where(inside, half_log_snr(target) - here, 1.0)
+        ratios = [ratio(before - here, h) for before, _ in history[1:]]
+        differences = [(x0 - newest, r) for r, (_, x0) in zip(ratios, history[1:])]
         if end is not None:
-            ratios.append(torch.ones_like(h))
-            differences.append(end - newest)
-        moved = transfer(start, target)
+            ratios.append(1.0)
+            differences.append((end - newest, 1.0))
         # from pure noise, where h is without measure, the step is of order 1
-        scale = (-target.sqrt() * self._b_function(h)).where(~to_data & (start.alpha_bar > 0), 0.0)
-        for coefficient, difference in zip(self._solve(ratios, h), differences):
-            moved = moved + per_sample(scale * coefficient, x) * difference
+        scale = where(inside, -sqrt(target) * self._b_function(h), 0.0)
+        scale = where(less(0, start.alpha_bar), scale, 0.0)
+        for coefficient, (difference, r) in zip(self._solve(ratios, h), differences):
+            moved = add_(moved, ratio(scale * coefficient, r), difference)
         return moved
 
     def _b_function(self, h):
-        return -h if self.variant == "bh1" else torch.expm1(-h)
+        return -h if self.variant == "bh1" else expm1(-h)
 
     def _solve(self, ratios, h):
-        """The coefficients [N] of the differences: R a = b, with R_qk = r_k^(q - 1) and b_q = q! phi_q / B."""
+        """The coefficients of the differences: R a = b, with R_qk = r_k^(q - 1) and b_q = q! phi_q / B.
+
+        a_k is the sum over q of b_q times the coefficient of r^(q - 1) in the polynomial that is 1 at r_k and 0 at the
+        other ratios, since R times these coefficients is the unit matrix.
+        """
         if len(ratios) < 2:
             return [0.5] * len(ratios)
-        powers = torch.arange(len(ratios), device=h.device)
-        matrix = torch.stack(ratios, dim=1)[:, None] ** powers[:, None]
-        phi, right = torch.expm1(-h) / -h - 1, []
+        phi, right = expm1(-h) / -h - 1, []
         for q in range(1, len(ratios) + 1):
             right.append(math.factorial(q) * phi / self._b_function(h))
             phi = phi / -h - 1 / math.factorial(q + 1)
-        return torch.linalg.solve(matrix, torch.stack(right, dim=1)).unbind(dim=1)
+        solved = []
+        for k, node in enumerate(ratios):
+            powers = [1.0]  # coefficients of the polynomial, lowest first
+            for other in ratios[:k] + ratios[k + 1 :]:
+                raised, kept = [0.0, *powers], [*powers, 0.0]
+                powers = [ratio(a - other * b, node - other) for a, b in zip(raised, kept)]
+            solved.append(sum(a * b for a, b in zip(powers, right)))
+        return solved

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..checkpoints import resume
 from ..errors import UserError
-from ..flags import COUNT_OR_UNSET, POSITIVE, FlagGroup, at_least, flag
+from ..flags import COUNT_OR_UNSET, POSITIVE, WIDTH, FlagGroup, at_least, flag, number
 
 
 @dataclass
@@ -14,7 +14,7 @@ class TrainFlags(FlagGroup):
     iterations: int = flag(
         0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",), legal=at_least(0)
     )
-    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1), lasting=True)
+    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1, WIDTH), lasting=True)
     microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET, lasting=True)
     lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
     weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
@@ -49,6 +49,9 @@ class TrainFlags(FlagGroup):
         "Checkpoint to take the weights from and nothing else, with --resume_checkpoint auto where that finds none; "
         "its classes may differ.",
     )
+    checkpoint_key: str = flag(
+        "", "Key of the weights in an --init_from that holds several, such as state_dict or ema.", shared=True
+    )
     grad_clip: float = flag(
         0.0,
         "Largest norm of the gradient, to which a larger one is scaled down; 0 never does.",
@@ -78,7 +81,7 @@ class TrainFlags(FlagGroup):
         rates = [part.strip() for part in self.ema_rate.split(",") if part.strip()]
         for rate in rates:
             try:
-                valid = 0 <= float(rate) <= 1
+                valid = 0 <= number(rate) <= 1
             except ValueError:
                 valid = False
             if not valid:

@@ -1,6 +1,5 @@
 """The bodies of the training scripts."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +9,12 @@ from .. import checkpoints, conditioning, dist_util, logger, methods, objectives
 from ..checkpoints import resume
 from ..denoiser import refuse_untaken
 from ..generate import preview_sampler
-from ..image_datasets import DataFlags
 from ..jobs import launch
-from ..networks import ClassifierFlags, UNetFlags
+from ..networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
 from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
-from .data import training_data
+from .data import first_batch, next_batch, stream, training_images, with_facts
 from .flags import TrainFlags
 from .loop import Loop
 from .validation import held_out_losses
@@ -32,6 +30,7 @@ def begin(parsed, network):
     """
     parsed = resume.starting_point(parsed, network)
     seed_everything(parsed[TrainFlags])
+    compute_by(parsed[ConvFlags].algorithm(training=True))
     return parsed
 
 
@@ -55,11 +54,10 @@ def train_diffusion(parsed, network, after_step=None):
     :param after_step: `parsed -> an after_step of Loop, or None`.
     """
     parsed = begin(parsed, network)
+    dataset, parsed = training_images(parsed, network)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
     model, diffusion = network.create(parsed), diffusion_of(process, methods.chosen(parsed))
-    images = {"image_size": parsed.values()[network.size_flag], "image_channels": unet.image_channels}
-    images |= {"class_cond": unet.class_cond, "num_classes": unet.num_classes}
-    data = training_data(parsed[DataFlags], settings, **images)
+    data = stream(dataset, parsed, next_batch(settings))
     if not launch.announce(parsed):
         return
     told = conditioning.of_training(parsed)
@@ -71,8 +69,7 @@ def train_diffusion(parsed, network, after_step=None):
 
     count, images, labels = SHOWN, None, None
     if told.shows_images:
-        batch, extra = next(data)
-        data = itertools.chain([(batch, extra)], data)
+        batch, extra = first_batch(dataset, parsed)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
     Loop(
@@ -80,7 +77,7 @@ def train_diffusion(parsed, network, after_step=None):
         objective=objectives.create(parsed, diffusion),
         data=data,
         flags=settings,
-        resolved=parsed.values(),
+        resolved=with_facts(parsed, dataset),
         dtype=unet.dtype,
         conditioning=told_of,
         preview=preview_sampler(process, count, told.shown(count, images, labels)),
@@ -91,14 +88,13 @@ def train_diffusion(parsed, network, after_step=None):
 def train_classifier(parsed):
     """Train a classifier of noisy images."""
     parsed = begin(parsed, checkpoints.CLASSIFIER)
+    dataset, parsed = training_images(parsed, checkpoints.CLASSIFIER)
     classifier, settings = parsed[ClassifierFlags], parsed[TrainFlags]
     if parsed[ValidationFlags].anneal_lr:
         settings = replace(settings, lr_anneal_steps=settings.lr_anneal_steps or settings.iterations)
     model, diffusion = classifier.create(), diffusion_of(parsed[NoisingFlags])
-    images = {"image_size": classifier.image_size, "image_channels": classifier.image_channels}
-    images |= {"class_cond": True, "num_classes": classifier.num_classes}
-    data = training_data(parsed[DataFlags], settings, **images)
-    after_step = held_out_losses(parsed, diffusion, **images)
+    data = stream(dataset, parsed, next_batch(settings))
+    after_step = held_out_losses(parsed, diffusion)
     if not launch.announce(parsed):
         return
     Loop(
@@ -106,7 +102,7 @@ def train_classifier(parsed):
         objective=ClassifierObjective.create(parsed, diffusion),
         data=data,
         flags=settings,
-        resolved=parsed.values(),
+        resolved=with_facts(parsed, dataset),
         dtype=classifier.dtype,
         after_step=after_step,
     ).run_loop()

@@ -10,10 +10,11 @@ from ..averages import rate_at, young
 from ..errors import UserError
 from ..images import save_grid
 from ..jobs import interruption, random_state, slow_steps
+from ..networks import for_training
 from ..nn import update_ema
 from ..seams import Objective
 from .log import Clock, log_loss_dict
-from .precision import BAD_STEPS, Precision
+from .precision import BAD_STEPS, Outcome, Precision
 from .run_files import RunFiles
 
 
@@ -61,6 +62,7 @@ class Loop:
         self.preview = preview
         self.after_step = after_step
         self.device = next(model.parameters()).device
+        self._ahead = self._trouble = None  # the next batch, or why there is none
         self.files = RunFiles(flags, resolved)
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
@@ -69,9 +71,14 @@ class Loop:
         self.precision = Precision(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
         if not math.isfinite(self.precision.param_norm()):
             raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
-        self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay)
+        # on a CPU its one kernel would round otherwise than runs that go on
+        fused = True if self.device.type == "cuda" else None
+        self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay, fused=fused)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
-        self.ddp_model = dist_util.data_parallel(model)
+        self.fast_model = for_training(model)
+        self.ddp_model = dist_util.data_parallel(self.fast_model)
+        # what of steps is not logged yet: their numbers, (t, terms) of their microbatches, and outcomes
+        self._unread = []
         if flags.resume_checkpoint:
             self.files.load_averages(model, self.ema)
             self.files.load_optimizer(self.opt, self.device)
@@ -87,16 +94,18 @@ class Loop:
         """
         last = self.flags.last_step()
         if last is not None and self.step >= last:
-            raise UserError(
-                f"--resume_checkpoint is at step {self.step}, and training ends at step {last}: nothing to do"
-            )
+            logger.log(f"{self.flags.resume_checkpoint} is at step {self.step}, and training ends at step {last}")
+            self.files.prune()
+            return
         self.files.open_logs()
         clock = Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
             signal = 0
             while not signal and self.step != last:
                 self._next_step(clock, doing)
-                signal = asked()
+                signal = asked(self._trouble is not None)
+                if signal:
+                    self._read()
                 if (signal or self.step == last or self._save_is_due()) and self._may_be_saved():
                     doing("its checkpoint, which rank 0 writes")
                     with clock.stopped():
@@ -109,7 +118,7 @@ class Loop:
         :param doing: is told what is waited for; see `slow_steps.told`.
         """
         doing("the next batch", step=self.step + 1)
-        batch, extra = next(self.data)
+        batch, extra = next(self.data) if self._ahead is None else self._ahead
         doing("its loss and gradient, and for those of the other ranks")
         self.run_step(batch, extra)
         images = len(batch) * dist_util.world_size()
@@ -125,6 +134,7 @@ class Loop:
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
         ends = self.step == self.flags.last_step()
         if self.step % self.flags.log_interval == 0 or not clock.logged or draws or scored or ends:
+            self._read()
             logger.logkv("step", self.step)
             logger.logkv("samples", self.samples)
             logger.logkvs(self.objective.logged())
@@ -134,7 +144,17 @@ class Loop:
             doing("its preview, which rank 0 draws")
             with clock.stopped():
                 self.draw_preview()
+        if not ends:
+            self._look_ahead(doing)
         doing("the answer of the other ranks whether to stop")
+
+    def _look_ahead(self, doing):
+        """Take the next batch, or note what is wrong with it: the step in hand is saved first then."""
+        doing("the next batch", step=self.step + 1)
+        try:
+            self._ahead = next(self.data)
+        except Exception as error:
+            self._trouble = error
 
     def _save_is_due(self):
         """Whether a multiple of --save_interval lies between the last checkpoint and this step, or is this step."""
@@ -153,6 +173,8 @@ class Loop:
         """
         unsaved = f"step {self.step} is not saved, for its loss or gradient is not finite; {self.files.last_good()}"
         saved = self._may_be_saved()
+        if signal == interruption.TROUBLE:
+            self._end_in_trouble(f"saved at step {self.step}" if saved else unsaved)
         if signal and self.step != self.flags.last_step():
             advice = f"saved at step {self.step}" if saved else unsaved
             if self.files.saved_step is not None:
@@ -161,58 +183,96 @@ class Loop:
         if not saved:
             raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
 
+    def _end_in_trouble(self, state):
+        """Say on every rank what was wrong with the next batch of some; an error of the program is raised as it is.
+
+        :param state: what is saved, in words.
+        """
+        known = isinstance(self._trouble, (UserError, OSError))
+        said = dist_util.gather_object(str(self._trouble) if known else None)
+        said = dist_util.broadcast_object(said and next(filter(None, said), "another rank cannot go on"))
+        if self._trouble is not None and not known:
+            raise self._trouble
+        raise UserError(f"{said}; {state}; --resume_checkpoint auto goes on from there")
+
     def run_step(self, batch, extra):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
         self._set_lr()
-        batch = batch.to(self.device)
-        cond = self.conditioning(batch, {k: torch.as_tensor(v).to(self.device) for k, v in extra.items()})
+        batch = dist_util.sent(batch, self.device)
+        cond = {k: dist_util.sent(torch.as_tensor(v), self.device) for k, v in extra.items()}
+        cond = self.conditioning(batch, cond)
         size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
-        starts = range(0, len(batch), size)
+        starts, seen = range(0, len(batch), size), []
         for start in starts:
-            part = slice(start, start + size)
-            x, told = batch[part], {k: v[part] for k, v in cond.items()}
-            wait = start != starts[-1] and self.ddp_model is not self.model
+            x, *told = (value.narrow(0, start, min(size, len(batch) - start)) for value in (batch, *cond.values()))
+            told = dict(zip(cond, told))
+            wait = start != starts[-1] and self.ddp_model is not self.fast_model
             with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
                 with self.precision.autocast():
                     loss = self.objective(self.ddp_model, x, told)
                 self.precision.backward(loss.value.mean() * (len(x) / len(batch)))
-            log_loss_dict(self.objective, loss.t, loss.terms)
-        stepped, grad_norm, param_norm = self.precision.optimize(self.opt)
-        logger.logkv_mean("grad_norm", grad_norm)
-        logger.logkv_mean("param_norm", param_norm)
-        if self.precision.scales_loss:
-            logger.logkv("lg_loss_scale", self.precision.lg_loss_scale)
-        if self.flags.grad_clip:
-            logger.logkv_mean("clipped", float(grad_norm > self.flags.grad_clip))
-        if stepped:
+            seen.append((loss.t, {name: values.detach() for name, values in loss.terms.items()}))
+        outcome = self.precision.optimize(self.opt)
+        self._unread.append((self.step + 1, seen, outcome))
+        if self.device.type == "cuda" and not getattr(self.objective, "follows_steps", True):
+            self._follow(outcome.select(0, 0))
+        elif self._read():
             for rate, params in self.ema.items():
-                update_ema(params, self.model.parameters(), rate_at(float(rate), self.step, self.flags.ema_warmup))
+                update_ema(params, self.model.parameters(), self._ema_rate(rate))
             self.objective.stepped(self.model)
         else:
-            logger.warn(f"step {self.step + 1}: the loss or a gradient is not finite, so the weights stay as they are")
-            self._raise_if_diverged(grad_norm, param_norm)
             self.objective.skipped()
+
+    def _ema_rate(self, rate):
+        return rate_at(float(rate), self.step, self.flags.ema_warmup)
+
+    @torch.no_grad()
+    def _follow(self, stepped):
+        """Move the averages if the weights moved, which the device knows: `stepped` [] is 1 or 0 there."""
+        for rate, averages in self.ema.items():
+            moves = torch._foreach_sub([p.detach() for p in self.model.parameters()], averages)
+            torch._foreach_mul_(moves, (stepped * (1 - self._ema_rate(rate))).float())
+            torch._foreach_add_(averages, moves)
+
+    def _read(self):
+        """Log what steps said since this was last called, for which it waits; whether the last of them was taken."""
+        stepped = True
+        for step, seen, outcome in self._unread:
+            for t, terms in seen:
+                log_loss_dict(self.objective, t, terms)
+            came = Outcome(*outcome.tolist())
+            stepped = bool(came.stepped)
+            logger.logkv_mean("grad_norm", came.grad_norm)
+            logger.logkv_mean("param_norm", came.param_norm)
+            if self.precision.scales_loss:
+                logger.logkv("lg_loss_scale", came.lg_loss_scale)
+            if self.flags.grad_clip:
+                logger.logkv_mean("clipped", float(came.grad_norm > self.flags.grad_clip))
+            if not stepped:
+                logger.warn(f"step {step}: the loss or a gradient is not finite, so the weights stay as they are")
+                self._raise_if_diverged(step, came)
+        self._unread.clear()
+        return stepped
 
     def _set_lr(self):
         for group in self.opt.param_groups:
             group["lr"] = self.flags.lr_at(self.step)
 
-    def _raise_if_diverged(self, grad_norm, param_norm):
+    def _raise_if_diverged(self, step, came):
         """Let a step pass that changed nothing, unless none has been better for long or no later one can be.
 
         :raises UserError: at weights that are not finite, after BAD_STEPS such steps in a row, or at a loss scale
             below 1.
         """
-        trainer = self.precision
-        if not math.isfinite(param_norm):
-            cause = f"the norm of the weights is {param_norm:g}"
-        elif trainer.lg_loss_scale < 0:
-            cause = f"{_in_a_row(trainer.bad_steps)} and the loss scale fell below 1"
-        elif trainer.bad_steps >= BAD_STEPS:
-            cause = _in_a_row(trainer.bad_steps)
+        if not math.isfinite(came.param_norm):
+            cause = f"the norm of the weights is {came.param_norm:g}"
+        elif came.lg_loss_scale < 0:
+            cause = f"{_in_a_row(came.bad_steps)} and the loss scale fell below 1"
+        elif came.bad_steps >= BAD_STEPS:
+            cause = _in_a_row(came.bad_steps)
         else:
             return
-        raise self._diverged(self.step + 1, f"{cause}, with gradient norm {grad_norm:g}")
+        raise self._diverged(step, f"{cause}, with gradient norm {came.grad_norm:g}")
 
     def _diverged(self, step, cause):
         """The UserError that ends a run at a step."""
@@ -275,7 +335,7 @@ class Loop:
 
 
 def _in_a_row(steps):
-    return f"{steps} steps in a row had a loss or gradient that is not finite"
+    return f"{steps:g} steps in a row had a loss or gradient that is not finite"
 
 
 def _say_slow(sentence):

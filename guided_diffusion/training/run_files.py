@@ -5,6 +5,8 @@ import math
 import os
 import sys
 
+import torch
+
 from .. import checkpoints, dist_util, files, logger
 from ..checkpoints import manifest, resume
 from ..errors import UserError
@@ -22,8 +24,11 @@ class RunFiles:
 
     def __init__(self, flags, resolved):
         self.flags = flags
-        self.resolved = resolved
         self.source = flags.resume_checkpoint
+        # as of a run that was never interrupted
+        self.resolved = {k: v for k, v in resolved.items() if k != "resume_checkpoint"}
+        if self.source and "init_from" in resolved:
+            self.resolved["init_from"] = checkpoints.read_flags(self.source).get("init_from", "")
         self.run = resume.run_of(self.source)
         self.saved_step = flags.first_step() if self.source else None
 
@@ -34,7 +39,9 @@ class RunFiles:
         if self.source:
             checkpoints.load_into(model, self.source, "resume_checkpoint")
         elif self.flags.init_from:
-            for name in checkpoints.load_into(model, self.flags.init_from, "init_from", free_head=True):
+            for name in checkpoints.load_into(
+                model, self.flags.init_from, "init_from", free_head=True, key=self.flags.checkpoint_key
+            ):
                 logger.warn(f"{name} is not taken from {self.flags.init_from}, which has other classes")
 
     def load_averages(self, model, averages):
@@ -56,7 +63,10 @@ class RunFiles:
         if files.exists(path):
             state = load_checkpoint(path, map_location=device)
             with _fitting(path):
+                for group in state["param_groups"]:  # how a step is computed is this run's affair, not the file's
+                    group |= {name: optimizer.defaults.get(name) for name in ("fused", "foreach")}
                 optimizer.load_state_dict(state)
+                _check_moments(optimizer)
             for group in optimizer.param_groups:  # the file has those of the run it is from
                 group.update(lr=self.flags.lr, weight_decay=self.flags.weight_decay)
         else:
@@ -84,7 +94,8 @@ class RunFiles:
             objective.load_state_dict({k: _interned(v) for k, v in state.items() if k not in resume.STATE})
         step_size = [flags.batch_size, dist_util.world_size()]
         if state["step_size"] == step_size:
-            random_state.restore(state["random"][dist_util.rank()], device)
+            with _fitting(path):
+                random_state.restore(state["random"][dist_util.rank()], device)
         else:
             then, now = ("{} images x {} ranks".format(*size) for size in (state["step_size"], step_size))
             logger.warn(
@@ -96,9 +107,8 @@ class RunFiles:
     # -- what a run writes -----------------------------------------------------------------------
 
     def open_logs(self):
-        """Clear away unfinished files, and the log rows past the start where the run goes on with logs; on rank 0."""
+        """Clear away the log rows past the start where the run goes on with logs; on rank 0."""
         if dist_util.is_main():
-            files.remove_unfinished(logger.get_dir())
             logger.rewind(self.flags.first_step() if self._goes_on_here() else math.inf)
 
     def _goes_on_here(self):
@@ -174,6 +184,19 @@ class RunFiles:
         }
 
 
+def _check_moments(optimizer):
+    """Validate what an optimiser keeps of each parameter, which it does not look at itself.
+
+    :raises ValueError: if it is of another shape, or not finite.
+    """
+    for param, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != param.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, expected {tuple(param.shape)}")
+            if not torch.as_tensor(value).isfinite().all():
+                raise ValueError(f"{name} is not finite")
+
+
 @contextlib.contextmanager
 def _fitting(path):
     """Errors within it mean that the file at `path` is that of another network."""
@@ -181,7 +204,7 @@ def _fitting(path):
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} does not fit the network of --resume_checkpoint ({error})") from error
 
 

@@ -1,30 +1,25 @@
 """Held-out losses of a classifier in training."""
 
-from dataclasses import replace
-
 import torch
 
 from .. import dist_util
-from ..image_datasets import DataFlags
 from ..objectives import ClassifierObjective, ValidationFlags
-from .data import training_data
+from .data import held_out_data
 from .flags import TrainFlags
 from .log import log_loss_dict
 
 
-def held_out_losses(parsed, diffusion, **data):
+def held_out_losses(parsed, diffusion):
     """An `after_step` of a Loop that logs the losses of the next held-out batch each --eval_interval steps.
 
     :param parsed: the resolved Parsed flags.
     :param diffusion: the GaussianDiffusion of the ClassifierObjective.
-    :param data: what `training_data` takes beside flags.
     :return: None where --val_data_dir is empty.
     """
     checks, flags = parsed[ValidationFlags], parsed[TrainFlags]
     if not checks.val_data_dir:
         return None
-    held_out = replace(parsed[DataFlags], data_dir=checks.val_data_dir, random_flip=False, random_crop=False)
-    batches = training_data(held_out, flags, start=flags.first_step() // checks.eval_interval, **data)
+    batches = held_out_data(parsed, checks.val_data_dir, flags.first_step() // checks.eval_interval)
     objective = ClassifierObjective.held_out(parsed, diffusion)
 
     def after_step(loop):

@@ -12,6 +12,7 @@ from PIL import Image
 from processes import mpirun, needs_mpirun
 from torch.utils.data import DataLoader, Dataset
 
+from guided_diffusion import image_datasets
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_datasets import (
     ImageDataset,
@@ -258,3 +259,24 @@ def test_ranks_have_their_shards(folder, tmp_path):
         mine = [plain[i][0] for i in range(rank, 11, 2)]
         seen = np.load(tmp_path / f"{rank}.npz")["arr_0"]
         assert np.array_equal(seen, np.stack(mine[:5]))
+
+
+@pytest.mark.parametrize("way", ["class in the module", "method of the class"])
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_load_data_reads_by_what_a_client_overrides(random_crop, way, folder, monkeypatch):
+    own = ImageDataset.__getitem__
+
+    def negative(self, index):
+        pixels, extra = own(self, index)
+        return -pixels, extra
+
+    def first():
+        torch.manual_seed(0)
+        return next(load_data(data_dir=folder, batch_size=4, image_size=SIZE, random_crop=random_crop))[0]
+
+    expected = -first()
+    if way == "method of the class":
+        monkeypatch.setattr(ImageDataset, "__getitem__", negative)
+    else:
+        monkeypatch.setattr(image_datasets, "ImageDataset", type("Own", (ImageDataset,), {"__getitem__": negative}))
+    assert torch.equal(first(), expected)

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType, _extract_into_tensor
-from guided_diffusion.respace import SpacedDiffusion
+from guided_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    _extract_into_tensor,
+)
+from guided_diffusion.respace import SpacedDiffusion, _WrappedModel
 from guided_diffusion.schedule import get_named_beta_schedule
 
 T, KEPT = 40, range(0, 40, 5)
@@ -323,3 +329,70 @@ def test_private_helpers_have_the_published_meaning():
     assert wrapped.model is network and wrapped.timestep_map == list(KEPT) and wrapped.original_num_steps == T
     terms = diffusion._vb_terms_bpd(network, KNOWN, START, t)
     assert set(terms) == {"output", "pred_xstart"} and terms["output"].shape == (2,)
+
+
+# -- spacing of a fork's own, on the plain class --------------------------------------------------------
+
+
+class OwnSpacing(GaussianDiffusion):
+    """Keeps steps as vendored copies of respace.py do: the map is there before the process of the kept betas is."""
+
+    def __init__(self, kept, betas, **kinds):
+        levels = np.cumprod(1 - betas)[list(kept)]
+        self.timestep_map = list(kept)
+        super().__init__(betas=1 - levels / np.append(1.0, levels[:-1]), **kinds)
+
+    def _wrapped(self, model):
+        return model if isinstance(model, _WrappedModel) else _WrappedModel(model, self.timestep_map, False, T)
+
+    def _scale_timesteps(self, t):
+        return t
+
+    def p_mean_variance(self, model, *args, **kwargs):
+        return super().p_mean_variance(self._wrapped(model), *args, **kwargs)
+
+    def training_losses(self, model, *args, **kwargs):
+        return super().training_losses(self._wrapped(model), *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "entry", ["p_sample_loop", "ddim_sample_loop", "plms_sample_loop", "training", "calc_bpd_loop"]
+)
+def test_a_fork_that_spaces_its_steps_itself_asks_the_network_at_those(entry):
+    def run(diffusion):
+        torch.manual_seed(0)
+        if entry == "training":
+            return diffusion.training_losses(network, KNOWN, torch.tensor([2, 6]))["loss"]
+        if entry == "calc_bpd_loop":
+            return diffusion.calc_bpd_loop(network, KNOWN)["vb"]
+        return getattr(diffusion, entry)(network, SHAPE, noise=START)
+
+    spaced = make()
+    kinds = {name: getattr(spaced, name) for name in ("model_mean_type", "model_var_type", "loss_type")}
+    own = OwnSpacing(KEPT, get_named_beta_schedule("linear", T), **kinds)
+    assert own.timestep_map == list(KEPT)
+    close(run(own), run(spaced))
+
+
+# -- what clients do with the parts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [3, [1, 2], [[1, 2, 3], [4, 5, 6]], [[[[1]]], [[[2]]]]])
+def test_entries_of_a_table_have_the_axes_of_their_indices(t):
+    table, t = np.linspace(0, 1, 10), torch.tensor(t)
+    expected = table[t.numpy()].reshape(t.shape + (1,) * (4 - t.ndim))
+    entries = _extract_into_tensor(table, t, (2, 3, 4, 4))
+    np.testing.assert_allclose(entries, np.broadcast_to(expected, (2, 3, 4, 4)), rtol=1e-6)
+
+
+def test_wrapped_networks_are_told_apart_by_identity():
+    one, other = (_WrappedModel(network, [0, 5], False, T) for _ in range(2))
+    assert len({one, other}) == 2 and one != other
+
+
+def test_a_module_without_weights_of_its_own_is_sampled_on_the_cpu():
+    class Around(torch.nn.Module):
+        def forward(self, x, t):
+            return network(x, t)
+
+    assert make().p_sample_loop(Around(), SHAPE).device == torch.device("cpu")

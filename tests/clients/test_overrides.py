@@ -1,5 +1,9 @@
 """Overrides by subclasses, mixins and patches of GaussianDiffusion act wherever published code calls the method."""
 
+import copy
+import inspect
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, Mod
 from guided_diffusion.methods import of_values
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.schedule import get_named_beta_schedule
+from guided_diffusion.script_util import create_gaussian_diffusion
 
 SHAPE = (2, 3, 4, 4)
 BETAS = get_named_beta_schedule("linear", 25)
@@ -235,6 +240,124 @@ def test_networks_are_given_the_times_that_a_subclass_says(spaced, loop):
 
     getattr(make(Seventeen, spaced), loop)(watched, SHAPE)
     assert told == {17}
+
+
+# -- arguments, as forks take them: by name, in another order, without defaults, as **kwargs ------------
+
+
+class Collected(SpacedDiffusion):
+    def p_mean_variance(self, model, x, t, **kwargs):
+        return super().p_mean_variance(model, x, t, **kwargs)
+
+    def _vb_terms_bpd(self, model, **kwargs):
+        return super()._vb_terms_bpd(model, **kwargs)
+
+
+class ByName(SpacedDiffusion):
+    def p_mean_variance(self, model, x, t, *, clip_denoised, model_kwargs=None, denoised_fn=None):
+        told = {"clip_denoised": clip_denoised, "denoised_fn": denoised_fn, "model_kwargs": model_kwargs}
+        return super().p_mean_variance(model, x, t, **told)
+
+    def _vb_terms_bpd(self, model, *, t, x_t, x_start, clip_denoised, model_kwargs=None):
+        told = {"clip_denoised": clip_denoised, "model_kwargs": model_kwargs}
+        return super()._vb_terms_bpd(model, x_start, x_t, t, **told)
+
+
+class Reordered(SpacedDiffusion):
+    def p_mean_variance(self, model, x, t, model_kwargs=None, denoised_fn=None, clip_denoised=True, weight=1.0):
+        return super().p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+
+    def _vb_terms_bpd(self, model, x_t, x_start, t, model_kwargs=None, clip_denoised=True):
+        return super()._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)
+
+
+FORKS = pytest.mark.parametrize("fork", [Collected, ByName, Reordered])
+
+
+def same(a, b):
+    for entry, run in a.items():
+        torch.manual_seed(0)
+        expected = b[entry]()
+        torch.manual_seed(0)
+        assert torch.equal(run(), expected), entry
+
+
+@pytest.mark.parametrize("methods", METHODS)
+@FORKS
+@pytest.mark.parametrize("loss", [LossType.MSE, LossType.KL])
+def test_any_way_of_taking_arguments_changes_nothing(fork, loss, methods):
+    own, published = (make(kind, methods=methods, loss=loss) for kind in (fork, SpacedDiffusion))
+    same(entries(own, network), entries(published, network))
+
+
+def without_defaults(self, model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress):
+    yield {"sample": self.p_sample(model, noise, torch.tensor([0, 0]), cond_fn=cond_fn)["sample"]}
+
+
+def collected(self, model, shape, **kwargs):
+    told = {name: kwargs.pop(name) for name in ("noise", "denoised_fn", "model_kwargs", "device", "progress")}
+    assert kwargs.pop("clip_denoised") is True
+    assert told.pop("denoised_fn") is None and told.pop("device") is None and told.pop("progress") is False
+    yield {"sample": self.p_sample(model, told["noise"], torch.tensor([0, 0]), cond_fn=kwargs["cond_fn"])["sample"]}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("override", [without_defaults, collected])
+def test_a_loop_tells_an_override_of_its_steps_all_that_the_published_one_does(override, loop):
+    def progressive(self, *args, eta=None, order=None, **kwargs):
+        return override(self, *args, **kwargs)
+
+    diffusion = make(type("Fork", (SpacedDiffusion,), {f"{loop}_progressive": progressive}))
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    expected = make(SpacedDiffusion).p_sample(network, x, torch.tensor([0, 0]))["sample"]
+    for args, kwargs in (((x,), {}), ((), {"noise": x}), ((x, True), {"progress": False})):
+        assert torch.equal(getattr(diffusion, loop)(network, SHAPE, *args, **kwargs), expected)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_has_the_signature_of_its_steps_and_what_an_override_adds_reaches_it(loop):
+    published = ["noise", "clip_denoised", "denoised_fn", "cond_fn", "model_kwargs", "device", "progress"]
+    assert inspect.getfullargspec(getattr(SpacedDiffusion, loop)).args[3:10] == published
+    progressive = getattr(SpacedDiffusion, f"{loop}_progressive")
+    assert inspect.signature(getattr(SpacedDiffusion, loop)) == inspect.signature(progressive)
+
+    def masked(self, model, shape, *, mask, **kwargs):
+        yield {"sample": mask}
+
+    diffusion = make(type("Fork", (SpacedDiffusion,), {f"{loop}_progressive": masked}))
+    mask = torch.ones(SHAPE)
+    assert getattr(diffusion, loop)(network, SHAPE, mask=mask) is mask
+    with pytest.raises(TypeError):
+        getattr(make(SpacedDiffusion), loop)(network, SHAPE, *[None] * 20)
+
+
+@pytest.mark.parametrize("methods", METHODS)
+@pytest.mark.parametrize("mean, name", [(ModelMeanType.EPSILON, "eps"), (ModelMeanType.PREVIOUS_X, "xprev")])
+def test_predictions_of_the_image_are_told_by_name(mean, name, methods):
+    method = f"_predict_xstart_from_{name}"
+
+    def by_name(self, x_t, t, *args, **kwargs):
+        # guidance asks by place, as published
+        assert args or set(kwargs) == {name}
+        return getattr(super(Fork, self), method)(x_t, t, *args, **kwargs)
+
+    Fork = type("Fork", (SpacedDiffusion,), {method: by_name})
+    diffusion = make(Fork, methods=methods, mean=mean)
+    assert diffusion.p_sample_loop(network, SHAPE, model_kwargs=KWARGS).isfinite().all()
+
+
+# -- copies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+@pytest.mark.parametrize("variant", ["adm", "paper", "net", "target", None])
+@pytest.mark.parametrize("values", [{}, {"eps_scaler": "1.05", "input_pertub": 0.1, "guidance_scale": 1.5}])
+def test_copies_of_a_process_are_the_same_process(values, variant, way):
+    """As processes that are started anew and checkpoints of whole objects make them."""
+    shift = {"do_time_shift": True, "window": 6, "cutoff": 3, "time_shift_variant": variant} if variant else {}
+    options = {"learn_sigma": True, "steps": 25, "timestep_respacing": "6"}
+    diffusion = create_gaussian_diffusion(**options, **values, **shift)
+    same(entries(way(diffusion), network), entries(diffusion, network))
 
 
 # -- tables ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import inspect
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -168,6 +169,24 @@ def test_the_number_of_classes_is_the_one_of_the_module(monkeypatch):
     monkeypatch.setattr(script_util, "NUM_CLASSES", 10)
     model, _ = script_util.create_model_and_diffusion(**tiny(class_cond=True))
     assert model.label_emb.num_embeddings == 10
+
+
+@pytest.mark.parametrize(
+    "name, of",
+    [
+        ("UNetModel", "model_and_diffusion"),
+        ("EncoderUNetModel", "classifier_and_diffusion"),
+        ("SuperResModel", "sr_model_and_diffusion"),
+        ("SpacedDiffusion", "model_and_diffusion"),
+    ],
+)
+def test_a_class_that_a_client_puts_into_the_module_is_the_one_that_is_made(name, of, monkeypatch):
+    Own = type("Own", (getattr(script_util, name),), {})
+    monkeypatch.setattr(script_util, name, Own)
+    values = {**getattr(script_util, f"{of}_defaults")(), "num_channels": 32, "classifier_width": 64}
+    create = getattr(script_util, f"sr_create_{of[3:]}" if of.startswith("sr_") else f"create_{of}")
+    made = create(**{k: v for k, v in values.items() if k in inspect.getfullargspec(create).args})
+    assert Own in map(type, made)
 
 
 # -- methods: what reaches the process, against outputs of the releases ------------------------------
@@ -358,6 +377,14 @@ def test_arguments_need_no_parser():
     """A client's own object of settings, which may have flags of releases."""
     args = SimpleNamespace(**tiny(), eps_scaler=1.02, guidance_scale=4.0)
     assert script_util.args_to_dict(args, KEYS) == {**tiny(), "eps_scaler": 1.02}
+
+
+def test_arguments_can_be_written_as_json_and_read_again():
+    """As scripts keep them beside what they made."""
+    args = parsed("--eps_scaler", "1.05", "--guidance_scale", "1.5", "--guidance_interval", "1,2")
+    again = argparse.Namespace(**json.loads(json.dumps(vars(args))))
+    carried = script_util.args_to_dict(again, KEYS)
+    assert carried == script_util.args_to_dict(args, KEYS) and carried["guidance_scale"] == 1.5
 
 
 def test_adding_twice_adds_once():

@@ -1,0 +1,174 @@
+"""How many times faster this project's networks are than a published-style one, forward and in a training step.
+
+OMP_NUM_THREADS=1 python benchmarks/network_speed.py --networks tiny,C10 --rounds 5
+GUIDED_DIFFUSION_KERNELS=avx2 OMP_NUM_THREADS=1 python benchmarks/network_speed.py
+
+The published style, over the same weights: attention by two einsums and a softmax, normalisations by way of float32,
+scale, shift and SiLU one by one, channels first, and attention blocks that recompute their activations. Both run in
+this process, in turn, and a ratio is of processor time within one round. `again` is the published style once more, so
+its spread is the noise. GUIDED_DIFFUSION_KERNELS (avx512, avx2, none) chooses the kernels.
+"""
+
+import argparse
+import copy
+import itertools
+import math
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from guided_diffusion import networks
+from guided_diffusion.nn import GroupNorm32, checkpoint
+from guided_diffusion.unet import AttentionBlock, QKVAttentionLegacy, ResBlock, UNetModel
+
+ADM = dict(in_channels=3, out_channels=6, use_scale_shift_norm=True)
+# name: (the UNetModel's arguments beyond ADM, batch)
+NETWORKS = {
+    "tiny": (
+        dict(image_size=32, model_channels=32, num_res_blocks=2, attention_resolutions=(2, 4), channel_mult=(1, 2, 2))
+        | dict(num_head_channels=32, resblock_updown=True),
+        64,
+    ),
+    "digits16": (
+        dict(image_size=16, model_channels=32, num_res_blocks=2, attention_resolutions=(2, 4), channel_mult=(1, 2, 2))
+        | dict(num_head_channels=32, num_classes=10),
+        64,
+    ),
+    "C10": (
+        dict(image_size=32, model_channels=128, num_res_blocks=3, attention_resolutions=(2, 4))
+        | dict(channel_mult=(1, 2, 2, 2), num_head_channels=32, use_new_attention_order=True, resblock_updown=True),
+        8,
+    ),
+    "LSUN-64": (
+        dict(image_size=64, model_channels=192, num_res_blocks=3, attention_resolutions=(2, 4, 8))
+        | dict(channel_mult=(1, 2, 3, 4), num_head_channels=64, use_new_attention_order=True, resblock_updown=True),
+        2,
+    ),
+}
+TRAINED = ("tiny", "digits16", "C10")
+
+
+class PlainNorm(GroupNorm32):
+    def forward(self, x):
+        return nn.GroupNorm.forward(self, x.float()).type(x.dtype)
+
+
+class PlainResBlock(ResBlock):
+    def _forward(self, x, emb):
+        x, h = self._first_half(x)
+        scale, shift = self.emb_layers(emb).type(h.dtype)[:, :, None, None].chunk(2, dim=1)
+        return self.skip_connection(x) + self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+
+
+class PlainAttention(AttentionBlock):
+    """Weights of attention are made whole, [N, heads, T, T], and its 1x1 convolutions are convolutions."""
+
+    def forward(self, x):
+        return checkpoint(self._forward, (x,), self.parameters(), True)
+
+    def _forward(self, x):
+        n, heads, flat = len(x), self.num_heads, x.flatten(2)
+        qkv = F.conv1d(self.norm(flat), self.qkv.weight, self.qkv.bias)
+        if isinstance(self.attention, QKVAttentionLegacy):
+            q, k, v = qkv.reshape(n * heads, -1, flat.shape[-1]).chunk(3, dim=1)
+        else:
+            q, k, v = (part.reshape(n * heads, -1, flat.shape[-1]) for part in qkv.chunk(3, dim=1))
+        factor = 1 / math.sqrt(math.sqrt(q.shape[1]))
+        weight = torch.einsum("ncq,nck->nqk", q * factor, k * factor).float().softmax(-1).type(q.dtype)
+        mixed = torch.einsum("nqk,nck->ncq", weight, v).reshape(flat.shape)
+        return (flat + F.conv1d(mixed, self.proj_out.weight, self.proj_out.bias)).reshape(x.shape)
+
+
+PLAIN = {GroupNorm32: PlainNorm, ResBlock: PlainResBlock, AttentionBlock: PlainAttention}
+
+
+def published_style(model):
+    """The same network over the same weights, computed as the published code does."""
+    made = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for module in made.modules():
+        module.__class__ = PLAIN.get(type(module), type(module))
+    return made
+
+
+def build(name):
+    """(the network, its inputs, what its output is compared with in training)."""
+    torch.manual_seed(0)
+    arguments, batch = NETWORKS[name]
+    model = UNetModel(**ADM, **arguments)
+    for p in model.parameters():  # layers that begin as zero would hide everything before them
+        if p.ndim > 1 and not p.any():
+            nn.init.normal_(p, std=p[0].numel() ** -0.5)
+    side = model.image_size
+    told = (torch.randint(10, (batch,)),) if model.num_classes else ()
+    inputs = (torch.randn(batch, 3, side, side), torch.full((batch,), 500.0), *told)
+    return model, inputs, torch.randn(batch, 6, side, side)
+
+
+def seconds(call):
+    """Processor time of all threads."""
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def ratios(base, others, rounds):
+    """{name: [time of `base` / time of the call, one a round]}, measured in turn and in both orders."""
+    for call in (base, *others.values()):
+        call()
+    found = {name: [] for name in others}
+    for i in range(rounds):
+        order = ["", *others] if i % 2 else [*others, ""]
+        times = {name: seconds(others.get(name, base)) for name in order}
+        for name in others:
+            found[name].append(times[""] / times[name])
+    return found
+
+
+def measure(name, rounds, training):
+    """Print a line for each way to compute a network."""
+    model, inputs, target = build(name)
+    plain = published_style(model)
+    make = networks.for_training if training else networks.for_inference
+    nets = {"again": plain, "project": model, **{f"--conv {conv}": make(model, conv) for conv in ("direct", "auto")}}
+
+    def step(net):
+        if training:
+            model.zero_grad()
+            (net(*inputs) - target).square().mean().backward()
+            return torch.cat([p.grad.flatten() for p in model.parameters()])
+        with torch.no_grad():
+            return net(*inputs)
+
+    for net in (plain, *nets.values()):
+        net.train(training)
+    expected = step(plain)
+    errors = {label: (step(net) - expected).abs().max().item() for label, net in nets.items()}
+    found = ratios(lambda: step(plain), {label: lambda net=net: step(net) for label, net in nets.items()}, rounds)
+    for label, values in found.items():
+        what = "training" if training else "forward"
+        spread = f"[{min(values):.2f}, {max(values):.2f}]"
+        row = (name, len(inputs[0]), what, label, f"{statistics.median(values):.2f}", spread, f"{errors[label]:.1e}")
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--what", choices=("forward", "training", "both"), default="both")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads")
+    print(networks.described(networks.computing_by()) + "\n")
+    print("| network | batch | what | way | published / ours | spread | largest difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, training in itertools.product(args.networks.split(","), (False, True)):
+        wanted = args.what in ("both", "training" if training else "forward")
+        if wanted and (not training or name in TRAINED):
+            measure(name, args.rounds, training)
+
+
+if __name__ == "__main__":
+    main()

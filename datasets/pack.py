@@ -1,0 +1,63 @@
+"""A folder, zip or npz of images as one array, cropped and scaled once, which training reads without decoding.
+
+    python datasets/pack.py --data_dir photos --out_dir data/photos64 --image_size 64
+    python scripts/image_train.py --data_dir data/photos64.npz --image_size 64 --class_cond True
+
+Images are centre-cropped as in training. Where classes are found, by sub-folders or file-name prefixes, the .npz has
+them and their names; --labels expects them.
+"""
+
+import os
+
+import numpy as np
+import writer
+
+from guided_diffusion import files
+from guided_diffusion.errors import UserError
+from guided_diffusion.image_stream import Images
+
+BATCH = 256
+
+
+def pack(args):
+    """Write `<out_dir>.npz` as `writer.write_images` does, in parts; returns the line that says so."""
+    told = {"class_source": args.class_source, "exif": args.exif, "background": args.background}
+    told |= {"random_flip": False, "image_channels": args.image_channels, "skip_bad": args.skip_bad}
+    data = Images(args.data_dir, args.image_size, class_cond=args.labels, **told)
+    for remark in data.remarks():
+        print(f"{args.data_dir}: {remark}")
+    path = os.path.abspath(args.out_dir) + ".npz"
+    if os.path.exists(path) and os.path.samefile(path, args.data_dir):
+        raise UserError(f"--out_dir {args.out_dir} would replace --data_dir {args.data_dir}, expected another")
+    members = {"arr_0": (np.dtype(np.uint8), (len(data), *[args.image_size] * 2, args.image_channels), parts(data))}
+    if args.labels:
+        names = np.array(data.class_names)
+        members |= {"arr_1": (data.labels.dtype, data.labels.shape, [data.labels])}
+        members |= {"classes": (names.dtype, names.shape, [names])}
+    files.make_folder(os.path.dirname(path))
+    files.stream_npz(path, members)
+    skipped = f", {data.num_skipped} that cannot be read replaced by others" if data.num_skipped else ""
+    return f"wrote {len(data):,} images of {args.image_size}x{args.image_size} to {path}{skipped}"
+
+
+def parts(data):
+    """The images as uint8 [n, H, W, C], in turn."""
+    for start in range(0, len(data), BATCH):
+        images, _ = data.batch([(i, 0) for i in range(start, min(start + BATCH, len(data)))])
+        yield ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def main(argv=None):
+    parser = writer.parser("Write images as one array beside --out_dir.", out_dir="data/packed", image_size=64)
+    parser.add_argument("--data_dir", required=True, help="folder of images, or a .zip or .npz file")
+    parser.add_argument("--labels", action="store_true", help="keep the classes")
+    parser.add_argument("--class_source", default="auto", help="auto, prefix or folder: where classes are read from")
+    parser.add_argument("--image_channels", type=int, choices=(1, 3, 4), default=3, help="grey, RGB or RGBA")
+    parser.add_argument("--exif", action="store_true", help="turn photographs upright, as their EXIF says")
+    parser.add_argument("--background", default="", help="colour behind transparent places")
+    parser.add_argument("--skip_bad", action="store_true", help="replace unreadable images, and count them")
+    writer.say(pack, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Compiled kernels for the CPU, where a compiler was there when the package was installed; see kernels.c.
+
+`current()` gives the Kernels of this process, or None: what stands in for them is plain torch.
+"""
+
+import ctypes
+import functools
+import os
+import threading
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+
+# the widest vectors first
+INSTRUCTIONS = ("avx512", "avx2")
+SWITCH = "GUIDED_DIFFUSION_KERNELS"
+
+
+def find():
+    """The path of the compiled library, or None."""
+    places = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next(filter(Path.exists, places), None)
+
+
+@functools.cache
+def current():
+    """The Kernels that this process computes by, or None.
+
+    The environment variable GUIDED_DIFFUSION_KERNELS may ask for avx2 or avx512 alone, or for none.
+
+    :raises UserError: if it asks for something else, or for what is not there.
+    """
+    asked = os.environ.get(SWITCH, "")
+    if asked not in ("", "none", *INSTRUCTIONS):
+        raise UserError(f"{SWITCH} is {asked!r}; expected {', '.join(INSTRUCTIONS)} or none")
+    wanted = [] if asked == "none" else [asked] if asked else INSTRUCTIONS
+    path = find()
+    found = next(filter(None, (load(path, name) for name in wanted)), None) if path else None
+    if asked and asked != "none" and found is None:
+        raise UserError(f"{SWITCH} is {asked}, and there are no such kernels for this processor; expected it unset")
+    return found
+
+
+def load(path, instructions):
+    """The Kernels of a library for an instruction set; None where the library or the processor does not fit.
+
+    :param path: of the library.
+    :param instructions: "avx2" or "avx512".
+    """
+    try:
+        library = ctypes.CDLL(os.fspath(path))
+        supported = library.supports(instructions.encode())
+    except (OSError, AttributeError):  # made for another system, or by another version
+        return None
+    return Kernels(library, instructions) if supported else None
+
+
+class Kernels:
+    """The functions of kernels.c for one instruction set, on float32 tensors in main memory, without gradients.
+
+    Images are [N, C, H, W] and lie channels last; what lies otherwise is copied.
+
+    :param library: what ctypes made of the compiled file.
+    :ivar instructions: "avx2" or "avx512".
+    """
+
+    def __init__(self, library, instructions):
+        self.instructions = instructions
+        self._space = threading.local()
+        # argument types: p pointer, l long, i int, f float
+        self._filter_floats = self._function(library, "filter_floats", "ll", ctypes.c_long)
+        self._filters = self._function(library, "convolution_filters", "ppllii", None)
+        self._convolution = self._function(library, "convolution", "pppppllllli")
+        self._filter_gradient = self._function(library, "filter_gradient", "pppllllli")
+        self._linear_floats = self._function(library, "linear_floats", "ll", ctypes.c_long)
+        self._linear_weights = self._function(library, "linear_weights", "ppll", None)
+        self._linear = self._function(library, "linear", "pppppllli", None)
+        self._normalised = self._function(library, "normalised", "ppppplppllllfii")
+        self._normalised_gradient = self._function(library, "normalised_gradient", "ppppppl" + "ppp" + "llllii")
+
+    def _function(self, library, name, arguments, result=ctypes.c_int):
+        types = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
+        function = getattr(library, f"{name}_{self.instructions}")
+        function.argtypes, function.restype = [types[letter] for letter in arguments], result
+        return function
+
+    def filters(self, weight, turned=False, kept=True):
+        """The transform of filters [O, C, 3, 3], four times as large, as `convolution` takes it.
+
+        :param turned: for the gradient of the convolution's input: of filters [C, O, 3, 3], each turned by 180 degrees.
+        :param kept: False gives memory that the next call of this thread uses again, for fresh memory costs more time
+            than the transform.
+        """
+        weight = weight.contiguous()
+        outputs, inputs = weight.shape[:2][::-1] if turned else weight.shape[:2]
+        size = self._filter_floats(inputs, outputs)
+        packed = torch.empty(size) if kept else self._reused(size)
+        self._filters(weight.data_ptr(), packed.data_ptr(), inputs, outputs, turned, torch.get_num_threads())
+        return packed
+
+    def _reused(self, size):
+        space = getattr(self._space, "filters", None)
+        if space is None or len(space) < size:
+            space = self._space.filters = torch.empty(size)
+        return space
+
+    def convolution(self, x, filters, outputs, bias=None, residual=None):
+        """The 3x3 convolution of x [N, C, H, W] with padding 1, plus bias [outputs], plus residual like the result.
+
+        :param filters: see `filters`.
+        """
+        x, residual = _last(x), None if residual is None else _last(residual)
+        n, channels, height, width = x.shape
+        y = _images(n, outputs, height, width)
+        pointers = (x.data_ptr(), filters.data_ptr(), _pointer(bias), _pointer(residual), y.data_ptr())
+        _check(self._convolution(*pointers, n, height, width, channels, outputs, torch.get_num_threads()))
+        return y
+
+    def filter_gradient(self, x, gradient):
+        """The gradient [O, C, 3, 3] of the filters, for x [N, C, H, W] and the gradient [N, O, H, W] of the result."""
+        x, gradient = _last(x), _last(gradient)
+        n, channels, height, width = x.shape
+        outputs = gradient.shape[1]
+        made = torch.empty(outputs, channels, 3, 3)
+        pointers = (x.data_ptr(), gradient.data_ptr(), made.data_ptr())
+        _check(self._filter_gradient(*pointers, n, height, width, channels, outputs, torch.get_num_threads()))
+        return made
+
+    def linear_weights(self, weight):
+        """Weights [O, C, ...] as `linear` takes them, for rows in which what follows C comes before it."""
+        weight = weight.movedim(1, -1).flatten(1).contiguous()
+        outputs, inputs = weight.shape
+        packed = torch.empty(self._linear_floats(inputs, outputs))
+        self._linear_weights(weight.data_ptr(), packed.data_ptr(), inputs, outputs)
+        return packed
+
+    def linear(self, x, weights, outputs, bias=None, residual=None):
+        """x [..., C] times weights, plus bias [outputs], plus residual [..., outputs]; a row depends on no other.
+
+        :param weights: see `linear_weights`.
+        """
+        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+        y = torch.empty(*x.shape[:-1], outputs)
+        pointers = (x.data_ptr(), weights.data_ptr(), _pointer(bias), _pointer(residual), y.data_ptr())
+        self._linear(*pointers, x.shape[:-1].numel(), x.shape[-1], outputs, torch.get_num_threads())
+        return y
+
+    def normalised(self, x, groups, weight, bias, eps, scale_shift=None, silu=True):
+        """Group normalisation of x [N, C, ...], times 1 + scale, plus shift, then SiLU: (result, statistics).
+
+        :param scale_shift: [N, 2 C], scales before shifts, or None.
+        :param silu: whether there is a SiLU.
+        :return: statistics [N, 2, C] are the means and 1 / deviations.
+        """
+        x = _last(x)
+        n, channels = x.shape[:2]
+        y, statistics = torch.empty_like(x), torch.empty(n, 2, channels)
+        pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *_halves(scale_shift, channels))
+        results = (y.data_ptr(), statistics.data_ptr())
+        sizes = (n, x.shape[2:].numel(), channels, groups)
+        _check(self._normalised(*pointers, *results, *sizes, eps, silu, torch.get_num_threads()))
+        return y, statistics
+
+    def normalised_gradient(self, x, gradient, statistics, groups, weight, bias, scale_shift=None, silu=True):
+        """Gradients of `normalised`, for that of its result: (of x, sums).
+
+        :param statistics: what `normalised` gave.
+        :return: sums [N, 2, C] over the positions: of the gradient before SiLU, and of its product with the
+            normalised x.
+        """
+        x, gradient = _last(x), _last(gradient)
+        n, channels = x.shape[:2]
+        dx, sums = torch.empty_like(x), torch.empty(n, 2, channels)
+        images = (x.data_ptr(), gradient.data_ptr())
+        told = (weight.data_ptr(), bias.data_ptr(), *_halves(scale_shift, channels), statistics.data_ptr())
+        sizes = (n, x.shape[2:].numel(), channels, groups)
+        results = (dx.data_ptr(), sums.data_ptr())
+        _check(self._normalised_gradient(*images, *told, *results, *sizes, silu, torch.get_num_threads()))
+        return dx, sums
+
+
+def _last(x):
+    """x [N, C, ...] with its channels last in memory."""
+    if x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _images(*shape):
+    return torch.empty(shape, memory_format=torch.channels_last)
+
+
+def _pointer(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _halves(scale_shift, channels):
+    """(pointer to scales, pointer to shifts, floats from one image to the next)."""
+    if scale_shift is None:
+        return None, None, 0
+    if scale_shift.stride(-1) != 1:
+        raise ValueError("scale_shift has to be contiguous")
+    start = scale_shift.data_ptr()
+    return start, start + 4 * channels, scale_shift.stride(0)
+
+
+def _check(status):
+    if status:
+        raise MemoryError("there is no memory for a kernel's work space")

@@ -1,0 +1,63 @@
+"""Winograd's F(4x4, 3x3) in plain torch operations, for where there are no compiled kernels; see kernels.c.
+
+Its transforms are products with small matrices too, which cost more than compiled ones: it pays for wide layers alone.
+"""
+
+import functools
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+
+# Lavin & Gray 2016, section 4.3: y = A^T [(G g G^T) * (B^T d B)] A
+B_T = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+G = [
+    [Fraction(1, 4), 0, 0],
+    [Fraction(-1, 6), Fraction(-1, 6), Fraction(-1, 6)],
+    [Fraction(-1, 6), Fraction(1, 6), Fraction(-1, 6)],
+    [Fraction(1, 24), Fraction(1, 12), Fraction(1, 6)],
+    [Fraction(1, 24), Fraction(-1, 12), Fraction(1, 6)],
+    [0, 0, 1],
+]
+A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+IMAGES = 8  # transformed at once, so that a wide layer's tiles stay small beside the weights
+
+
+@functools.cache
+def _both_axes(name):
+    """The matrix of a transform along both axes of a tile, whose values are in one row."""
+    matrix = torch.tensor([[float(value) for value in row] for row in globals()[name]], dtype=torch.float64)
+    return torch.kron(matrix, matrix).float()
+
+
+def filters(weight):
+    """The transform [36, C, O] of filters [O, C, 3, 3]."""
+    outputs, inputs = weight.shape[:2]
+    return (_both_axes("G") @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
+
+
+def convolution(x, transformed, bias=None):
+    """The 3x3 convolution with padding 1 of x [N, C, H, W], H and W multiples of 4: [N, O, H, W], channels last.
+
+    :param transformed: see `filters`.
+    """
+    return torch.cat([_convolution(part, transformed, bias) for part in x.split(IMAGES)])
+
+
+def _convolution(x, transformed, bias):
+    n, channels, height, width = x.shape
+    outputs, down, across = transformed.shape[2], height // 4, width // 4
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3)
+    v = (_both_axes("B_T") @ tiles.reshape(36, -1)).view(36, -1, channels)
+    m = torch.bmm(v, transformed)
+    y = (_both_axes("A_T") @ m.view(36, -1)).view(4, 4, n, down, across, outputs)
+    y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, height, width, outputs)
+    return (y if bias is None else y + bias).permute(0, 3, 1, 2)

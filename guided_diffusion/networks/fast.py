@@ -1,0 +1,452 @@
+"""The networks as a CPU computes them fastest: what `for_inference` and `for_training` return.
+
+Both copy the tree of modules, over the same parameters, with a faster forward of convolutions, normalisations, residual
+and attention blocks. Whatever somebody hooked, replaced, subclassed or patched stands in that tree as it is, so it does
+what it did, and the network itself stays the published one.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import kernels
+from ..flags import FlagGroup, flag
+from ..kernels import functions, winograd
+from ..nn import GroupNorm32, SiLU
+from ..unet import (
+    AttentionBlock,
+    Downsample,
+    EncoderUNetModel,
+    PointwiseConv,
+    QKVAttention,
+    QKVAttentionLegacy,
+    ResBlock,
+    SuperResModel,
+    TimestepEmbedSequential,
+    UNetModel,
+    Upsample,
+)
+
+# an algorithm is the fewest channels of a layer that takes Winograd; 0 is for no layer
+DIRECT, ALL = 0, 1
+# from so many on it was faster in every measured layer: compiled, and in plain torch
+COMPILED, PLAIN = 32, 128
+# with the transformed weights that are kept, those of a network take at most so many times the memory
+GROWTH = 4
+
+
+@dataclass
+class ConvFlags(FlagGroup):
+    """The computation on a CPU."""
+
+    conv: str = flag(
+        "auto",
+        "How a CPU computes 3x3 convolutions: winograd multiplies less and rounds more (about 1e-5 of the output), "
+        "direct does not, auto takes winograd where it is faster.",
+        choices=("auto", "direct", "winograd"),
+        lasting=True,
+        idle=True,
+    )
+
+    def algorithm(self, training=False):
+        """The fewest channels of a layer that is computed by Winograd; 0 for none.
+
+        It depends on whether there are compiled kernels, and neither on the batch nor on the processor's instructions.
+        """
+        if self.conv != "auto":
+            return ALL if self.conv == "winograd" else DIRECT
+        if kernels.current() is not None:
+            return COMPILED
+        return DIRECT if training else PLAIN
+
+
+def described(algorithm):
+    """An algorithm (see `ConvFlags.algorithm`) and the kernels there are, in words for a log."""
+    found = kernels.current()
+    by = f"compiled kernels ({found.instructions})" if found else "plain torch, for there are no compiled kernels"
+    if algorithm == DIRECT:
+        return f"3x3 convolutions: direct; {by}"
+    layers = "all layers" if algorithm == ALL else f"layers of at least {algorithm} channels"
+    return f"3x3 convolutions: Winograd in {layers}; {by}"
+
+
+def slow_halves(*dtypes):
+    """Those of some dtypes that are 16 bit wide and that this processor is known to have no instructions for."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") != "x86_64":
+        return []
+    units = {
+        torch.float16: ("avx512_fp16", "amx_fp16"),
+        torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx_ne_convert"),
+    }
+    return [kind for kind in units if kind in dtypes and not any(capabilities.get(unit) for unit in units[kind])]
+
+
+# of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
+_process = {"algorithm": None}
+
+
+def compute_by(algorithm):
+    """Let the fast networks that were given no `conv` of their own compute by an algorithm from now on.
+
+    :param algorithm: see `ConvFlags.algorithm`; None is that of --conv auto.
+    """
+    _process["algorithm"] = algorithm
+
+
+def computing_by(training=False):
+    """The algorithm of `compute_by`."""
+    chosen = _process["algorithm"]
+    return ConvFlags().algorithm(training) if chosen is None else chosen
+
+
+class Plan:
+    """How the layers of one fast network compute; they share it.
+
+    :param algorithm: see `ConvFlags.algorithm`; None is what `compute_by` said last.
+    :param spare: how many floats of transformed weights may be kept.
+    :param training: whether weights change and have gradients.
+    """
+
+    def __init__(self, algorithm, spare, training):
+        self.own, self.spare, self.training = algorithm, spare, training
+
+    @property
+    def algorithm(self):
+        """The algorithm, now."""
+        return computing_by(self.training) if self.own is None else self.own
+
+    def takes_winograd(self, layer, x):
+        """Whether a convolution of x [N, C, H, W] is computed by Winograd: by channels and sides, never by N."""
+        algorithm = self.algorithm
+        if not algorithm or x.shape[2] % 4 or x.shape[3] % 4:
+            return False
+        # few outputs cost compiled kernels less than they cost torch
+        fewest = layer.in_channels if algorithm == COMPILED else min(layer.in_channels, layer.out_channels)
+        return fewest >= algorithm
+
+
+def for_inference(model, conv=None):
+    """The network as it samples and scores fastest: a module like `model`, of the same class, over the same weights.
+
+    On a CPU its images lie channels last, its normalisations are fused with what follows them, and its 3x3
+    convolutions keep their transformed weights where there is room (see GROWTH). It recomputes nothing in a backward
+    pass, and has no gradients of its convolutions' weights. On another device it is `model` itself.
+
+    :param model: a network of unet.py; anything else is returned as it is. Modules in it that are hooked, replaced,
+        subclassed or patched stay what they are.
+    :param conv: "auto", "direct" or "winograd"; None is what `compute_by` said last.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    weights = sum(p.numel() for p in model.parameters())
+    return _fast(model, _plan(conv, (GROWTH - 1) * weights, False))
+
+
+def for_training(model, conv=None):
+    """The network as it trains fastest, like `for_inference`: gradients of all weights, checkpoints and dropout stay.
+
+    The parameters are `model`'s own: optimisers, averages and checkpoints may go on with `model`.
+    """
+    return _fast(model, _plan(conv, 0, True))
+
+
+def _plan(conv, spare, training):
+    return Plan(None if conv is None else ConvFlags(conv=conv).algorithm(training), spare, training)
+
+
+# -- the fast layers ---------------------------------------------------------------------------------------
+
+
+def _usable(*tensors):
+    """The Kernels, if they can compute with these tensors (or None); None where torch has to."""
+    return kernels.current() if _plain(*tensors) else None
+
+
+def _plain(*tensors):
+    """Whether all are ordinary float32 tensors in main memory, or None."""
+    return not torch.is_autocast_enabled("cpu") and all(
+        t is None
+        or (
+            type(t) in (torch.Tensor, nn.Parameter)
+            and t.dtype is torch.float32
+            and t.device.type == "cpu"
+            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        )
+        for t in tensors
+    )
+
+
+class _Layer:
+    """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights."""
+
+    plan, kept = None, None
+
+    def constants(self):
+        """(weight, bias); where they are not trained they have no gradients."""
+        if self.plan.training:
+            return self.weight, self.bias
+        return self.weight.detach(), None if self.bias is None else self.bias.detach()
+
+    def transformed(self, transform):
+        """transform(weight), kept from call to call where there is room for it."""
+        weight = self.weight.detach()
+        made_of = (transform, weight.data_ptr(), None if weight.is_inference() else weight._version)
+        if self.kept is None or self.kept[0] != made_of:
+            self.plan.spare += 0 if self.kept is None else self.kept[1].numel()
+            made, self.kept = transform(weight), None
+            if made.numel() > self.plan.spare:
+                return made
+            self.plan.spare -= made.numel()
+            self.kept = (made_of, made)
+        return self.kept[1]
+
+
+class FastConvolution(_Layer, nn.Conv2d):
+    """A 3x3 convolution of stride 1 and padding 1, by Winograd or directly."""
+
+    def forward(self, x, residual=None):
+        """The convolution of x [N, C, H, W], plus residual [N, O, H, W] where it is given."""
+        found = _usable(x, self.weight, self.bias, residual)
+        if not self.plan.takes_winograd(self, x) or not _plain(x, self.weight, self.bias):
+            y = F.conv2d(x if found is None else _channels_last(x), self.weight, self.bias, padding=1)
+            return y if residual is None else y + residual
+        weight, bias = self.constants()
+        if found is not None:
+            filters = None if self.plan.training else self.transformed(found.filters)
+            return functions.convolution(found, x, weight, bias, residual, filters)
+        filters = winograd.filters(weight) if self.plan.training else self.transformed(winograd.filters)
+        y = winograd.convolution(x, filters, bias)
+        return y if residual is None else y + residual
+
+
+class _Linear(_Layer):
+    @staticmethod
+    def differentiated(*inputs):
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+    def rows(self, x, residual=None):
+        """The layer on rows x [..., C], plus residual [..., O]: [..., O]."""
+        weight, bias = self.constants()
+        found = None if self.plan.training else _usable(x, weight, bias, residual)
+        if found is not None and not self.differentiated(x, residual):
+            return found.linear(x, self.transformed(found.linear_weights), len(weight), bias, residual)
+        y = F.linear(x, weight.flatten(1), bias)
+        return y if residual is None else y + residual
+
+
+class FastStrided(_Linear, nn.Conv2d):
+    """A 3x3 convolution of stride 2 and padding 1, by patches; torch rounds those of a single image otherwise."""
+
+    def forward(self, x):
+        if self.plan.training or self.differentiated(x) or _usable(x, self.weight, self.bias) is None:
+            return super().forward(x)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        patches = padded.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)
+        return self.rows(patches.flatten(3)).permute(0, 3, 1, 2)
+
+
+class FastLinear(_Linear, nn.Linear):
+    """A linear layer."""
+
+    def forward(self, x):
+        return self.rows(x)
+
+
+class FastPointwise(_Linear, nn.Conv2d):
+    """A 1x1 convolution as a linear layer, where that needs no copy."""
+
+    def forward(self, x):
+        if _usable(x, self.weight, self.bias) is None:
+            return super().forward(x)
+        return self.rows(_channels_last(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FastProjection(_Linear, PointwiseConv):
+    """A projection of attention; `rows` takes its input [N, T, C]."""
+
+
+class FastNorm(GroupNorm32):
+    """A group normalisation and what follows it.
+
+    :ivar silu: whether a SiLU does.
+    """
+
+    silu = False
+
+    def forward(self, x, scale_shift=None):
+        """The normalisation of x [N, C, ...], times 1 + scale, plus shift, which are [N, 2 C]; then SiLU."""
+        found = _usable(x, self.weight, self.bias, scale_shift) if x.ndim == 4 and not x.shape[1] % 16 else None
+        settings = (self.num_groups, self.weight, self.bias, self.eps, scale_shift, self.silu)
+        if found is None:
+            return functions.normalised_by_torch(x, *settings)
+        return functions.normalised(found, x, *settings)
+
+
+class FastResBlock(ResBlock):
+    """A residual block whose second half is a FastNorm with SiLU, dropout, and a FastConvolution."""
+
+    def _forward(self, x, emb):
+        x, h = self._first_half(x)
+        norm, _, dropout, conv = self.out_layers
+        emb = self.emb_layers(emb)
+        if self.use_scale_shift_norm:
+            h = norm(h, emb)
+        else:
+            h = norm(h + emb.to(h.dtype)[:, :, None, None])
+        return conv(dropout(h), self.skip_connection(x))
+
+
+class FastAttention(AttentionBlock):
+    """An attention block on images whose channels lie last, where SDPA takes the heads as they lie."""
+
+    def _forward(self, x):
+        if _usable(x, self.qkv.weight, self.proj_out.weight) is None:
+            return super()._forward(x)
+        n, channels, height, width = x.shape
+        h = _channels_last(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        heads = self.qkv.rows(h).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
+        h = F.scaled_dot_product_attention(*self.attention.split(heads)).transpose(1, 2).flatten(2)
+        x = _channels_last(x).permute(0, 2, 3, 1).view(n, height * width, channels)
+        return self.proj_out.rows(h, x).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class ChannelsFirst(nn.Module):
+    """Images [N, C, H, W] as they usually lie in memory, for what is computed with them outside of the network."""
+
+    def forward(self, x):
+        return x.contiguous()
+
+
+def _channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# -- from a tree of modules to a fast one --------------------------------------------------------------------
+
+NETWORKS = (UNetModel, SuperResModel, EncoderUNetModel)
+CONTAINERS = (nn.Sequential, nn.ModuleList, TimestepEmbedSequential, Upsample, Downsample)
+LAYERS = (nn.Conv2d, nn.Linear, PointwiseConv, GroupNorm32, ResBlock, AttentionBlock)
+PARTS = (SiLU, nn.Dropout, QKVAttention, QKVAttentionLegacy)
+METHODS = ("forward", "_forward", "__call__")
+# as they are defined, so that a class which somebody patched is known
+DEFINED = {kind: [getattr(kind, name, None) for name in METHODS] for kind in (*NETWORKS, *CONTAINERS, *LAYERS, *PARTS)}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _untouched(*modules):
+    """Whether modules are of kinds that are known here, and as those are defined."""
+    return all(
+        DEFINED.get(type(module)) == [getattr(type(module), name, None) for name in METHODS]
+        and not any(vars(module)[hooks] for hooks in HOOKS)
+        and not vars(module).keys() & set(METHODS)
+        for module in modules
+    )
+
+
+def _fast(module, plan):
+    """The fast counterpart of a module, or the module itself where it has none."""
+    if not _untouched(module):
+        return module
+    if isinstance(module, NETWORKS):
+        if module.dims != 2 or any(p.device.type != "cpu" for p in module.parameters()):
+            return module
+        made = _with_parts(module, plan)
+        made.out = _fused(made.out)
+        if not isinstance(module, EncoderUNetModel) and _untouched(module.out):
+            made.out.append(ChannelsFirst())
+        return made
+    if type(module) in CONTAINERS:
+        return _with_parts(module, plan)
+    if type(module) in MAKERS:
+        return MAKERS[type(module)](module, plan)
+    return module
+
+
+def _with_parts(module, plan, kind=None):
+    """A copy of a module, over the same parameters, with fast parts.
+
+    :param kind: its class; default that of the module.
+    """
+    made = copy.copy(module)
+    made.__dict__["_modules"] = {name: part and _fast(part, plan) for name, part in module._modules.items()}
+    made.__class__ = kind or type(module)
+    return made
+
+
+def _fused(layers):
+    """A Sequential in which FastNorms do the SiLU that follows them, on a copy."""
+    if type(layers) is not nn.Sequential:
+        return layers
+    made = copy.copy(layers)
+    made.__dict__["_modules"] = dict(layers._modules)
+    for i, (norm, after) in enumerate(pairwise(layers)):
+        if isinstance(norm, FastNorm) and type(after) is SiLU and _untouched(after):
+            made[i] = copy.copy(norm)
+            made[i].silu = True
+            made[i + 1] = nn.Identity()
+    return made
+
+
+def _fast_convolution(layer, plan):
+    settings = (layer.dilation, layer.groups, layer.padding_mode)
+    kind = FAST_CONVOLUTIONS.get((layer.kernel_size, layer.stride, layer.padding))
+    return layer if kind is None or settings != ((1, 1), 1, "zeros") else _with_weights(layer, plan, kind)
+
+
+def _with_weights(layer, plan, kind):
+    made = _with_parts(layer, plan, kind)
+    made.plan = plan
+    return made
+
+
+def _fast_norm(layer, plan):
+    return _with_parts(layer, plan, FastNorm) if layer.affine else layer
+
+
+def _fast_residual(block, plan):
+    made = _with_parts(block, plan)
+    made.use_checkpoint = block.use_checkpoint and plan.training
+    made.in_layers = _fused(made.in_layers)
+    if _untouched(block.out_layers) and _is_second_half(*made.out_layers):
+        made.out_layers = _fused(made.out_layers)
+        made.__class__ = FastResBlock
+    return made
+
+
+def _is_second_half(norm, act=None, dropout=None, conv=None, *more):
+    parts = (type(norm), type(act), type(dropout), type(conv))
+    return parts == (FastNorm, SiLU, nn.Dropout, FastConvolution) and _untouched(act) and not more
+
+
+def _fast_attention(block, plan):
+    made = _with_parts(block, plan)
+    made.use_checkpoint = block.use_checkpoint and plan.training
+    if (
+        _untouched(block.attention)
+        and isinstance(block.attention, (QKVAttention, QKVAttentionLegacy))
+        and type(made.qkv) is type(made.proj_out) is FastProjection
+    ):
+        made.__class__ = FastAttention
+    return made
+
+
+# by kernel size, stride and padding
+FAST_CONVOLUTIONS = {
+    ((1, 1), (1, 1), (0, 0)): FastPointwise,
+    ((3, 3), (1, 1), (1, 1)): FastConvolution,
+    ((3, 3), (2, 2), (1, 1)): FastStrided,
+}
+MAKERS = {
+    nn.Conv2d: _fast_convolution,
+    nn.Linear: partial(_with_weights, kind=FastLinear),
+    PointwiseConv: partial(_with_weights, kind=FastProjection),
+    GroupNorm32: _fast_norm,
+    ResBlock: _fast_residual,
+    AttentionBlock: _fast_attention,
+}

@@ -1,0 +1,610 @@
+"""The kernels against torch in float64, and the fast networks against the published forward."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from recipe import fill_weights
+from script_runs import run
+from torch import nn
+
+from guided_diffusion import kernels
+from guided_diffusion.errors import UserError
+from guided_diffusion.kernels import functions, winograd
+from guided_diffusion.networks import (
+    ConvFlags,
+    compute_by,
+    computing_by,
+    fast,
+    for_inference,
+    for_training,
+    slow_halves,
+)
+from guided_diffusion.unet import AttentionBlock, EncoderUNetModel, ResBlock, SuperResModel, UNetModel
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "models" / "digits16.pt"
+LIBRARY = kernels.find()
+COMPILED = [name for name in kernels.INSTRUCTIONS if LIBRARY and kernels.load(LIBRARY, name)]
+
+compiled = pytest.mark.skipif(not COMPILED, reason="no kernels for this processor, or no compiler")
+every_set = pytest.mark.parametrize("instructions", COMPILED or [pytest.param("none", marks=compiled)])
+
+
+@pytest.fixture(autouse=True)
+def of_this_test():
+    """One thread, and a choice of algorithm that no other test made."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    compute_by(None)
+    torch.manual_seed(0)
+    yield
+    compute_by(None)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def absent():
+    """As where no compiler was."""
+    with mock.patch.object(kernels, "current", lambda: None):
+        yield
+
+
+def found(instructions):
+    return kernels.load(LIBRARY, instructions)
+
+
+def drawn(*shape, last=False):
+    x = torch.randn(shape)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+def close(a, b, tolerance):
+    """Whether a is b (float64) to a part of b's largest value."""
+    assert a.shape == b.shape
+    assert (a.double() - b).abs().max() <= tolerance * b.abs().max()
+
+
+# -- kernels: (N, C, O, H, W), channels that fill vectors and not, one tile and many, images that are not square
+
+SHAPES = [
+    (1, 1, 1, 4, 4),
+    (2, 3, 6, 4, 12),
+    (3, 17, 5, 8, 4),
+    (1, 40, 33, 16, 8),
+    (5, 32, 64, 8, 8),
+    (2, 129, 16, 12, 20),
+    (4, 8, 100, 4, 4),
+    (2, 256, 96, 8, 8),
+]
+
+
+@every_set
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolution_and_its_gradients(instructions, shape, last):
+    n, inputs, outputs, height, width = shape
+    x, gradient = drawn(n, inputs, height, width, last=last), drawn(n, outputs, height, width, last=last)
+    weight, bias, residual = drawn(outputs, inputs, 3, 3), drawn(outputs), drawn(n, outputs, height, width)
+    arguments = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+    y = functions.convolution(found(instructions), *arguments)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias, residual)]
+    expected = F.conv2d(*exact[:3], padding=1) + exact[3]
+    close(y.detach(), expected.detach(), 2e-5)
+    for got, want in zip(
+        torch.autograd.grad(y, arguments, gradient), torch.autograd.grad(expected, exact, gradient.double())
+    ):
+        close(got, want, 2e-5)
+
+
+@every_set
+@pytest.mark.parametrize("absent_part", ["bias", "residual", "both"])
+def test_bias_and_residual_may_be_absent(instructions, absent_part):
+    x, weight = drawn(2, 24, 8, 8), drawn(24, 24, 3, 3)
+    bias = drawn(24) if absent_part == "residual" else None
+    residual = drawn(2, 24, 8, 8) if absent_part == "bias" else None
+    y = functions.convolution(found(instructions), x, weight, bias, residual)
+    expected = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    close(y, expected if residual is None else expected + residual, 2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolution_in_plain_torch(shape):
+    n, inputs, outputs, height, width = shape
+    x, weight, bias = drawn(n, inputs, height, width), drawn(outputs, inputs, 3, 3), drawn(outputs)
+    y = winograd.convolution(x, winograd.filters(weight), bias)
+    close(y, F.conv2d(x.double(), weight.double(), bias.double(), padding=1), 2e-5)
+
+
+@every_set
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 1, 1), (7, 33, 5), (100, 64, 96), (13, 500, 70)])
+def test_linear(instructions, rows, inputs, outputs):
+    x, weight, bias, residual = drawn(rows, inputs), drawn(outputs, inputs), drawn(outputs), drawn(rows, outputs)
+    it = found(instructions)
+    y = it.linear(x, it.linear_weights(weight), outputs, bias, residual)
+    close(y, F.linear(x.double(), weight.double(), bias.double()) + residual, 1e-5)
+
+
+def group_norm(x, groups, weight, bias, scale_shift, silu):
+    """By its definition."""
+    parts = x.reshape(len(x), groups, -1)
+    mean, variance = parts.mean(-1, keepdim=True), parts.var(-1, keepdim=True, unbiased=False)
+    side = (1, -1, *[1] * (x.ndim - 2))
+    y = ((parts - mean) / (variance + 1e-5).sqrt()).reshape(x.shape) * weight.reshape(side) + bias.reshape(side)
+    if scale_shift is not None:
+        scale, shift = (part.reshape(len(x), *side[1:]) for part in scale_shift.chunk(2, dim=1))
+        y = y * (1 + scale) + shift
+    return y / (1 + (-y).exp()) if silu else y
+
+
+@every_set
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    "shape, groups, mean",
+    [((1, 32, 1, 1), 4, 0), ((3, 96, 5, 7), 32, 3), ((5, 64, 8, 8), 32, 0), ((2, 48, 9, 3), 6, 100)],
+)
+def test_normalisation_and_its_gradients(instructions, shape, groups, mean, scaled, silu):
+    channels = shape[1]
+    x, gradient = drawn(*shape) + mean, drawn(*shape)
+    tensors = [x, 1 + drawn(channels) / 3, drawn(channels), drawn(shape[0], 2 * channels) if scaled else None]
+    given = [t if t is None else t.clone().requires_grad_() for t in tensors]
+    exact = [t if t is None else t.double().requires_grad_() for t in tensors]
+    y = functions.normalised(found(instructions), given[0], groups, given[1], given[2], 1e-5, given[3], silu)
+    expected = group_norm(exact[0], groups, *exact[1:], silu)
+    tolerance = 1e-5 * (1 + abs(mean))  # what float32 holds of x itself
+    close(y.detach(), expected.detach(), tolerance)
+    given, exact = ([t for t in side if t is not None] for side in (given, exact))
+    got = torch.autograd.grad(y, given, gradient)
+    want = torch.autograd.grad(expected, exact, gradient.double())
+    for a, b in zip(got[1:], want[1:]):
+        close(a, b, tolerance)
+    assert (got[0].double() - want[0]).abs().max() <= tolerance * max(1, want[0].abs().max())
+
+
+@every_set
+@pytest.mark.parametrize("value", [0.0, 50.0, -50.0, 200.0, -200.0, float("inf"), float("nan")])
+def test_silu_of_extreme_values(instructions, value):
+    """A group's offset is what it normalises to, so a bias alone decides what SiLU is given."""
+    bias = torch.full((32,), value)
+    y, _ = found(instructions).normalised(torch.zeros(1, 32, 2, 2), 32, torch.ones(32), bias, 1e-5)
+    torch.testing.assert_close(y[0, :, 0, 0], F.silu(bias), equal_nan=True, rtol=1e-5, atol=1e-30)
+
+
+@every_set
+@pytest.mark.parametrize("kind", ["convolution", "normalisation"])
+def test_a_gradient_penalty_is_that_of_torch(instructions, kind):
+    """Gradients that are differentiated again."""
+
+    def penalty(function, dtype):
+        torch.manual_seed(1)
+        x, weight, bias = drawn(2, 32, 8, 8), drawn(32, 32, 3, 3) / 17, drawn(32)
+        if kind == "normalisation":
+            weight, bias = drawn(32), drawn(32)
+        inputs = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+        (slope,) = torch.autograd.grad(function(*inputs).square().sum(), inputs[0], create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), inputs)
+
+    it = found(instructions)
+    if kind == "convolution":
+        got = penalty(lambda x, w, b: functions.convolution(it, x, w, b), torch.float32)
+        want = penalty(lambda x, w, b: F.conv2d(x, w, b, padding=1), torch.float64)
+    else:
+        got = penalty(lambda x, w, b: functions.normalised(it, x, 8, w, b, 1e-5), torch.float32)
+        want = penalty(lambda x, w, b: group_norm(x, 8, w, b, None, True), torch.float64)
+    for a, b in zip(got, want):
+        close(a, b, 1e-3)
+
+
+@every_set
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_bytes_depend_neither_on_threads_nor_on_the_batch(instructions, threads):
+    it = found(instructions)
+    x, weight, bias, scale_shift = drawn(5, 64, 12, 8), drawn(48, 64, 3, 3), drawn(48), drawn(5, 128)
+    matrix, gradient = drawn(48, 64), drawn(5, 48, 12, 8)
+
+    def made(images):
+        one = x[images]
+        normed, statistics = it.normalised(one, 32, matrix[0], matrix[1], 1e-5, scale_shift[images])
+        back, _ = it.normalised_gradient(one, one, statistics, 32, matrix[0], matrix[1], scale_shift[images])
+        rows = it.linear(one.permute(0, 2, 3, 1), it.linear_weights(matrix), 48, bias)
+        return it.convolution(one, it.filters(weight), 48, bias), normed, back, rows
+
+    whole, of_weight = made(slice(None)), it.filter_gradient(x, gradient)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(whole, made(slice(None))))
+    assert torch.equal(of_weight, it.filter_gradient(x, gradient))
+    for i in range(5):
+        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(whole, made(slice(i, i + 1))))
+
+
+# -- whole networks
+
+COMMON = dict(
+    image_size=16, in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(2,)
+)
+AS_ADM = dict(channel_mult=(1, 2), num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True)
+FAMILIES = {
+    "adm": (UNetModel, AS_ADM),
+    "new_attention_order": (
+        UNetModel,
+        dict(channel_mult=(1, 2), num_heads=4, use_new_attention_order=True, use_scale_shift_norm=True),
+    ),
+    "legacy_heads_classes": (UNetModel, dict(channel_mult=(1, 2, 2), num_heads=4, num_classes=5, dropout=0.1)),
+    "pooled_resampling": (UNetModel, dict(channel_mult=(1, 2), num_heads=2, conv_resample=False)),
+    "grey": (UNetModel, dict(in_channels=1, out_channels=1, channel_mult=(1, 1), use_scale_shift_norm=True)),
+    "wide": (UNetModel, dict(model_channels=128, channel_mult=(1, 1), num_head_channels=64)),
+    "super_res": (SuperResModel, dict(channel_mult=(1, 2), num_head_channels=32, num_classes=5)),
+    "classifier_attention": (EncoderUNetModel, dict(AS_ADM, pool="attention")),
+    "classifier_adaptive": (EncoderUNetModel, dict(channel_mult=(1, 2), num_head_channels=32, pool="adaptive")),
+    "classifier_spatial": (EncoderUNetModel, dict(channel_mult=(1, 2), pool="spatial_v2")),
+    "one_dimensional": (UNetModel, dict(channel_mult=(1, 2), dims=1)),
+    "three_dimensional": (UNetModel, dict(image_size=8, channel_mult=(1, 2), dims=3)),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+# (instructions or "absent", --conv); absent kernels leave direct convolutions as they are
+WAYS = [(name, conv) for name in [*COMPILED, "absent"] for conv in ("auto", "direct", "winograd")]
+
+
+def network(family, **changes):
+    kind, arguments = FAMILIES[family]
+    return fill_weights(kind(**{**COMMON, **arguments, **changes})).eval()
+
+
+def inputs(model, count=3, sides=None):
+    """Positional arguments and keywords of a network's forward."""
+    channels, *own = model.shape
+    x = torch.randn(count, channels, *(sides or own))
+    told = {"y": torch.arange(count) % 5} if "y" in getattr(model, "takes", ()) else {}
+    if "low_res" in getattr(model, "takes", ()):
+        told["low_res"] = torch.randn(count, channels, 8, 8)
+    return (x, torch.linspace(3, 900, count)), told
+
+
+@pytest.fixture
+def way(request):
+    """The --conv of one of WAYS, within which its kernels are those of the process."""
+    instructions, conv = request.param
+    there = None if instructions == "absent" else found(instructions)
+    with mock.patch.object(kernels, "current", lambda: there):
+        yield conv
+
+
+every_way = pytest.mark.parametrize("way", WAYS, indirect=True, ids=lambda pair: "-".join(pair))
+
+
+@every_family
+@every_way
+def test_a_fast_network_gives_what_the_network_gives(family, way):
+    model = network(family)
+    made = for_inference(model, way)
+    for sides in (None, [12, 20], [6, 2]) if family.startswith(("adm", "legacy", "super", "pooled")) else (None,):
+        arguments, told = inputs(model, sides=sides if sides is None or len(model.channel_mult) < 3 else [12, 20])
+        with torch.no_grad():
+            expected = model(*arguments, **told)
+            for _ in range(2):  # the second time by weights that were kept
+                out = made(*arguments, **told)
+                assert (out - expected).abs().max() < (1e-5 if way == "direct" else 1e-4)
+        assert out.is_contiguous() and type(made) is type(model) and made.shape == model.shape
+
+
+@every_family
+@every_way
+def test_gradients_of_training_are_those_of_the_network(family, way):
+    model = network(family)
+    made = for_training(model, way)
+    assert [id(p) for p in made.parameters()] == [id(p) for p in model.parameters()]
+    assert made.state_dict().keys() == model.state_dict().keys()
+    arguments, told = inputs(model)
+
+    def gradients(net):
+        x = arguments[0].clone().requires_grad_()
+        loss = net(x, arguments[1], **told).square().mean()
+        grads = torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True)
+        return [torch.zeros(1) if g is None else g for g in grads]
+
+    expected, got = gradients(model), gradients(made)
+    largest = max(g.norm() for g in expected)
+    for a, b in zip(got, expected):  # a bias before a normalisation has no gradient but rounding
+        assert (a - b).norm() <= 1e-3 * max(b.norm(), 1e-3 * largest)
+
+
+@every_way
+def test_a_gradient_with_respect_to_the_image_goes_through_a_network_for_inference(way):
+    model = network("classifier_attention")
+    (x, t), _ = inputs(model)
+
+    def gradient(net):
+        image = x.clone().requires_grad_()
+        return torch.autograd.grad(net(image, t).log_softmax(-1)[:, 0].sum(), image)[0]
+
+    close(gradient(for_inference(model, way)), gradient(model).double(), 1e-3)
+
+
+@every_set
+def test_a_gradient_penalty_goes_through_a_network_in_training(instructions):
+    model = network("adm", attention_resolutions=())
+    model.middle_block[1] = nn.Identity()  # torch's own attention has no second derivative on a CPU
+    (x, t), _ = inputs(model)
+
+    def penalty(net):
+        image = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(net(image, t).sum(), image, create_graph=True)
+        weights = [p for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1]
+        return torch.autograd.grad((slope.flatten(1).norm(dim=1) - 1).square().mean(), weights, allow_unused=True)
+
+    with mock.patch.object(kernels, "current", lambda: found(instructions)):
+        got = penalty(for_training(model, "auto"))
+    for a, b in zip(got, penalty(model)):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a - b).norm() <= 1e-3 * b.norm()
+
+
+@every_set
+@pytest.mark.parametrize("family", ["adm", "legacy_heads_classes", "super_res", "wide"])
+def test_an_image_is_the_same_in_any_batch(instructions, family):
+    model = network(family)
+    with mock.patch.object(kernels, "current", lambda: found(instructions)), torch.no_grad():
+        made = for_inference(model, "auto")
+        (x, t), told = inputs(model, count=5)
+        whole = made(x, t, **told)
+        for part in (slice(0, 1), slice(2, 5), slice(4, 5)):
+            assert torch.equal(made(x[part], t[part], **{k: v[part] for k, v in told.items()}), whole[part])
+
+
+@compiled
+def test_checkpoints_and_dropout_of_training_stay():
+    model = network("adm", use_checkpoint=True, dropout=0.5).train()
+    made = for_training(model, "auto")
+    arguments, _ = inputs(model)
+    torch.manual_seed(3)
+    first = made(*arguments)
+    torch.manual_seed(3)
+    assert torch.equal(first, made(*arguments)) and not torch.equal(first, made(*arguments))
+    first.sum().backward()
+    blocks = [m for m in made.modules() if isinstance(m, (ResBlock, AttentionBlock))]
+    assert all(block.use_checkpoint for block in blocks)
+    blocks = [m for m in for_inference(model).modules() if isinstance(m, (ResBlock, AttentionBlock))]
+    assert not any(block.use_checkpoint for block in blocks)
+
+
+def test_weights_that_change_are_followed():
+    model = network("adm")
+    made = for_inference(model, "auto")
+    arguments, _ = inputs(model)
+    with torch.no_grad():
+        made(*arguments)
+        for change in (lambda p: p.mul_(1.1), lambda p: setattr(p, "data", p.data * 0.9)):
+            for p in model.parameters():
+                change(p)
+            assert (made(*arguments) - model(*arguments)).abs().max() < 1e-4
+
+
+@compiled
+@pytest.mark.parametrize("family", ["adm", "wide"])
+def test_weights_grow_at_most_fourfold(family):
+    model = network(family)
+    made = for_inference(model, "winograd")
+    arguments, _ = inputs(model)
+    with torch.no_grad():
+        made(*arguments)
+    kept = [m.kept[1].numel() for m in made.modules() if getattr(m, "kept", None) is not None]
+    weights = sum(p.numel() for p in model.parameters())
+    assert kept and sum(kept) + weights <= 4 * weights
+
+
+# -- what somebody changed is left alone
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OwnBlock(ResBlock):
+    def _forward(self, x, emb):
+        return super()._forward(x, emb) + 1
+
+
+class OwnAttention(nn.Module):
+    def forward(self, qkv):
+        return qkv.chunk(3, dim=1)[2]
+
+
+def subclassed(layer, kind):
+    layer.__class__ = kind
+
+
+CHANGES = {
+    "hooked convolution": lambda m: m.input_blocks[1][0].in_layers[2].register_forward_hook(lambda *a: a[2].abs()),
+    "hooked activation": lambda m: m.input_blocks[1][0].out_layers[1].register_forward_hook(lambda *a: a[2] + 1),
+    "hooked normalisation": lambda m: m.out[0].register_forward_pre_hook(lambda m, x: (x[0].abs(),)),
+    "hooked layers": lambda m: m.middle_block[0].in_layers.register_forward_hook(lambda *a: a[2].abs()),
+    "hooked block": lambda m: m.input_blocks[1][0].register_forward_hook(lambda *a: a[2] * 2),
+    "hooked level": lambda m: m.output_blocks[0].register_forward_hook(lambda *a: a[2] * 2),
+    "hooked network": lambda m: m.register_forward_hook(lambda *a: a[2] * 2),
+    "hooked projection": lambda m: m.middle_block[1].qkv.register_forward_hook(lambda *a: a[2] * 2),
+    "replaced attention": lambda m: setattr(m.middle_block[1], "attention", OwnAttention()),
+    "replaced dropout": lambda m: setattr(m.middle_block[0].out_layers, "2", nn.Tanh()),
+    "replaced activation": lambda m: setattr(m.middle_block[0].in_layers, "1", nn.ReLU()),
+    "replaced skip": lambda m: setattr(m.input_blocks[1][0], "skip_connection", nn.Tanh()),
+    "subclassed convolution": lambda m: subclassed(m.output_blocks[1][0].out_layers[3], Doubled),
+    "subclassed block": lambda m: subclassed(m.middle_block[2], OwnBlock),
+    "patched block": lambda m: setattr(m.middle_block[0], "_forward", lambda x, emb: x * 2),
+    "patched convolution": lambda m: setattr(m.out[2], "forward", lambda x: x[:, :6]),
+    "normalised weights": lambda m: nn.utils.parametrizations.weight_norm(m.middle_block[0].in_layers[2]),
+    "spectral norm": lambda m: nn.utils.spectral_norm(m.middle_block[0].in_layers[2]),
+}
+
+
+@compiled
+@pytest.mark.parametrize("made_for", [for_inference, for_training])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_somebody_changed_does_what_it_did(change, made_for):
+    model = network("adm")
+    arguments, _ = inputs(model)
+    with torch.no_grad():
+        before = model(*arguments)
+        CHANGES[change](model)
+        expected = model(*arguments)
+        out = made_for(model, "auto")(*arguments)
+    assert (out - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
+    if change != "normalised weights":
+        assert (out - before).abs().max() > 1e-2
+
+
+@compiled
+def test_a_class_that_somebody_patched_is_left_alone():
+    model = network("adm")
+    arguments, _ = inputs(model)
+    with mock.patch.object(AttentionBlock, "_forward", lambda self, x: x), torch.no_grad():
+        assert (for_inference(model, "auto")(*arguments) - model(*arguments)).abs().max() < 1e-4
+
+
+def test_the_network_itself_stays_as_it_is():
+    model = network("adm")
+    before = copy.deepcopy(model)
+    arguments, _ = inputs(model)
+    with torch.no_grad():
+        for make in (for_inference, for_training):
+            make(model, "winograd")(*arguments)
+    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in before.named_modules()]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values()))
+
+
+class Own(UNetModel):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Own(**COMMON, channel_mult=(1, 1)), lambda: nn.Bilinear(3, 4, 5), lambda: lambda x, t: x]
+)
+def test_other_networks_are_returned_as_they_are(make):
+    model = make()
+    assert for_inference(model) is model and for_training(model) is model
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_goes_to_torch(dtype):
+    model = network("adm")
+    model.convert_to(dtype)
+    arguments, _ = inputs(model)
+    with torch.no_grad():
+        assert (for_inference(model, "auto")(*arguments) - model(*arguments)).abs().max() < 5e-2
+
+
+@compiled
+def test_autocast_goes_to_torch():
+    model = network("adm")
+    arguments, _ = inputs(model)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (for_training(model, "auto")(*arguments) - model(*arguments)).abs().max() < 5e-2
+
+
+@pytest.mark.parametrize(
+    "capabilities, slow",
+    [
+        ({"architecture": "x86_64", "avx2": True}, [torch.float16, torch.bfloat16]),
+        ({"architecture": "x86_64", "avx512_bf16": True, "avx512_fp16": False}, [torch.float16]),
+        ({"architecture": "x86_64", "amx_bf16": True, "avx512_fp16": True}, []),
+        ({"architecture": "aarch64"}, []),
+        ({}, []),
+    ],
+)
+@pytest.mark.parametrize("dtypes", [(), (torch.float32, None), (torch.float16,), (torch.float16, torch.bfloat16)])
+def test_half_precision_is_slow_without_instructions_for_it(capabilities, slow, dtypes):
+    with mock.patch.object(torch.cpu, "get_capabilities", lambda: capabilities, create=True):
+        assert slow_halves(*dtypes) == [kind for kind in slow if kind in dtypes]
+
+
+def test_half_precision_that_is_slow_is_warned_of_once(tmp_path, capsys):
+    flags = ["--model_path", DIGITS, "--num_samples", 1, "--timestep_respacing", 1, "--out_dir", tmp_path]
+    with mock.patch.object(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, create=True):
+        printed = run("image_sample", *flags, "--use_bf16", "True")
+    assert (printed + capsys.readouterr().err).count("no instructions for bfloat16") == 1
+
+
+# -- the choice
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize(
+    "channels, sides, by", [((32, 32), (8, 8), True), ((16, 32), (8, 8), False), ((32, 32), (8, 6), False)]
+)
+@compiled
+def test_auto_asks_channels_and_sides_never_the_batch(channels, sides, by, batch):
+    layer = nn.Conv2d(*channels, 3, padding=1)
+    plan = fast.Plan(ConvFlags().algorithm(), 0, False)
+    assert plan.takes_winograd(layer, torch.empty(batch, channels[0], *sides)) is by
+
+
+@pytest.mark.usefixtures("absent")
+def test_without_kernels_auto_takes_winograd_for_wide_layers_and_never_in_training():
+    assert ConvFlags().algorithm() == fast.PLAIN and ConvFlags().algorithm(training=True) == fast.DIRECT
+    assert "plain torch" in fast.described(fast.PLAIN)
+
+
+@pytest.mark.parametrize("asked, there", [("none", False), ("avx2", "avx2" in COMPILED), ("sse", None)])
+def test_the_environment_chooses_the_kernels(monkeypatch, asked, there):
+    monkeypatch.setenv(kernels.SWITCH, asked)
+    if there:
+        assert kernels.current.__wrapped__().instructions == asked
+    elif asked == "none":
+        assert kernels.current.__wrapped__() is None
+    else:
+        with pytest.raises(UserError, match=kernels.SWITCH):
+            kernels.current.__wrapped__()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library"])
+def test_a_library_that_does_not_load_is_none(tmp_path, content):
+    path = tmp_path / "_kernels.so"
+    path.write_bytes(content)
+    assert kernels.load(path, "avx2") is None
+
+
+def test_a_tree_without_the_library_computes_by_torch(tmp_path):
+    shutil.copytree(
+        ROOT / "guided_diffusion", tmp_path / "guided_diffusion", ignore=shutil.ignore_patterns("_kernels*")
+    )
+    code = (
+        "import torch; from guided_diffusion import kernels, networks, unet; assert kernels.current() is None; "
+        "m = unet.UNetModel(16, 3, 32, 3, 1, (2,), channel_mult=(1, 1)); x = torch.randn(1, 3, 16, 16), torch.ones(1); "
+        "assert torch.allclose(networks.for_inference(m)(*x), m(*x)); "
+        "print(networks.described(networks.computing_by()))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "plain torch" in ran.stdout
+
+
+def test_a_folder_is_gone_on_with_by_its_algorithm(tmp_path):
+    flags = ["--model_path", DIGITS, "--batch_size", 2, "--timestep_respacing", 4]
+    whole = run("image_sample", *flags, "--num_samples", 4, "--conv", "direct", "--out_dir", tmp_path / "whole")
+    assert "direct" in whole
+    part = [*flags, "--out_dir", tmp_path / "part"]
+    run("image_sample", *part, "--num_samples", 4, "--shard", "1/2", "--conv", "direct")
+    said = run("image_sample", *part, "--num_samples", 4, "--conv", "winograd")
+    assert "3x3 convolutions: direct" in said and "as this folder was begun" in said
+    assert computing_by() == fast.DIRECT
+    npz = [np.load(tmp_path / name / "samples_4x16x16x3.npz")["arr_0"] for name in ("whole", "part")]
+    assert np.array_equal(*npz)
+
+
+def test_an_older_folder_counts_as_direct(tmp_path):
+    flags = ["--model_path", DIGITS, "--batch_size", 2, "--timestep_respacing", 4, "--num_samples", 4]
+    run("image_sample", *flags, "--shard", "1/2", "--out_dir", tmp_path)
+    (settings,) = tmp_path.glob("*.chunks/settings.json")
+    saved = json.loads(settings.read_text())
+    assert saved.pop("winograd") == computing_by()
+    settings.write_text(json.dumps(saved))
+    assert "3x3 convolutions: direct" in run("image_sample", *flags, "--out_dir", tmp_path)

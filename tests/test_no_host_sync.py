@@ -1,0 +1,186 @@
+"""A step waits for no device: counted on the CPU, by running it on the fake tensors of a GPU that is not there.
+
+On such tensors there are no values to read; whatever would read one, or copy between devices, is a failure here.
+"""
+
+import contextlib
+
+import pytest
+import sampled
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from guided_diffusion import dist_util, logger
+from guided_diffusion.methods import STACK
+from guided_diffusion.methods.time_shift import VARIANTS
+from guided_diffusion.objectives import OBJECTIVES, ClassifierObjective
+from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.resample import SamplerFlags
+from guided_diffusion.script_util import diffusion_of
+from guided_diffusion.solvers import SOLVERS
+from guided_diffusion.training.flags import TrainFlags
+from guided_diffusion.training.loop import Loop
+from guided_diffusion.training.precision import Precision
+
+SHAPE = (4, 3, 8, 8)
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")
+
+# flags that turn a method on; one that is not here is on with its defaults
+ON = {
+    "TimeShift": [
+        {"do_time_shift": True, "window": 60, "cutoff": 0, "time_shift_variant": variant, **more}
+        for variant in VARIANTS
+        for more in ({}, {"time_shift_constant": 3})
+    ],
+    "EpsilonScaling": [{"eps_scaler": "1.01"}, {"eps_scaler": "0.001,1.002"}],
+    "ClassifierFreeGuidance": [
+        {"guidance_scale": scale, "guidance_interval": interval} for scale in (0.0, 2.0) for interval in ("", "0.3,5")
+    ],
+    "InputPerturbation": [{"input_perturbation": 0.1}],
+}
+
+
+class Watch(TorchDispatchMode):
+    """Counts the operations within it, and fails at one that waits for a device or copies from one to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.name().removeprefix("aten::").split(".")[0]
+        assert name not in WAITING, name
+        result = func(*args, **kwargs)
+        if name in ("_to_copy", "copy_"):
+            source = args[1] if name == "copy_" else args[0]
+            ends = source.device.type, result.device.type
+            assert ends[0] == ends[1], f"{name} from {ends[0]} to {ends[1]}"
+        if not name.startswith("prim::"):
+            self.counted.append(name)
+        return result
+
+
+def network(x, t, y=None):
+    return torch.cat([x, x], dim=1)
+
+
+def walked(process, cond=None):
+    """The operations of each step, of which the network has one, on a GPU that is not there."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(SHAPE, device="cuda")
+        cond = {"y": torch.zeros(len(x), dtype=torch.long, device="cuda")} if cond else {}
+        records = process.sample_records(process.solver, process.denoiser(network, cond), x)
+        counts = []
+        while True:
+            with Watch() as watch:
+                if next(records, None) is None:
+                    return counts
+            counts.append(watch.counted)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_solver_waits(name, schedule):
+    walked(made(name, schedule))
+
+
+def made(name, schedule="linear", methods=None, **more):
+    flags = {"noise_schedule": schedule, "learn_sigma": True, "timestep_respacing": "10"}
+    return sampled.process(name, diffusion=flags, methods=methods, **more)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("method", [method.__name__ for method in STACK])
+def test_no_method_makes_a_solver_wait(method, name):
+    for schedule in ("linear", "cosine"):
+        if method == "ClassifierGuidance":
+            walked(made(name, schedule, guide=lambda x, t: -x))
+        elif method in ("Clipping", "Thresholding"):
+            walked(made(name, schedule, thresholding="dynamic"))
+            walked(made(name, schedule, clip=False))
+        for methods in ON.get(method, []):
+            if methods.get("do_time_shift") and facts(name).fixed_ends and methods["time_shift_variant"] != "net":
+                continue  # refused
+            walked(made(name, schedule, methods), cond=method == "ClassifierFreeGuidance")
+
+
+def facts(name):
+    return made(name).solver
+
+
+# those of ddpm look at the learned variance too
+@pytest.mark.parametrize("name, most", [("ddim", 12), ("dpmpp_1", 12), ("dpmpp_2m", 15), ("ddpm", 24)])
+def test_a_step_has_few_operations(name, most):
+    """Of the loop, the denoiser stack and the solver, beside the one of the network."""
+    for operations in walked(made(name))[1:]:
+        assert len(operations) - 1 <= most, operations
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_no_kind_of_network_waits(prediction, rescaled):
+    flags = DiffusionFlags(prediction=prediction, rescale_timesteps=rescaled, learn_sigma=True, timestep_respacing="5")
+    process = flags.create((), sampled.SolverFlags(solver="ddim"))
+    walked(process)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+class Small(torch.nn.Module):
+    """A network, or with classes a classifier, of one product, on a GPU."""
+
+    takes = ("y",)
+
+    def __init__(self, outputs, classes=0):
+        super().__init__()
+        self.weight, self.classes = torch.nn.Parameter(torch.empty(3, classes or outputs, device="cuda")), classes
+
+    def forward(self, x, t, y=None):
+        out = (x.movedim(1, -1) + t.float().reshape(-1, 1, 1, 1)) @ self.weight
+        return out.mean(dim=(1, 2)) if self.classes else out.movedim(-1, 1)
+
+
+def objective(name, learned, **flags):
+    diffusion = diffusion_of(DiffusionFlags(learn_sigma=learned, **flags), ())
+    sampler = SamplerFlags().create(diffusion)
+    return OBJECTIVES[name](diffusion, sampler) if name in OBJECTIVES else ClassifierObjective(diffusion, sampler)
+
+
+def arrived(tensor, device):
+    """What `dist_util.sent` gives, which cannot go to a GPU that is not there."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def backward(network, value):
+    """Gradients of a scalar, in the shapes of the weights."""
+    assert value.ndim == 0
+    for p in network.parameters():
+        p.grad = torch.ones_like(p) if p.grad is None else p.grad + 1
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "classifier"])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("more", [{}, {"microbatch": 3, "grad_clip": 1.0}], ids=["plain", "parts"])
+def test_no_training_step_waits(name, learned, more, tmp_path, monkeypatch):
+    """From the second step on, when all tables are on the device; of what is sent there, nothing is waited for."""
+    logger.configure(str(tmp_path), "log")
+    monkeypatch.setattr(Precision, "param_norm", lambda self: 1.0)  # of the weights that it begins with
+    classes, loss = 5 if name == "classifier" else 0, objective(name, learned)
+    monkeypatch.setattr(dist_util, "sent", arrived)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        loop = Loop(
+            model=Small(6 if learned else 3, classes),
+            objective=loss,
+            data=iter(()),
+            flags=TrainFlags(log_interval=100, **more),
+            resolved={},
+        )
+        # a graph needs the streams of a GPU that is there; what it runs are kernels alone
+        monkeypatch.setattr(torch.Tensor, "backward", lambda value: backward(loop.model, value))
+        for step in range(3):
+            batch, extra = torch.randn(SHAPE), {"y": torch.zeros(SHAPE[0], dtype=torch.long)}
+            with torch.no_grad(), Watch() if step else contextlib.nullcontext():
+                loop.run_step(batch, extra)

@@ -5,8 +5,8 @@
 The network is the same UNetModel in both. The baseline draws timesteps and weights by numpy, spreads coefficients over
 all pixels, computes losses and bound step by step, reads each of them, their quartiles and both norms at every step,
 and updates weights by AdamW and one moving average weight by weight. Here it is a step of the training loop as scripts
-take it, with its fastest network. Both take turns in one process, half of the rounds in the other order; a round's ratio is
-baseline time / time here, of process CPU time. The peak of memory is that of a process of its own, above its start.
+take it, with its fastest network. Both take turns in one process, half of the rounds in the other order; a round's
+ratio is baseline time / time here, of process CPU time. Peak memory is that of a process of its own, above its start.
 """
 
 import argparse

@@ -112,6 +112,8 @@ def _launch_of_group(env, gpus):
 def _join_mpi():
     """Import MPI, which joins the job, and return its communicator and the one of this host."""
     global _comm
+    if os.environ.get("MPI_LOCALNRANKS", "") == os.environ.get("PMI_SIZE"):
+        _keep_to_this_host("UCX_NET_DEVICES", "FI_TCP_IFACE")
     try:
         from mpi4py import MPI
     # mpi4py without an MPI library says so by a RuntimeError
@@ -170,7 +172,7 @@ def _await_listener(launch, deadline):
 def _init_process_group(launch, backend, timeout):
     near = launch.local_size == launch.size
     if near:
-        _keep_to_this_host()
+        _keep_to_this_host("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     # gloo beside nccl, so that counts and objects need not travel through the GPU
     backend = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
     place = {"rank": launch.rank, "world_size": launch.size, "timeout": timeout}
@@ -183,11 +185,11 @@ def _init_process_group(launch, backend, timeout):
     dist.init_process_group(backend, init_method=f"tcp://{host}:{launch.port}{query}", **place)
 
 
-def _keep_to_this_host():
-    """Let gloo and nccl listen on the loopback alone, unless the environment names another network."""
+def _keep_to_this_host(*variables):
+    """Let libraries listen on the loopback alone, unless the variables that tell them the network are set already."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     loopback = next((name for name in names if name in ("lo", "lo0")), None)
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if loopback else ():
+    for variable in variables if loopback else ():
         os.environ.setdefault(variable, loopback)
 
 

@@ -1,4 +1,8 @@
-"""Files: what is read is a regular file, what is written stands where it was told to, and weak file systems are said."""
+<<<<<<< HEAD
+"""Files: what is read is a regular file, what is written stands where it should, and weak file systems are said."""
+=======
+"""Files: what is read is a regular file, what is written stands where it was told to, and weak disks are said."""
+>>>>>>> files
 
 import errno
 import os

@@ -20,6 +20,7 @@ from guided_diffusion.generate import (
 )
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solvers import SOLVERS
 from guided_diffusion.solvers.flags import SolverFlags
 
 SHAPE = (3, 4, 4)
@@ -164,3 +165,19 @@ def test_the_published_spelling_chooses_ddim():
         "ddim",
         "ddim",
     ]
+
+
+SHIFTED = {"do_time_shift": True, "window": 60, "cutoff": 0, "time_shift_variant": "net"}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("methods", [{}, SHIFTED, {"eps_scaler": "0.001,1.002"}], ids=["plain", "shifted", "scaled"])
+def test_the_loop_adds_no_bit_by_the_batch(solver, methods):
+    """With a network of one product by pixel; images of odd sizes, whose ends other instructions compute."""
+    made = sampled.process(solver, diffusion={"timestep_respacing": "6"}, methods=methods)
+
+    def images(indices):
+        return sampled.batch(made, lambda x, t: 0.7 * x, IndexedNoise(1, indices), (3, 5, 5))
+
+    whole = images(range(5))
+    assert torch.equal(torch.cat([images([0]), images([1, 2]), images([3, 4])]), whole)

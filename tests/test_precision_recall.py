@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 from synthetic_features import GOLDEN, across_blocks, draw, within_a_block
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluations import precision_recall
 from evaluations.distances import fp16, fp32
@@ -120,3 +121,50 @@ def test_equal_images_are_inside_each_other():
     assert scores(torch.ones(6, 64), torch.ones(5, 64), fp16) == (1, 1)
     assert density_coverage(torch.ones(6, 64), torch.ones(5, 64)) == (6 / 5, 1)
     assert scores(torch.ones(6, 64), torch.zeros(5, 64)) == (0, 0)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **kwargs or {})
+        for each in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(each, torch.Tensor):
+                self.size = max(self.size, each.numel())
+        return found
+
+
+@pytest.mark.parametrize("distance", [fp16, fp32])
+@pytest.mark.parametrize("count", [1500, 3000])
+def test_memory_has_a_strip_of_the_distances(count, distance, monkeypatch):
+    monkeypatch.setattr("evaluations.distances.STRIP", 50)
+    monkeypatch.setattr(precision_recall, "BLOCK", 1000)
+    reference, samples = draw(1, count, 16, factors=8), draw(2, count, 16, factors=8)
+    with Largest() as seen:
+        scores(reference, samples, distance)
+        density_coverage(reference, samples)
+    assert seen.size <= max(50 * 1000, 16 * count)
+
+
+@pytest.mark.parametrize("strip", [7, 100, 1000])
+def test_strips_change_nothing(strip, monkeypatch):
+    reference, samples = within_a_block()
+    expected = [
+        fp16(reference[:90], samples[:80]),
+        radii(reference[:90], fp16),
+        scores(reference[:90], samples[:80], fp16),
+    ]
+    monkeypatch.setattr("evaluations.distances.STRIP", strip)
+    found = [
+        fp16(reference[:90], samples[:80]),
+        radii(reference[:90], fp16),
+        scores(reference[:90], samples[:80], fp16),
+    ]
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1]) and found[2] == expected[2]
+    reference = reference[:90].clone()
+    reference[-1] *= 200  # the last strip overflows, so all are float32
+    assert fp16(reference, samples[:80]).dtype == torch.float32

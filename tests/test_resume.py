@@ -16,11 +16,13 @@ from tiny_loop import INF, NAN, START, assert_same, half_square, plain_sum, pois
 from guided_diffusion import checkpoints, files, flags, logger
 from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
+from guided_diffusion.flags import Parsed
+from guided_diffusion.image_datasets import batches
 from guided_diffusion.jobs import random_state
 from guided_diffusion.objectives import Loss
 from guided_diffusion.objectives.sampled import SampledObjective
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.training.data import training_data
+from guided_diffusion.training.data import next_batch, stream
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.loop import Loop
 
@@ -145,8 +147,9 @@ def test_steps_of_another_size_go_on_where_the_data_stood(images, whole, tmp_pat
     assert rows(tmp_path)[-1]["samples"] == 88
     settings = TrainFlags(batch_size=8, resume_checkpoint=str(tmp_path / "model000020.pt"))
     data = script_runs.groups_of("image_train")[0][0](data_dir=str(images), num_workers=0)
-    batch = next(training_data(data, settings, 8, True, 3))
-    again = next(training_data(data, TrainFlags(batch_size=8), 8, True, 3, start=10))
+    parsed, dataset = Parsed({type(data): data, TrainFlags: settings}, frozenset()), data.dataset(8, True, 3)
+    batch = next(stream(dataset, parsed, next_batch(settings)))
+    again = next(batches(dataset, 8, start=10))
     assert torch.equal(batch[0], again[0]) and torch.equal(batch[1]["y"], again[1]["y"])
 
 
@@ -273,15 +276,16 @@ def test_to_begin_and_to_go_on_exclude_each_other():
         TrainFlags(init_from="a.pt", resume_checkpoint="model01.pt")
 
 
-def test_one_command_begins_from_weights_and_then_goes_on(images, whole, tmp_path):
+def test_one_command_begins_from_weights_and_then_goes_on(images, whole, tmp_path, capsys):
     command = ["--init_from", whole / "model000040.pt", "--resume_checkpoint", "auto", "--lr", 1e-12]
     train(images, tmp_path, *command, "--iterations", 1)
     first = weights(tmp_path / "model000001.pt")
     assert all(torch.allclose(first[k], v, atol=1e-9) for k, v in weights(whole / "model000040.pt").items())
     train(images, tmp_path, *command, "--iterations", 2)
     assert weights(tmp_path / "opt000002.pt")["state"][0]["step"] == 2
-    said = train(images, tmp_path, *command[:2], "--iterations", 1, "--dry_run", True)
-    assert "has checkpoints of an earlier run, the last at step 2" in said
+    with pytest.raises(SystemExit):
+        train(images, tmp_path, *command[:2], "--iterations", 1, "--dry_run", True)
+    assert "has checkpoints of another run, the last at step 2" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- divergence

@@ -67,8 +67,7 @@ def _refuse_another(folder, source):
 
     :param source: the checkpoint that is gone on from; "" for a fresh start.
     """
-    here = [place if files.is_remote(place) else os.path.abspath(place) for place in (files.split(source)[0], folder)]
-    if source and here[0] == here[1]:
+    if source and _place(files.split(source)[0]) == _place(folder):
         return
     own = run_of(source)
     if foreign := [step for step in manifest.steps(folder) if manifest.run_of(folder, step) != own]:
@@ -82,6 +81,10 @@ def _refuse_another(folder, source):
             f"--out_dir {folder} has published checkpoints, which this run would replace; expected another --out_dir, "
             f"or --resume_checkpoint {published[-1]} to go on"
         )
+
+
+def _place(folder):
+    return folder if files.is_remote(folder) else os.path.abspath(folder)
 
 
 def _newest(folder):

@@ -19,7 +19,8 @@ def lasting():
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if isinstance(stream, _Lasting):
+                stream.end()
         sys.stdout, sys.stderr = before
 
 
@@ -30,7 +31,7 @@ class _Lasting:
     """
 
     def __init__(self, stream):
-        self._stream = stream or open(os.devnull, "w")
+        self._given, self._stream = stream, stream or _nowhere()
 
     def write(self, text):
         try:
@@ -54,10 +55,20 @@ class _Lasting:
 
     def _drop(self):
         """Let everything from here on go nowhere, what is still in the buffer too: Python flushes it at its end."""
-        nowhere = open(os.devnull, "w")
+        nowhere = _nowhere()
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(nowhere.fileno(), self._stream.fileno())
         self._stream = nowhere
 
+    def end(self):
+        """Write what is in the buffer, and let go of what was opened in the place of the stream."""
+        self.flush()
+        if self._stream is not self._given:
+            self._stream.close()
+
     def __getattr__(self, name):
         return getattr(self._stream, name)
+
+
+def _nowhere():
+    return open(os.devnull, "w", encoding="utf-8", errors="replace")

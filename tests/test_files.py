@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Files: what is read is a regular file, what is written stands where it should, and weak file systems are said."""
-=======
 """Files: what is read is a regular file, what is written stands where it was told to, and weak disks are said."""
->>>>>>> files
 
 import errno
 import os

@@ -1,10 +1,7 @@
 """Real processes at terminals that go away, at signals, under other locales, with what launchers left behind."""
 
 import contextlib
-<<<<<<< HEAD
-=======
 import fcntl
->>>>>>> files
 import os
 import pty
 import re
@@ -126,17 +123,8 @@ def test_under_nohup_a_hangup_is_no_signal(data, tmp_path):
 def test_a_terminal_that_is_closed_saves(data, tmp_path):
     leader, follower = pty.openpty()
     process = start(
-<<<<<<< HEAD
-        training(data, tmp_path / "out", 10**6),
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-=======
         training(data, tmp_path / "out", 10**6), stdin=follower, stdout=follower, stderr=follower,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
->>>>>>> files
     )  # fmt: skip
     os.close(follower)
     said = b""
@@ -290,11 +278,7 @@ GREETINGS = {
 def test_strangers_do_not_end_the_watch(what):
     job, strangers = Watched(), []
     for _ in range(3 * peers.STRANGERS):
-<<<<<<< HEAD
-        with contextlib.suppress(OSError):  # it may be shown the door
-=======
         with contextlib.suppress(OSError):  # it was shown the door
->>>>>>> files
             strangers.append(job.connect(*GREETINGS[what]))
     assert job.hears_the_end_of_rank_1()
     job.watch.leave()

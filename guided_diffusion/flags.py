@@ -344,13 +344,23 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     given |= zip(free, unknown)
     absent = frozenset(k for k, v in overrides.items() if v is None)
     if fill is not None:
-        given = fill(given, set().union(*map(_names, groups)) - absent) | given
+        filled = fill(given, set().union(*map(_names, groups)) - absent)
+        _refuse_other_types(filled, groups)
+        given = filled | given
     values = {k: v for k, v in overrides.items() if v is not None} | given
     made = {group: group(**{k: v for k, v in values.items() if k in _names(group)}) for group in groups}
     for group in made.values():
         if isinstance(group, FlagGroup):
             group.refuse_unread(given)
     return Parsed(made, frozenset(given), absent)
+
+
+def _refuse_other_types(values, groups):
+    """Validate that values which no command line converted are of the types of their flags."""
+    for field in (field for group in groups for field in flags_of(group) if field.name in values):
+        value, kind = values[field.name], type(field.default)
+        if type(value) is not kind and (kind is not float or type(value) is not int):
+            raise UserError(f"--{field.name} is {value!r} there; expected {kind.__name__}, such as {field.default!r}")
 
 
 def _unknown(argument, parser):

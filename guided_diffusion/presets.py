@@ -1,7 +1,9 @@
-"""Published settings under names, each with the score that its authors report for it."""
+"""Published settings under names, each with the score that its authors report for it; and settings in a file."""
 
+import json
 from dataclasses import dataclass
 
+from . import files
 from .errors import UserError
 
 
@@ -20,17 +22,43 @@ class Preset:
 def expand(name, known):
     """The flags {name: value} of a preset that a script knows.
 
+    :param name: in PRESETS, or the path of a .json file, as `write` makes it.
     :param known: names of the script's flags.
-    :raises UserError: for an unknown name, or one without any flag of the script.
+    :raises UserError: for an unknown name, a file that is none, or one without any flag of the script.
     """
-    if name not in PRESETS:
-        raise UserError(f"--preset {name} is not known; --preset list prints all {len(PRESETS)}")
-    values = {k: v for k, v in PRESETS[name].flags.items() if k in known}
-    if not values:
+    if name.endswith(".json"):
+        flags = read(name)
+    elif name in PRESETS:
+        flags = PRESETS[name].flags
+    else:
         raise UserError(
-            f"--preset {name} sets no flag of this script: {' '.join('--' + k for k in PRESETS[name].flags)}"
+            f"--preset {name} is not known; --preset list prints all {len(PRESETS)}, and FILE.json reads a file"
         )
+    values = {k: v for k, v in flags.items() if k in known}
+    if not values:
+        raise UserError(f"--preset {name} sets no flag of this script: {' '.join('--' + k for k in flags) or 'none'}")
     return values
+
+
+def read(path):
+    """The flags {name: value} of a preset in a file.
+
+    :raises UserError: if it is not there, or is no JSON with "flags".
+    """
+    try:
+        flags = json.loads(files.read_text(path))["flags"]
+    except FileNotFoundError:
+        raise UserError(f"--preset {path} is not there; expected a .json file, as tune_sampler.py writes it") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        flags = None
+    if not isinstance(flags, dict) or not all(isinstance(value, (bool, int, float, str)) for value in flags.values()):
+        raise UserError(f'--preset {path} is no preset; expected {{"flags": {{"name": value}}}} as JSON')
+    return flags
+
+
+def write(path, preset):
+    """Write a Preset to a file, for `read`."""
+    files.write_text(path, json.dumps({"flags": preset.flags, "score": preset.score}, indent=1) + "\n")
 
 
 def table():

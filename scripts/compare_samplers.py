@@ -15,7 +15,7 @@ With --calls 5,10 in place of --steps each sampler takes the most steps that cos
 
 import image_sample
 
-from evaluations.comparison import CompareFlags, compare
+from evaluations.comparison import CompareFlags, SettingsFlags, compare
 from evaluations.features import FeatureFlags
 from guided_diffusion.generate import RngFlags
 from guided_diffusion.jobs import launch
@@ -23,7 +23,7 @@ from guided_diffusion.jobs.sampling import ShardFlags
 
 # what a line of the settings file may set
 SAMPLER = [group for group in image_sample.GROUPS if group not in (RngFlags, ShardFlags)]
-GROUPS = [*SAMPLER, CompareFlags, FeatureFlags]
+GROUPS = [*SAMPLER, SettingsFlags, CompareFlags, FeatureFlags]
 OVERRIDES = {"num_samples": 500, "batch_size": 50, "per_class": None}
 
 

@@ -11,17 +11,19 @@ from guided_diffusion.jobs import launch
 from .pictures import picture
 from .plan import budgets, make_plan
 from .rows import Sampler, finished_row, read_target
-from .settings import CompareFlags, Settings, measured, named, read_settings
+from .settings import CompareFlags, Settings, SettingsFlags, measured, named, read_settings
 from .tables import csv_table, markdown, mean_and_spread
+
+__all__ = ["CompareFlags", "Settings", "SettingsFlags", "compare", "save"]
 
 
 def compare(parsed, groups):
     """Sample by every setting with every budget, and write comparison.csv, comparison.md and comparison.png.
 
-    :param parsed: the Parsed command line, with CompareFlags and FeatureFlags.
+    :param parsed: the Parsed command line, with SettingsFlags, CompareFlags and FeatureFlags.
     :param groups: the flag groups that a line of the settings file may set.
     """
-    flags, folder = parsed[CompareFlags], logger.get_dir()
+    flags, folder = parsed[SettingsFlags], logger.get_dir()
     if not flags.settings:
         raise UserError("--settings is not given; expected a text file with a line NAME: FLAGS for each sampler")
     settings, columns = Settings(read_settings(flags.settings), groups, parsed), budgets(flags, parsed.given)

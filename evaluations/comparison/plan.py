@@ -28,16 +28,16 @@ class Budget(NamedTuple):
         return f"{self.count} {self.unit}"
 
 
-def budgets(compare, given):
+def budgets(flags, given):
     """The Budgets of --steps or --calls, in the order given.
 
-    :param compare: CompareFlags.
+    :param flags: SettingsFlags.
     :param given: names of the flags of the command line.
     """
-    unit = "calls" if compare.calls else "steps"
-    if compare.calls and "steps" in given:
-        raise UserError(f"--calls {compare.calls} contradicts --steps {compare.steps}; expected one of the two")
-    text = getattr(compare, unit)
+    unit = "calls" if flags.calls else "steps"
+    if flags.calls and "steps" in given:
+        raise UserError(f"--calls {flags.calls} contradicts --steps {flags.steps}; expected one of the two")
+    text = getattr(flags, unit)
     counts = int_list(text, unit)
     if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
         raise UserError(f"--{unit} is {text!r}; expected different numbers of {unit} from 1 on, such as 5,10,20")

@@ -15,12 +15,18 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass
-class CompareFlags(FlagGroup):
-    """The comparison."""
+class SettingsFlags(FlagGroup):
+    """The samplers."""
 
     settings: str = flag("", "Text file with a line NAME: FLAGS for each sampler.")
     steps: str = flag("10,20", "Numbers of steps, such as 5,10,20.")
     calls: str = flag("", "Network calls per image, such as 5,10,20, in place of --steps.")
+
+
+@dataclass
+class CompareFlags(FlagGroup):
+    """The comparison."""
+
     repeats: int = flag(
         3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2, THREADS)
     )

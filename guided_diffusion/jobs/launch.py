@@ -27,7 +27,7 @@ class RunFlags(flags.FlagGroup):
     out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.", idle=True)
     device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.", idle=True)
     preset: str = flag(
-        "", "Published setting that fills in flags; flags given by hand win; list prints all.", idle=True
+        "", "Published setting, or FILE.json, that fills in flags; flags given by hand win; list prints all.", idle=True
     )
     dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
 

@@ -136,7 +136,7 @@ class SampleStore:
         :raises UserError: if a chunk turns out to be damaged; it is deleted.
         :raises FileNotFoundError: if a chunk is not there.
         """
-        first, count = self._whole(chunks[0]), chunks[-1].stop
+        first, count = self.whole(chunks[0]), chunks[-1].stop
         shape = (count, *first["arr_0"].shape[1:])
         name = name or f"samples_{'x'.join(map(str, shape))}.npz"
         path = files.join(self.out_dir, name)
@@ -147,7 +147,7 @@ class SampleStore:
         if named:
             files.write_text(path.removesuffix(".npz") + ".json", json.dumps({"classes": self.classes}) + "\n")
         files.stream_npz(path, members)
-        pictured = [self._whole(chunk) for chunk in chunks if chunk.start < PICTURED]
+        pictured = [self.whole(chunk) for chunk in chunks if chunk.start < PICTURED]
         images = np.concatenate([part["arr_0"] for part in pictured])[:PICTURED]
         labels = np.concatenate([part["arr_1"] for part in pictured])[:PICTURED] if named else ()
         picture = path.removesuffix(".npz") + ".png"
@@ -178,22 +178,26 @@ class SampleStore:
         left = [i for chunk in chunks for i in chunk if i not in bad]
         if not left:
             return None
-        first = self._whole(chunks[0])
+        first = self.whole(chunks[0])
         shape = (len(left), *first["arr_0"].shape[1:])
         path = files.join(self.out_dir, f"{self.stem}_finite_{'x'.join(map(str, shape))}.npz")
 
         def parts(key):
             for chunk in chunks:
-                yield self._whole(chunk)[key][[i not in bad for i in chunk]]
+                yield self.whole(chunk)[key][[i not in bad for i in chunk]]
 
         members = {key: (array.dtype, (len(left), *array.shape[1:]), parts(key)) for key, array in first.items()}
         files.stream_npz(path, members | {"indices": (np.dtype(np.int64), (len(left),), [np.array(left)])})
         return path
 
     def _parts(self, chunks, key):
-        return (self._whole(chunk)[key] for chunk in chunks)
+        return (self.whole(chunk)[key] for chunk in chunks)
 
-    def _whole(self, chunk):
+    def whole(self, chunk):
+        """The {name: array [n, ...]} of a chunk.
+
+        :raises UserError: if it is damaged; it is deleted.
+        """
         arrays = self._read(chunk)
         if arrays is None:
             path = files.join(self.folder, _name(chunk))

@@ -123,7 +123,7 @@ def _make(store, parsed, process, make_batch, name, then):
             f"{store.folder} holds some images of this run, and --rng published cannot go on in the middle of its "
             "stream: delete it to begin anew"
         )
-    _fill(store, missing, sum(map(len, mine)), make_batch, then)
+    fill(store, missing, sum(map(len, mine)), make_batch, then)
     log_calls(process)
     add_up(process)
     lines = process.report()
@@ -145,11 +145,13 @@ def add_up(process):
         tally.values = dist_util.all_reduce_sum(tally.values.to(dist_util.dev()))
 
 
-def _fill(store, missing, total, make_batch, then):
-    """Sample and save the missing chunks, the ranks in step.
+def fill(store, missing, total, make_batch, then, name=""):
+    """Make and save the missing chunks of a SampleStore, the ranks in step.
 
     :param total: of the images of this job, old and new.
+    :param make_batch: `indices -> {name: array}`.
     :param then: how an interrupted job goes on.
+    :param name: of the job, where a run has several.
     """
     rank, size = dist_util.rank(), dist_util.world_size()
     done = total - sum(map(len, missing))
@@ -157,7 +159,7 @@ def _fill(store, missing, total, make_batch, then):
         logger.log(f"{done} of {total} images are there already")
     with (
         interruption.awaited() as asked,
-        progress.shown(total, done, "image") as add,
+        progress.shown(total, done, "image", name) as add,
         slow_steps.told(logger.log, unit="batch") as doing,
     ):
         for first in range(0, len(missing), size):

@@ -13,12 +13,13 @@ import bisect
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..errors import UserError
 from ..flags import flag, number
 from ..scalars import less, per_sample, real, shared
-from .method import Method
+from .method import Method, Proposal, jackknife
 
 
 @dataclass
@@ -40,6 +41,80 @@ class EpsilonScaling(Method):
         if (self.k, self.b) == (0.0, 1.0):
             return denoise
         return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, process.schedule.ends_in_noise)
+
+    def propose(self, probe):
+        """Scalers by the ratio of lengths of the predicted noise, along sampling and at true states.
+
+        The paper (section 5) lets lambda follow ||eps|| along sampling / ||eps|| at true states. A network may be
+        wrong in scale at true states too, and that error is in both lengths: so the divisor here is the length of the
+        true noise along the prediction, and the path is sampled with the scale of true states set right, since that
+        error would lead it astray. What the solver alone does to the ratio is divided out, as far as a Gaussian tells
+        it. Both forms are fitted by least squares, steps weighted by what an error of scale does in them.
+
+        Errors add up along a path, so late ratios tell too much of a scaler that acts in each step: its half is a
+        neighbor, and so are the scale of true states alone, and the opposite.
+        """
+        base = probe({"eps_scaler": "1.0"}, "norms")
+        norms, steps = base.curves["norms"], len(base.times)
+        weights = moved_by_eps(base.levels)
+
+        def divided(*curves):
+            """[1 + shares, S]: the first of four lengths over the second, over the same of the Gaussian."""
+            one, other, exact, exact_other = (np.vstack([curve.values, curve.left_out]) for curve in curves)
+            return one / other / (exact / exact_other)
+
+        along = norms["eps_along"], norms["gaussian_along"]
+        scale = divided(norms["eps_true"], along[0], norms["gaussian_true"], along[1])
+
+        def proposal(name, linear):
+            at_true = fitted(scale, weights, linear)[0]
+            path = probe({"eps_scaler": written(*at_true)}, "lengths").curves["lengths"]["eps_sampled"]
+            ratio = divided(path, along[0], norms["gaussian_sampled"], along[1])
+            return of(name, fitted(ratio, weights, linear))
+
+        def of(name, found, near=False):
+            (k, b), (k_error, b_error) = found[0], jackknife(found[1:])
+            numbers = ({"K": (k, k_error)} if k else {}) | {"B": (b, math.hypot(b_error, base.gaussian_error))}
+            return Proposal(name, {"eps_scaler": written(k, b)}, numbers, near)
+
+        constant = proposal("constant scaler", False)
+        yield constant
+        if steps > 2 and "K" in (linear := proposal("linear scaler", True)).numbers:
+            yield linear
+        yield of("scale at true states", fitted(scale, weights, False), near=True)
+        b, error = constant.numbers["B"]
+        for name, share in (("half", 0.5), ("opposite", -1.0)):
+            number = {"B": (1 + share * (b - 1), abs(share) * error)}
+            yield Proposal(
+                f"{name} of the constant scaler", {"eps_scaler": written(0.0, number["B"][0])}, number, near=True
+            )
+
+
+def written(k, b):
+    """The flag's text of lambda_i = k i + b."""
+    return f"{k:.8g},{b:.8g}" if k else f"{b:.8g}"
+
+
+def moved_by_eps(levels):
+    """How far a step of DDIM moves a state for a change of eps [S], at most 1: what an error of its scale does.
+
+    :param levels: float64 [S] alpha_bar of the kept steps, decreasing from the data on.
+    """
+    to = np.append(1.0, levels[:-1])
+    return np.minimum(1.0, np.abs(np.sqrt(to * (1 - levels) / levels) - np.sqrt(1 - to)))
+
+
+def fitted(ratios, weights, linear):
+    """(k, b) [n, 2] of the weighted least squares fits k i + b to ratios [n, S]; k is 0 for a constant.
+
+    The flag takes no k below 0: where it would be, it is 0 too.
+    """
+    steps = np.arange(ratios.shape[1])
+    columns = np.stack([steps, np.ones_like(steps)] if linear else [np.ones_like(steps)], axis=1)
+    found = np.linalg.lstsq(columns * weights[:, None], ratios.T * weights[:, None], rcond=None)[0].T
+    if linear and found[0, 0] > 0:
+        return found
+    return np.insert(fitted(ratios, weights, False)[:, 1:] if linear else found, 0, 0.0, axis=1)
 
 
 def parse_eps_scaler(value):

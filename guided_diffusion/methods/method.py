@@ -1,10 +1,25 @@
 """What a method is: its flags, and whichever of the seams it moves."""
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ..flags import FlagGroup
 from ..sampling import no_correction, no_coupling
 from ..seams import Correction, Corruption, Coupling, Denoiser
+
+
+class Proposal(NamedTuple):
+    """Flags that measurements of a sampler suggest.
+
+    :ivar name: in words.
+    :ivar values: {flag: value}.
+    :ivar numbers: {word: (number, its standard error)} behind them.
+    :ivar near: it is a neighbor of another one, to be tried beside it.
+    """
+
+    name: str
+    values: dict
+    numbers: dict
+    near: bool = False
 
 
 class Method(FlagGroup):
@@ -83,6 +98,14 @@ class Method(FlagGroup):
         """
         return self
 
+    def propose(self, probe):
+        """Proposals of its flags for the sampler that it is a method of, the best first.
+
+        :param probe: `(values, *measures) -> Result` of evaluations.exposure.sampler: the sampler with {flag: value}
+            changed, as those measures see it.
+        """
+        return ()
+
     def file_name(self):
         """What published scripts add to the name of a file of images that it moved."""
         return ""
@@ -94,6 +117,11 @@ class Method(FlagGroup):
     def suspect(self, process):
         """What of its flags may have thrown images beyond all numbers, in a sentence; "" for nothing."""
         return ""
+
+
+def jackknife(left_out):
+    """Standard errors [...] of statistics [shares, ...] that leave out one of equal shares of a sample each."""
+    return ((len(left_out) - 1) * left_out.var(axis=0)) ** 0.5
 
 
 def no_corruption(noise, t):

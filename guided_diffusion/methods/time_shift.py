@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..flags import FRACTION, at_least, flag, flags_of
 from ..sampling import no_coupling
 from ..scalars import bounded, bounds, everywhere, shared
-from .method import Method
+from .method import Method, Proposal, jackknife
 
 
 class Search:
@@ -332,6 +332,40 @@ class TimeShift(Method):
             "mean_shift": moved / searches if searches else None,
             "edge": at_edge / searches if searches and not self.time_shift_constant else None,
         }
+
+    def propose(self, probe):
+        """A search that can find its way, in the variance of the data, and the constant shift that does the same.
+
+        A search of one image's time errs also at true states, where nothing is to be found, since images differ in
+        variance (`search_error`). The cutoff is the kept timestep below the last one at which it errs by no more than
+        a step of the grid or, where it does everywhere, by the least it can. The window holds the mean shift, and is
+        at most as wide as a step of the grid: half of it to each side.
+        """
+        off = {field.name: field.default for field in flags_of(self)}
+        base = probe(off, "variance")
+        times, curves = base.times.tolist(), base.curves["variance"]
+        if len(times) < 3:
+            return
+        gap, error = (times[-1] - times[0]) // (len(times) - 1), curves["search_error"].values
+        lowest = int((error[:-1] <= max(gap, error[:-1].min())).argmax())
+        moved = slice(lowest, len(times) - 1)
+        shift = curves["shift"].values[moved]
+        half = int(min(max(1, round(float(abs(shift).max()))), max(1, gap // 2)))
+        data_variance = min(1.0, round(base.data_variance, 4))
+        variant = "paper" if self.time_shift_variant == "adm" else self.time_shift_variant
+        common = off | {"do_time_shift": True, "time_shift_variant": variant, "cutoff": max(0, times[lowest] - 1)}
+        mean, left_out = shift.mean(), curves["shift"].left_out[:, moved].mean(axis=1)
+        numbers = {"mean shift of a free search": (mean, jackknife(left_out))}
+        search = common | {"window": 2 * half, "time_shift_data_variance": data_variance}
+        yield Proposal("search in the data's variance", search, numbers)
+        found = probe(search, "lengths").findings["mean_shift"] or 0.0
+        constant = round(found)
+        for name, share in (("", 1.0), ("half of ", 0.5), ("twice ", 2.0), ("opposite of ", -1.0)):
+            if held := round(share * constant):
+                values = common | {"time_shift_constant": held}
+                yield Proposal(
+                    f"{name}the constant shift of that search", values, {"shift": (held, 0.0)}, near=bool(name)
+                )
 
     def file_name(self):
         return f"_{self.window}win_{self.cutoff}cut" if self.do_time_shift else ""

@@ -74,11 +74,13 @@ def create_model(
     *,
     num_classes=None,
     image_channels=3,
+    class_names="",
     use_bf16=False,
 ):
     """A UNetModel of published flags.
 
     :param num_classes: of a class-conditional network; None is this module's NUM_CLASSES.
+    :param class_names: of these, with commas; they change nothing of the network.
     """
     values = _with_classes(locals())
     values.pop("learn_sigma")
@@ -106,6 +108,7 @@ def sr_create_model(
     use_new_attention_order=False,
     num_classes=None,
     image_channels=3,
+    class_names="",
     use_bf16=False,
 ):
     """A SuperResModel of published flags; see `create_model`."""
@@ -129,6 +132,7 @@ def create_classifier(
     classifier_num_head_channels=64,
     classifier_channel_mult="",
     image_channels=3,
+    class_names="",
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""
     return ClassifierFlags(**locals()).create(EncoderUNetModel)

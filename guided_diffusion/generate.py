@@ -197,7 +197,7 @@ def watched_images(process, network, noise, cond):
     denoise, solver, steps = process.denoiser(network, cond), process.solver, len(process.grid)
     # the last step goes to the data and draws nothing
     with noise.of_steps(x, steps - 1 if solver.stochastic else 0) as draw:
-        for record in process.sample_records(solver, denoise, x, draw):
+        for record in progress.steps(process.sample_records(solver, denoise, x, draw), steps):
             x = record.x
             noise.stepped(x)
             finite = x.flatten(1).sum(1).isfinite()

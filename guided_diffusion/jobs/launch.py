@@ -113,7 +113,9 @@ def _complain(sentence, everywhere):
 
 
 def announce(parsed, file_name="flags.json"):
-    """Print the resolved flags and, unless this is a dry run, save them in the output folder, on rank 0.
+    """Print the resolved flags that are not at their defaults, and save all in the output folder, on rank 0.
+
+    A dry run prints all and saves none.
 
     :param file_name: of what is saved.
     :return: False if this is a dry run, which ends here.
@@ -130,7 +132,10 @@ def announce(parsed, file_name="flags.json"):
                     f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
                     "times as long as float32 there; expected float32, or a GPU"
                 )
-        logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
+        defaults = {} if dry_run else parsed.defaults()
+        shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+        words = " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in shown.items())
+        logger.log(f"flags: {words or 'their defaults'}" + (f"; all: {file_name}" if defaults else ""))
         if not dry_run:
             files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")
     return not dry_run

@@ -29,8 +29,10 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
+    num_samples: int = flag(
+        10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True, essential="num_samples"
+    )
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 

@@ -24,12 +24,17 @@ PATIENCE = 2
 class RunFlags(flags.FlagGroup):
     """The run."""
 
-    out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.", idle=True)
+    out_dir: str = flag(
+        "", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.", idle=True, essential="out_dir"
+    )
     device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.", idle=True)
     preset: str = flag(
-        "", "Published setting, or FILE.json, that fills in flags; flags given by hand win; list prints all.", idle=True
+        "",
+        "Published setting, or FILE.json, that fills in flags; flags given by hand win; list prints all.",
+        idle=True,
+        essential="preset",
     )
-    dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
+    dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True, essential="dry_run")
 
 
 @terminal.lasting()

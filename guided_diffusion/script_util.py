@@ -73,7 +73,6 @@ def create_model(
     use_new_attention_order=False,
     *,
     num_classes=None,
-    class_names="",
     image_channels=3,
     use_bf16=False,
 ):
@@ -107,7 +106,6 @@ def sr_create_model(
     channel_mult="",
     use_new_attention_order=False,
     num_classes=None,
-    class_names="",
     image_channels=3,
     use_bf16=False,
 ):
@@ -129,7 +127,6 @@ def create_classifier(
     classifier_pool,
     *,
     num_classes=1000,
-    class_names="",
     classifier_num_head_channels=64,
     classifier_channel_mult="",
     image_channels=3,

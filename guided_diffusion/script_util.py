@@ -74,7 +74,6 @@ def create_model(
     *,
     num_classes=None,
     image_channels=3,
-    class_names="",
     use_bf16=False,
 ):
     """A UNetModel of published flags.
@@ -108,7 +107,6 @@ def sr_create_model(
     use_new_attention_order=False,
     num_classes=None,
     image_channels=3,
-    class_names="",
     use_bf16=False,
 ):
     """A SuperResModel of published flags; see `create_model`."""
@@ -132,7 +130,6 @@ def create_classifier(
     classifier_num_head_channels=64,
     classifier_channel_mult="",
     image_channels=3,
-    class_names="",
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""
     return ClassifierFlags(**locals()).create(EncoderUNetModel)

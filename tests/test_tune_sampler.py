@@ -1,4 +1,4 @@
-"""tune_sampler: known biases are found again, trials against a second computation, ranks, presets in files, mistakes."""
+"""tune_sampler: known biases are found again, trials by a second computation, ranks, presets in files, mistakes."""
 
 import csv
 import json

@@ -79,6 +79,7 @@ def create_model(
     """A UNetModel of published flags.
 
     :param num_classes: of a class-conditional network; None is this module's NUM_CLASSES.
+    :param class_names: of these, with commas; they change nothing of the network.
     """
     values = _with_classes(locals())
     values.pop("learn_sigma")

@@ -42,7 +42,10 @@ def find(path, peek, name="", vae=""):
     """
     family = _family(path, peek, name) if path and name != OWN else None
     if family is not None:
-        return family.find(path, vae, None if files.is_folder(path) else peek(path))
+        folder = files.is_folder(path)
+        if folder != (family is FAMILIES["diffusers"]):
+            raise UserError(f"--model_path {path} is a {'folder' if folder else 'file'}, which {family.what} is not")
+        return family.find(path, vae, None if folder else peek(path))
     if vae:
         raise UserError(f"--vae {vae} has no meaning for --model_path {path}, a network of pixels")
     return None

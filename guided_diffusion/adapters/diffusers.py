@@ -45,8 +45,13 @@ def find(path, vae="", state=None):
     :param vae: folder of the autoencoder of latents, for one that has none.
     :raises UserError: if something in it is not known here.
     """
-    if state is not None:
-        raise UserError(f"--model_path {path} is a file; expected the folder that diffusers saved")
+    try:
+        return _find(path, vae)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"--model_path {path} has a config that is not of diffusers: {error}") from error
+
+
+def _find(path, vae):
     parts = _parts(path)
     own = next((parts[part] for part in AUTOENCODERS if part in parts), "")
     if own and vae:
@@ -141,12 +146,12 @@ def pixels_or_latents(path, shape, vae):
     kind = config.get("_class_name")
     if kind not in AUTOENCODERS:
         raise UserError(f"--vae {vae} is {kind or 'no model of diffusers'}; expected {' or '.join(AUTOENCODERS)}")
-    if config["latent_channels"] != shape[0]:
+    if config.get("latent_channels") != shape[0]:
         raise UserError(
-            f"--vae {vae} has latents of {config['latent_channels']} channels; --model_path denoises {shape[0]}"
+            f"--vae {vae} has latents of {config.get('latent_channels')} channels; --model_path denoises {shape[0]}"
         )
-    scale = 2 ** (len(config["block_out_channels"]) - 1)
-    images = {"image_size": shape[1] * scale, "image_channels": config["out_channels"]}
+    scale = 2 ** (len(config.get("block_out_channels", [0])) - 1)
+    images = {"image_size": shape[1] * scale, "image_channels": config.get("out_channels", 3)}
     return lambda: Autoencoder(_load(kind, vae)), images
 
 
@@ -187,6 +192,8 @@ def _config(folder, flag):
 def _read(path, flag):
     try:
         values = json.loads(files.read_text(path))
+    except FileNotFoundError:
+        raise UserError(f"{flag}: there is no {path}") from None
     except ValueError as error:
         raise UserError(f"{flag}: {path} is not valid JSON ({error})") from error
     if not isinstance(values, dict):

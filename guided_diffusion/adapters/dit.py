@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import UserError
 from ..nn import timestep_embedding
 from .diffusers import pixels_or_latents
-from .family import PIXELS, Adapter, Family, Found
+from .family import PIXELS, Adapter, Family, Found, load
 
 # heads of the published widths: DiT-S, B, L and XL
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -232,7 +232,10 @@ def arguments(state, num_classes=None):
 
 def find(path, vae, state):
     """The Found of a state dict."""
-    args = arguments(state)
+    try:
+        args = arguments(state)
+    except (LookupError, ValueError) as error:
+        raise UserError(f"--model_path {path} is no DiT, by its keys") from error
     shape = (args["in_channels"], args["input_size"], args["input_size"])
     pair, images = pixels_or_latents(path, shape, vae)
     known = {
@@ -255,7 +258,7 @@ def find(path, vae, state):
             raise UserError(f"--num_heads {heads} does not divide the {args['hidden_size']} channels of {path}")
         with torch.device("meta"):
             model = DiT(**{**args, "num_heads": heads})
-        model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+        load(model, {key: value.float() for key, value in state.items()}, path)
         return DiTAdapter(model, shape, args["num_classes"], pair() if pair else PIXELS)
 
     usual = {} if pair is None else {"clip_denoised": False}

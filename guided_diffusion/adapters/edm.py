@@ -32,7 +32,7 @@ from ..networks.unet import flags_of_shapes
 from ..process import DiffusionFlags
 from ..schedule import NoiseSchedule, per_sample
 from .edm_networks import DhariwalUNet, SongUNet
-from .family import Adapter, Family, Found
+from .family import Adapter, Family, Found, load
 
 RHO = 7
 # levels where neither steps nor --diffusion_steps ask for others
@@ -231,12 +231,12 @@ def find(path, vae, state, preconditioning=EDMPreconditioning):
     """
     try:
         kind, args = arguments(_bare(state))
-    except (LookupError, StopIteration, ZeroDivisionError) as error:
+    except (LookupError, StopIteration, ValueError, ZeroDivisionError) as error:
         raise UserError(f"--model_path {path} is no SongUNet or DhariwalUNet of EDM, by its keys") from error
 
     def make(parsed, state):
         model = kind(**args)
-        model.load_state_dict(_bare(state))
+        load(model, _bare(state), path)
         return OneHot(model)
 
     known = {
@@ -263,7 +263,7 @@ def find_consistency(path, vae, state):
 
     def make(parsed, state):
         model = parsed[UNetFlags].create(learn_sigma=False)
-        model.load_state_dict({key: value.float().reshape(_ends(key, value)) for key, value in state.items()})
+        load(model, {key: value.float().reshape(_ends(key, value)) for key, value in state.items()}, path)
         return model
 
     usual = {"num_head_channels": 64, "use_new_attention_order": True}

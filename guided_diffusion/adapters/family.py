@@ -101,6 +101,18 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
 
+def load(model, state, path):
+    """Load a state dict into a network.
+
+    :param path: where it is from, for the error.
+    """
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[1:2] or [str(error)]
+        raise UserError(f"--model_path {path} is not what its keys promise: {reason[0].strip()}") from error
+
+
 def extra(package, what):
     """An installed package that this project does without elsewhere.
 

@@ -133,7 +133,7 @@ def check_listed(path):
     :raises UserError: if it is truncated or altered.
     """
     folder, name = files.split(files.target(path))
-    step = re.search(r"(\d+)\.pt$", name, re.ASCII)
+    step = re.search(r"(\d+)\.(pt|json)$", name, re.ASCII)
     if step and files.exists(path) and files.exists(path_of(folder, int(step[1]))):
         entry = read(folder, int(step[1]))["files"].get(name)
         if entry:
@@ -155,8 +155,8 @@ def prune(folder, keep, run):
             if content.get("run") == run:
                 listed[step] = content["files"]
     for step in list(listed)[keep:]:
-        forget(folder, step)
         _remove(folder, listed[step])
+        forget(folder, step)  # last, so that what a kill leaves is deleted the next time
 
 
 def _remove(folder, names):

@@ -55,6 +55,7 @@ def read_flags(path):
     """
     if not files.exists(sidecar_path(path)):
         return {}
+    manifest.check_listed(sidecar_path(path))
     values = files.read_json(sidecar_path(path), "the flags of its checkpoint")
     if not isinstance(values, dict):
         raise UserError(f"{sidecar_path(path)} holds a {type(values).__name__}; expected an object of flags")

@@ -319,3 +319,17 @@ def test_paths_without_a_network_are_refused(tmp_path):
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be loaded as UNet2DModel"):
         opened(path)
+
+
+@pytest.mark.parametrize("part", ["unet", "scheduler"])
+def test_a_pipeline_without_a_part_or_an_entry_is_refused(tmp_path, part):
+    path = tiny_models.save(tmp_path, "DDPMPipeline", unet=tiny_models.unet(), scheduler=tiny_models.scheduler())
+    file = tmp_path / {"unet": "unet/config.json", "scheduler": "scheduler/scheduler_config.json"}[part]
+    config = json.loads(file.read_text())
+    del config[{"unet": "in_channels", "scheduler": "num_train_timesteps"}[part]]
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="a config that is not of diffusers"):
+        opened(path)
+    file.unlink()
+    with pytest.raises(UserError, match=r"there is no |no config\.json"):
+        opened(path)

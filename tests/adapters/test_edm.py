@@ -280,3 +280,24 @@ def test_multipliers_that_tell_no_image_size_are_refused(tmp_path):
     torch.save({k: v[..., None] if v.ndim == 3 else v for k, v in state.items()}, tmp_path / "edm.pt")
     with pytest.raises(UserError, match="do not tell its image size"):
         opened(tmp_path / "edm.pt")
+
+
+@pytest.mark.parametrize("network", ["edm", "edm_vp", "dit", "consistency"])
+def test_a_file_of_another_family_is_refused(tmp_path, network):
+    torch.save({"weight": torch.zeros(2, 3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="by its keys"):
+        opened(tmp_path / "other.pt", "--network", network)
+    with pytest.raises(UserError, match="is a folder, which"):
+        opened(tmp_path, "--network", network)
+    with pytest.raises(UserError, match="is a file, which a model or pipeline of diffusers is not"):
+        opened(tmp_path / "other.pt", "--network", "diffusers")
+
+
+def test_weights_that_lack_some_are_refused(tmp_path):
+    state = random_unet(SongUNet).state_dict()
+    del state["dec.8x8_block1.norm0.bias"]
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match='not what its keys promise.*"dec.8x8_block1.norm0.bias"'):
+        opened(tmp_path / "net.pt")
+    with pytest.raises(UserError, match="--model_path .* is no network that is known|another network|other names"):
+        opened(saved(tmp_path / "adm.pt", torch.nn.Linear(2, 2)))

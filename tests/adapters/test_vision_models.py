@@ -1,7 +1,10 @@
 """--features dinov2:PATH and clip:PATH against transformers' own, and CMMD against the formula of its paper."""
 
+import json
+
 import numpy as np
 import pytest
+import script_runs
 import torch
 from PIL import Image
 
@@ -85,3 +88,18 @@ def test_cmmd_is_the_sum_over_all_pairs(counts):
     found = cmmd(torch.from_numpy(x), torch.from_numpy(y))
     assert found == pytest.approx(expected, rel=1e-8, abs=1e-9)
     assert cmmd(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_the_evaluator_has_them_beside_each_other(folders, tmp_path, name):
+    for path, seed in (("reference.npz", 0), ("samples.npz", 1)):
+        images = np.random.default_rng(seed).integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
+        np.savez(tmp_path / path, arr_0=images)
+    features = ["--features", f"{name}:{folders[name]}", "--metrics", "frechet_distance,cmmd"]
+    words = [tmp_path / "reference.npz", tmp_path / "samples.npz", *features, "--json", tmp_path / "found.json"]
+    said = script_runs.run(
+        "evaluator", *words, "--out_dir", tmp_path / "out", folder=script_runs.FOLDER.parent / "evaluations"
+    )
+    assert "Frechet distance" in said and "CMMD" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert name in json.dumps(found)

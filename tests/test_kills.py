@@ -1,0 +1,110 @@
+"""Every script that writes, killed at its calls of fsync, rename and remove, ends with the files of a whole run."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import script_runs
+from script_runs import CLASSIFIER, NETWORK, PROCESS, SUPER_RES
+
+CALLS = ("fsync", "replace", "remove")
+
+TRAIN = ["--batch_size", 4, "--iterations", 3, "--save_interval", 1, "--keep_checkpoints", 1, "--log_interval", 1]
+TRAIN += ["--num_workers", 0, "--resume_checkpoint", "auto", *PROCESS]
+MODEL = ["--model_path", "{place}/model.pt", "--timestep_respacing", 2]
+SCRIPTS = {
+    "image_train": ["--data_dir", "{place}/data", "--sample_interval", 2, *NETWORK, *TRAIN],
+    "super_res_train": ["--data_dir", "{place}/data", "--sample_interval", 2, *SUPER_RES, *TRAIN],
+    "classifier_train": ["--data_dir", "{place}/data", *CLASSIFIER, *TRAIN],
+    "image_sample": [*MODEL, "--num_samples", 5, "--batch_size", 2],
+    "image_sample_1gpu": [*MODEL, "--num_samples", 5, "--batch_size", 2],
+    "image_nll": [*MODEL, "--data_dir", "{place}/data", "--num_samples", 4, "--batch_size", 2],
+    "image_invert": [*MODEL, "--data_dir", "{place}/data", "--num_samples", 4, "--batch_size", 2],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("kills")
+    data = script_runs.draw_images(place / "data", 6)
+    made = script_runs.train_diffusion(data, place / "trained")
+    for ending in (".pt", ".json"):
+        (place / f"model{ending}").write_bytes(made.with_suffix(ending).read_bytes())
+    return place
+
+
+def run(name, place, out, killed_at=None):
+    """(exit status, how many calls) of a script in a process of its own, which a call may kill."""
+    words = [str(word).format(place=place) for word in SCRIPTS[name]]
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counted(call):
+            def counting(*args, **options):
+                nonlocal calls
+                calls += 1
+                if calls == killed_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **options)
+
+            return counting
+
+        for call in CALLS:
+            setattr(os, call, counted(getattr(os, call)))
+        status = 1
+        try:
+            script_runs.run(name, *words, "--out_dir", out)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        finally:
+            os.write(write, str(calls).encode())
+            os._exit(status or 0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        calls = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(calls or 0)
+
+
+def files_of(out):
+    """{name: content} of all that a run left, without its logs, the time of manifests and the name of the folder."""
+    found = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name, content = str(path.relative_to(out)), path.read_bytes().replace(str(out).encode(), b"OUT")
+        if name.startswith("manifest"):
+            content = {k: v for k, v in json.loads(content).items() if k in ("step", "files")}
+            content["files"] = {
+                k: v for k, v in content["files"].items() if not k.endswith("json")
+            }  # they name the folder
+        if not name.startswith((".lock", "log", "progress", "flags")):
+            found[name] = content
+    return found
+
+
+def survives(name, place, tmp_path, moments):
+    status, calls = run(name, place, tmp_path / "whole")
+    assert status == 0 and calls > 3
+    whole = files_of(tmp_path / "whole")
+    for moment in moments(calls):
+        out = tmp_path / f"killed{moment}"
+        assert run(name, place, out, moment)[0] == -signal.SIGKILL
+        assert run(name, place, out)[0] == 0, moment
+        assert files_of(out) == whole, moment
+    return calls
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_killed_at_some_calls(place, tmp_path, name):
+    rng = np.random.default_rng(len(name))
+    survives(name, place, tmp_path, lambda calls: rng.choice(np.arange(1, calls + 1), 2, replace=False).tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_killed_at_each_call(place, tmp_path, name):
+    survives(name, place, tmp_path, lambda calls: range(1, calls + 1))

@@ -73,9 +73,7 @@ def create_model(
     use_new_attention_order=False,
     *,
     num_classes=None,
-    class_names="",
     image_channels=3,
-    class_names="",
     use_bf16=False,
 ):
     """A UNetModel of published flags.
@@ -108,9 +106,7 @@ def sr_create_model(
     channel_mult="",
     use_new_attention_order=False,
     num_classes=None,
-    class_names="",
     image_channels=3,
-    class_names="",
     use_bf16=False,
 ):
     """A SuperResModel of published flags; see `create_model`."""
@@ -131,11 +127,9 @@ def create_classifier(
     classifier_pool,
     *,
     num_classes=1000,
-    class_names="",
     classifier_num_head_channels=64,
     classifier_channel_mult="",
     image_channels=3,
-    class_names="",
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""
     return ClassifierFlags(**locals()).create(EncoderUNetModel)

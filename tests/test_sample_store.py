@@ -251,7 +251,7 @@ def test_a_remote_folder(monkeypatch):
 
     fake = dict(scandir=scandir, read_bytes=read_bytes, stat=stat, copy=copy, exists=store.__contains__)
     fake |= dict(join=lambda *parts: "/".join(parts), makedirs=lambda path: None, remove=store.pop)
-    fake |= dict(write_bytes=store.__setitem__)
+    fake |= dict(write_bytes=store.__setitem__, isdir=lambda path: bool(scandir(path)))
     for name, function in fake.items():
         monkeypatch.setattr(blobfile, name, function)
     arrays = images(20)

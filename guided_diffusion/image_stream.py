@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import ImageColor
 from torch.utils.data import Dataset
 
 from . import files, image_labels, logger
@@ -93,6 +92,8 @@ def colour(text):
 
     :raises UserError: if it is no colour.
     """
+    from PIL import ImageColor
+
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError:

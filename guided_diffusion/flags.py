@@ -42,7 +42,7 @@ REPLACED = {"bootstrap": ["--standard_error True"]} | {
         "input inputs": "--data_dir --base_samples --samples",
         "resolution size res img_size": "--image_size --large_size",
         "batch bs": "--batch_size",
-        "total_batch_size global_batch_size effective_batch_size": "--batch_size",
+        "total_batch_size global_batch_size effective_batch_size": "--global_batch --batch_size",
         "grad_accum accumulation gradient_accumulation_steps": "--microbatch",
         "gpu gpus cuda": "--device",
         "fp16 half amp mixed_precision": "--use_fp16",
@@ -111,6 +111,7 @@ def flag(
     spells="",
     many=False,
     essential="",
+    words=None,
 ):
     """A dataclass field that is a flag of the field's name.
 
@@ -133,6 +134,7 @@ def flag(
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     :param spells: the flag of which it is another spelling; "" for none.
     :param many: it holds any number of texts, with spaces between, quoted as in a shell.
+    :param words: {text: number} that a whole number may also be written as.
     :param essential: the flag of which scripts have this among the first that one needs, perhaps itself; "" for none.
     """
     marks = {
@@ -151,6 +153,7 @@ def flag(
         "essential": essential,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
+    metadata["words"] = words
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -401,6 +404,18 @@ def _shown(value):
 _CONVERSIONS = {bool: str2bool, int: whole, float: number}
 
 
+def _conversion(kind, choices, words):
+    """The conversion of a flag's text."""
+    if words:
+
+        def int_or_word(text):
+            return words[text] if text in words else whole(text)
+
+        int_or_word.__name__ = f"int, or {' or '.join(words)}"
+        return int_or_word
+    return _one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind)
+
+
 def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
@@ -413,7 +428,7 @@ def _add(section, field, default):
     action = section.add_argument(
         *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
         dest=field.name,
-        type=_one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind),
+        type=_conversion(kind, choices, field.metadata["words"]),
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
         help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),
@@ -444,6 +459,9 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     absent = frozenset(k for k, v in overrides.items() if v is None)
     if fill is not None:
         filled = fill(given, set().union(*map(_names, groups)) - absent)
+        for one, other in marked(groups, "spells").items():
+            if given.keys() & {one, other}:
+                filled = {k: v for k, v in filled.items() if k not in (one, other)}
         _refuse_other_types(filled, groups)
         given = filled | given
     values = {k: v for k, v in overrides.items() if v is not None} | given

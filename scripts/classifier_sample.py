@@ -26,7 +26,7 @@ def main(parsed):
     process = checkpoints.load_process(parsed, replace(guidance, classifier=classifier))
     parsed = with_classes_counted(parsed)
     make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), noise)
-    sampling.run(parsed, process, make_batch)
+    sampling.run(parsed, process, network, make_batch)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(parsed, name=None):
     parsed, network, process = checkpoints.load_diffusion(parsed)
     parsed = with_classes_counted(parsed)
     make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), noise)
-    sampling.run(parsed, process, make_batch, name and name(parsed))
+    sampling.run(parsed, process, network, make_batch, name and name(parsed))
 
 
 if __name__ == "__main__":

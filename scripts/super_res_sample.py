@@ -30,7 +30,7 @@ def main(parsed):
         logger.log(f"--base_samples holds {len(base)} images: they are taken in turn")
     classes = Classes(num_classes, labels.tolist()) if num_classes else None
     told = Together([LowResolution(size, base), classes, conditioning.of_sampling(parsed)])
-    sampling.run(parsed, process, batch_maker(process, network, told, noise))
+    sampling.run(parsed, process, network, batch_maker(process, network, told, noise))
 
 
 if __name__ == "__main__":

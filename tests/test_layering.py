@@ -27,7 +27,7 @@ LAYERS = [
     ["distributed.peers", "tensor_files", "distributed.launchers", "distributed.alone"],
     ["dist_util", "presets", "checkpoints.manifest"],
     ["logger", "dist_util_1gpu", "jobs.interruption", "jobs.folder_lock"],
-    ["jobs.progress"],
+    ["jobs.progress", "jobs.trial"],
     ["denoiser", "spacing", "unet", "images", "resample", "fp16_util"],
     ["seams"],
     ["sampling"],

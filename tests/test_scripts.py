@@ -14,6 +14,8 @@ from processes import MPIRUN, mpirun, needs_mpirun
 from processes import run as start
 from script_runs import (
     FOLDER,
+    NETWORK,
+    PROCESS,
     draw_images,
     groups_of,
     run,
@@ -336,7 +338,24 @@ def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
     printed = run("image_sample", "--model_path", conditional, "--dry_run", True, "--out_dir", tmp_path / "a")
     assert "--num_classes 3" in printed and "--dropout 0.1" in printed
     assert "--num_channels 32" in printed
-    train_diffusion(data, tmp_path / "b", "--dry_run", True)
+    state = torch.load(conditional, weights_only=True)
+    said = [rf"parameters: {sum(p.numel() for p in state.values()):,}", r"peak memory of the process: [\d.]+ GiB"]
+    said.append(r"one step of 16 images on each rank: \S+ s; \S+ images per second")
+    assert all(re.search(words, printed) for words in said)
+    printed = run(
+        "image_train",
+        "--data_dir",
+        data,
+        "--out_dir",
+        tmp_path / "b",
+        *NETWORK,
+        *PROCESS,
+        "--batch_size",
+        4,
+        "--dry_run",
+        True,
+    )
+    assert all(re.search(words.replace("16", "4"), printed) for words in said[1:]) and "--microbatch 4 fits" in printed
     for folder in ("a", "b"):
         kept = {path.name for path in (tmp_path / folder).rglob("*")}
         assert kept <= {
@@ -345,6 +364,16 @@ def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
             "progress.csv",
             "progress.json",
         }  # the logger's, which are there once it begins
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpirun)])
+def test_a_global_batch_is_shared_by_the_ranks(data, tmp_path, ranks):
+    words = ["--data_dir", data, "--out_dir", tmp_path, *NETWORK, *PROCESS, "--iterations", 1, "--num_workers", 0]
+    words = [FOLDER / "image_train.py", *words, "--global_batch", 6]
+    done = mpirun(ranks, *words)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "model000001.json").read_text())
+    assert values["batch_size"] == 6 // ranks and values["global_batch"] == 6
 
 
 def test_a_dry_run_in_a_finished_folder_leaves_its_flags(conditional, tmp_path):

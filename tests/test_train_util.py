@@ -20,8 +20,10 @@ from guided_diffusion import logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.objectives import ClassifierObjective
 from guided_diffusion.objectives.diffusion import DiffusionObjective
-from guided_diffusion.resample import UniformSampler
+from guided_diffusion.resample import UniformSampler, create_named_schedule_sampler
 from guided_diffusion.script_util import create_gaussian_diffusion, diffusion_of
+from guided_diffusion.training.flags import AUTO, TrainFlags
+from guided_diffusion.training.job import seed_everything
 from guided_diffusion.training.log import line
 
 
@@ -221,6 +223,79 @@ def test_a_row_in_one_line(extra, words):
     row |= {"images_per_second": 310.44, "progress": "20/50"}
     assert line(row) == f"step 20/50  loss 0.03123  {words}grad_norm 0.2  310 images/s"
     assert line({**row, "time_left": "1:02:11"}).endswith("310 images/s  1:02:11 left")
+
+
+class OutOfMemory:
+    """An objective that has not enough memory for more than `most` images, which it learns when it has computed them.
+
+    :param after: steps' calls that have enough.
+    """
+
+    def __init__(self, objective, most, after=0):
+        self.objective, self.most, self.after, self.failures = objective, most, after, 0
+
+    def __getattr__(self, name):
+        return getattr(self.objective, name)
+
+    def __call__(self, model, x, cond):
+        loss = self.objective(model, x, cond)
+        self.after -= 1
+        if len(x) > self.most and self.after < 0:
+            loss.value.sum().backward()
+            self.failures += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return loss
+
+
+def _drawing(sampler):
+    diffusion = diffusion_of(training.PROCESS)
+    return DiffusionObjective(diffusion, create_named_schedule_sampler(sampler, diffusion))
+
+
+@pytest.mark.parametrize("most, found, failures", [(8, 8, 0), (7, 4, 1), (4, 4, 1), (3, 2, 2), (1, 1, 3)])
+@pytest.mark.parametrize("sampler", ["uniform", "loss-second-moment"])
+def test_a_microbatch_that_fits_is_found_and_gives_the_weights_of_it(images, tmp_path, most, found, failures, sampler):
+    """The same weights, averages and memory of the sampler as with that --microbatch from the start."""
+
+    def run(name, objective, microbatch):
+        seed_everything(TrainFlags())
+        loop = training.loop(images, tmp_path / name, objective, iterations=3, ema_rate="0.5", microbatch=microbatch)
+        loop.run_loop()
+        return loop
+
+    tight = OutOfMemory(_drawing(sampler), most)
+    auto = run("auto", tight, AUTO)
+    plain = run("plain", _drawing(sampler), found)
+    assert (auto.microbatch or 8) == found and tight.failures == failures
+    assert training.hashes(auto) == training.hashes(plain)
+    assert_same(auto.objective.state_dict(), plain.objective.state_dict())
+    assert [row["loss"] for row in rows(tmp_path / "auto")] == [row["loss"] for row in rows(tmp_path / "plain")]
+    said = re.findall(r"from here on --microbatch (\d+)", (tmp_path / "auto" / "log.txt").read_text())
+    assert list(map(int, said)) == [4, 2, 1][:failures]
+
+
+def test_memory_that_is_short_later_gives_the_weights_of_the_whole_batch_to_rounding(images, tmp_path):
+    """Losses that draw nothing are the same whatever the microbatch: a batch is its mean."""
+    tight = OutOfMemory(training.ReadFromImages(), 3, after=1)
+    auto = training.loop(images, tmp_path / "auto", tight, iterations=3, microbatch=AUTO, sgd=True)
+    plain = training.loop(images, tmp_path / "plain", iterations=3, sgd=True)
+    for loop in (auto, plain):
+        loop.run_loop()
+    assert auto.microbatch == 2 and tight.failures == 2
+    for a, b in zip(auto.model.parameters(), plain.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_no_memory_for_one_image_ends_in_a_sentence(images, tmp_path):
+    loop = training.loop(images, tmp_path, OutOfMemory(training.ReadFromImages(), 0), microbatch=AUTO, iterations=1)
+    with pytest.raises(UserError, match="not enough memory on cpu for one image"):
+        loop.run_loop()
+
+
+def test_auto_is_for_one_process(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("guided_diffusion.training.loop.dist_util.world_size", lambda: 2)
+    with pytest.raises(UserError, match="--microbatch auto is for one process"):
+        training.loop(images, tmp_path, microbatch=AUTO)
 
 
 def test_first_row_comes_at_once(tmp_path):

@@ -34,7 +34,12 @@ class RunFlags(flags.FlagGroup):
         idle=True,
         essential="preset",
     )
-    dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True, essential="dry_run")
+    dry_run: bool = flag(
+        False,
+        "Print the resolved flags and, where a network trains or samples, what a step of it takes; then stop.",
+        idle=True,
+        essential="dry_run",
+    )
 
 
 @terminal.lasting()

@@ -1,5 +1,6 @@
 """A sampling job: it may be killed, stopped, shared among ranks and machines, and ends with the same file."""
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
 from ..image_labels import of_text
 from ..networks import DIRECT, compute_by, computing_by, described
-from . import folder_lock, interruption, launch, progress, slow_steps
+from . import folder_lock, interruption, launch, progress, slow_steps, trial
 from .sample_store import SampleStore
 
 
@@ -36,7 +37,7 @@ class ShardFlags(FlagGroup):
         return tuple(map(int, found.groups())) if found else (0, 0)
 
 
-def run(parsed, process, make_batch, name=None):
+def run(parsed, process, network, make_batch, name=None):
     """Announce the flags, sample what is not there yet, save and report: the end of every sampling script.
 
     Each batch is a chunk of a SampleStore, saved before the next begins. The ranks take the missing ones in turn. A run
@@ -44,6 +45,7 @@ def run(parsed, process, make_batch, name=None):
 
     :param parsed: the resolved Parsed flags.
     :param process: the Process, whose methods report at the end.
+    :param network: that it samples from.
     :param make_batch: `indices -> {"arr_0": uint8 [n, H, W, C]}`, with labels as "arr_1"; see `as_arrays`.
     :param name: of the npz; default `samples_NxHxWxC.npz`.
     :raises UserError: if another job is at work in the output folder, or it was begun with other settings.
@@ -54,6 +56,7 @@ def run(parsed, process, make_batch, name=None):
         raise UserError(f"--shard {part}/{parts} contradicts --rng published, whose images come from one stream")
     if parsed[launch.RunFlags].dry_run:
         launch.announce(parsed)
+        _rehearse(parsed[SampleFlags].batch_size, process, network, make_batch)
         return
     stem, names = name.removesuffix(".npz") if name else "samples", of_text(parsed.values().get("class_names", ""))
     store = SampleStore(out_dir, stem, names)
@@ -72,6 +75,14 @@ def run(parsed, process, make_batch, name=None):
         raise UserError(
             f"{error.filename or out_dir}: {error.strerror or error}; what is finished is kept, and {then}"
         ) from error
+
+
+def _rehearse(size, process, network, make_batch):
+    """Take the first step of a batch, and log what it takes."""
+    trial.count(network)
+    records = process.sample_records
+    process.sample_records = lambda *args: itertools.islice(records(*args), 1)
+    trial.tried(lambda: make_batch(range(size)), size, len(process.grid))
 
 
 def _settings(parsed):

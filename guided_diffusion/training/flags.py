@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from ..checkpoints import resume
 from ..errors import UserError
-from ..flags import COUNT_OR_UNSET, POSITIVE, WIDTH, FlagGroup, at_least, flag, number
+from ..flags import POSITIVE, WIDTH, FlagGroup, Legal, at_least, flag, number
+
+# the --microbatch that is found
+AUTO = -2
 
 
 @dataclass
@@ -21,7 +24,19 @@ class TrainFlags(FlagGroup):
     batch_size: int = flag(
         1, "Images per step and process.", legal=at_least(1, WIDTH), lasting=True, essential="batch_size"
     )
-    microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET, lasting=True)
+    global_batch: int = flag(
+        0,
+        "Images per step of all processes, in place of --batch_size; 0 is --batch_size of each.",
+        legal=at_least(0, WIDTH),
+        spells="batch_size",
+    )
+    microbatch: int = flag(
+        -1,
+        "Images computed at once; -1 is the whole batch, and auto (-2) as many as fit into memory.",
+        legal=Legal(f"auto, -1 or at least 1, at most {WIDTH}", lambda value: value and AUTO <= value <= WIDTH),
+        lasting=True,
+        words={"auto": AUTO},
+    )
     lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
     weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
     lr_anneal_steps: int = flag(
@@ -85,6 +100,12 @@ class TrainFlags(FlagGroup):
             raise UserError(
                 f"--init_from {self.init_from} starts a run, and --resume_checkpoint {self.resume_checkpoint} goes on "
                 "with one; expected one of them, or --resume_checkpoint auto"
+            )
+
+    def refuse_unread(self, given):
+        if self.global_batch and "batch_size" in given:
+            raise UserError(
+                f"--global_batch {self.global_batch} contradicts --batch_size {self.batch_size}; expected one of them"
             )
 
     def ema_rates(self):

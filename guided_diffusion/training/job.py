@@ -8,6 +8,7 @@ import torch
 from .. import checkpoints, conditioning, dist_util, logger, methods, objectives
 from ..checkpoints import resume
 from ..denoiser import refuse_untaken
+from ..errors import UserError
 from ..generate import preview_sampler
 from ..jobs import launch
 from ..networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
@@ -15,7 +16,7 @@ from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
 from .data import first_batch, next_batch, stream, training_images, with_facts
-from .flags import TrainFlags
+from .flags import AUTO, TrainFlags
 from .log import line
 from .loop import Loop
 from .validation import held_out_losses
@@ -29,11 +30,26 @@ def begin(parsed, network):
 
     :param network: the Network that is trained.
     """
-    parsed = resume.starting_point(parsed, network)
+    parsed = resume.starting_point(_of_each_rank(parsed), network)
     seed_everything(parsed[TrainFlags])
     compute_by(parsed[ConvFlags].algorithm(training=True))
     logger.show_lines(line)
     return parsed
+
+
+def _of_each_rank(parsed):
+    """The Parsed flags with --batch_size given, where --global_batch was."""
+    total, ranks = parsed[TrainFlags].global_batch, dist_util.world_size()
+    if not total:
+        return parsed
+    if total % ranks:
+        raise UserError(f"--global_batch is {total}; expected a multiple of {ranks}, the number of ranks")
+    return replace(parsed.with_values({"batch_size": total // ranks}), given=parsed.given | {"batch_size"})
+
+
+def _rehearsed(settings):
+    """TrainFlags of a dry run: one process finds by itself what fits."""
+    return replace(settings, microbatch=AUTO) if dist_util.world_size() == 1 else settings
 
 
 def seed_everything(flags):
@@ -60,8 +76,8 @@ def train_diffusion(parsed, network, after_step=None):
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
     model, diffusion = network.create(parsed), diffusion_of(process, methods.chosen(parsed))
     data = stream(dataset, parsed, next_batch(settings))
-    if not launch.announce(parsed):
-        return
+    goes = launch.announce(parsed)
+    settings = settings if goes else _rehearsed(settings)
     told = conditioning.of_training(parsed)
 
     def told_of(x, extra):
@@ -74,7 +90,7 @@ def train_diffusion(parsed, network, after_step=None):
         batch, extra = first_batch(dataset, parsed)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
-    Loop(
+    loop = Loop(
         model=model.to(dist_util.dev()),
         objective=objectives.create(parsed, diffusion),
         data=data,
@@ -84,7 +100,8 @@ def train_diffusion(parsed, network, after_step=None):
         conditioning=told_of,
         preview=preview_sampler(process, count, told.shown(count, images, labels)),
         after_step=after_step(parsed) if after_step else None,
-    ).run_loop()
+    )
+    loop.run_loop() if goes else loop.rehearse()
 
 
 def train_classifier(parsed):
@@ -97,9 +114,9 @@ def train_classifier(parsed):
     model, diffusion = classifier.create(), diffusion_of(parsed[NoisingFlags])
     data = stream(dataset, parsed, next_batch(settings))
     after_step = held_out_losses(parsed, diffusion)
-    if not launch.announce(parsed):
-        return
-    Loop(
+    goes = launch.announce(parsed)
+    settings = settings if goes else _rehearsed(settings)
+    loop = Loop(
         model=model.to(dist_util.dev()),
         objective=ClassifierObjective.create(parsed, diffusion),
         data=data,
@@ -107,4 +124,5 @@ def train_classifier(parsed):
         resolved=with_facts(parsed, dataset),
         dtype=classifier.dtype,
         after_step=after_step,
-    ).run_loop()
+    )
+    loop.run_loop() if goes else loop.rehearse()

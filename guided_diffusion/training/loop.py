@@ -1,6 +1,7 @@
 """The training loop: any objective, any number of ranks."""
 
 import contextlib
+import copy
 import math
 
 import torch
@@ -9,10 +10,11 @@ from .. import dist_util, files, logger
 from ..averages import rate_at, young
 from ..errors import UserError
 from ..images import save_grid
-from ..jobs import interruption, random_state, slow_steps
+from ..jobs import interruption, random_state, slow_steps, trial
 from ..networks import for_training
 from ..nn import update_ema
 from ..seams import Objective
+from .flags import AUTO
 from .log import Clock, line, log_loss_dict
 from .precision import BAD_STEPS, Outcome, Precision
 from .run_files import RunFiles
@@ -64,6 +66,9 @@ class Loop:
         self.device = next(model.parameters()).device
         self._ahead = self._trouble = None  # the next batch, or why there is none
         self.files = RunFiles(flags, resolved)
+        if flags.microbatch == AUTO and dist_util.world_size() > 1:
+            raise UserError("--microbatch auto is for one process; expected a number, which --dry_run True finds there")
+        self.microbatch = max(flags.microbatch, 0)  # 0 is the whole batch
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
         self.files.load_model(model)
@@ -205,17 +210,8 @@ class Loop:
         batch = dist_util.sent(batch, self.device)
         cond = {k: dist_util.sent(torch.as_tensor(v), self.device) for k, v in extra.items()}
         cond = self.conditioning(batch, cond)
-        size = self.flags.microbatch if self.flags.microbatch > 0 else len(batch)
-        starts, seen = range(0, len(batch), size), []
-        for start in starts:
-            x, *told = (value.narrow(0, start, min(size, len(batch) - start)) for value in (batch, *cond.values()))
-            told = dict(zip(cond, told))
-            wait = start != starts[-1] and self.ddp_model is not self.fast_model
-            with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
-                with self.precision.autocast():
-                    loss = self.objective(self.ddp_model, x, told)
-                self.precision.backward(loss.value.mean() * (len(x) / len(batch)))
-            seen.append((loss.t, {name: values.detach() for name, values in loss.terms.items()}))
+        fits = self.flags.microbatch != AUTO
+        seen = self._backward(batch, cond) if fits else self._backward_that_fits(batch, cond)
         outcome = self.precision.optimize(self.opt)
         self._unread.append((self.step + 1, seen, outcome))
         if self.device.type == "cuda" and not getattr(self.objective, "follows_steps", True):
@@ -226,6 +222,52 @@ class Loop:
             self.objective.stepped(self.model)
         else:
             self.objective.skipped()
+
+    def _backward_that_fits(self, batch, cond):
+        """`_backward`, begun anew with microbatches of half as many images whenever there is not enough memory.
+
+        :raises UserError: where a single image is too much.
+        """
+        before = random_state.capture(self.device), copy.deepcopy(self.objective.state_dict())
+        while True:
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                return self._backward(batch, cond)
+            tried = min(self.microbatch or len(batch), len(batch))
+            if tried == 1:
+                raise UserError(
+                    f"there is not enough memory on {self.device} for one image; expected a smaller network, or "
+                    "--use_checkpoint True"
+                )
+            self.microbatch = tried // 2
+            logger.warn(f"not enough memory for {tried} images at once: from here on --microbatch {self.microbatch}")
+            self.opt.zero_grad(set_to_none=True)
+            self.objective.skipped()
+            random_state.restore(before[0], self.device)
+            self.objective.load_state_dict(copy.deepcopy(before[1]))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _backward(self, batch, cond):
+        """Add the gradients of a batch, microbatch by microbatch; returns the (t, terms) of each."""
+        size = self.microbatch or len(batch)
+        starts, seen = range(0, len(batch), size), []
+        for start in starts:
+            x, *told = (value.narrow(0, start, min(size, len(batch) - start)) for value in (batch, *cond.values()))
+            told = dict(zip(cond, told))
+            wait = start != starts[-1] and self.ddp_model is not self.fast_model
+            with self.ddp_model.no_sync() if wait else contextlib.nullcontext():
+                with self.precision.autocast():
+                    loss = self.objective(self.ddp_model, x, told)
+                self.precision.backward(loss.value.mean() * (len(x) / len(batch)))
+            seen.append((loss.t, {name: values.detach() for name, values in loss.terms.items()}))
+        return seen
+
+    def rehearse(self):
+        """Take a step, of which nothing is kept, and log what it takes and how many images fit into memory at once."""
+        trial.count(self.model)
+        batch, extra = next(self.data)
+        trial.tried(lambda: self.run_step(batch, extra), len(batch))
+        logger.log(f"--microbatch {min(self.microbatch or len(batch), len(batch))} fits")
 
     def _ema_rate(self, rate):
         return rate_at(float(rate), self.step, self.flags.ema_warmup)

@@ -55,6 +55,11 @@ def chosen(parsed):
     return [parsed[method] for method in STACK if method in parsed.groups]
 
 
+def guided(parsed, classifier):
+    """The methods of a command line that ask a classifier, with the network that it is."""
+    return [replace(method, classifier=classifier) for method in chosen(parsed) if not method.by_default]
+
+
 def of_class_api():
     """The methods whose flags clients of the class API give: no classifier is named, and its loops are told to clip."""
     return [method for method in STACK if method.by_default and method is not Clipping]

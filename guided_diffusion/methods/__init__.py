@@ -16,7 +16,7 @@ from .input_perturbation import InputPerturbation
 from .method import Method
 from .time_shift import TimeShift
 
-STACK = [
+STACK: list[type[Method]] = [
     InputPerturbation,
     TimeShift,
     EpsilonScaling,

@@ -43,7 +43,9 @@ class DataFlags(FlagGroup):
     """The training images."""
 
     data_dir: str = flag(
-        "", f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file."
+        "",
+        f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file.",
+        essential="data_dir",
     )
     class_source: str = flag(
         "auto",

@@ -17,6 +17,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CAPTION = 12
 # what stands between images, opaque
 GREY = (128, 128, 128, 255)
+# added to images in [-1, 1], it makes `to_uint8` round
+HALF_A_LEVEL = 1 / 255
 
 
 def to_uint8(x):

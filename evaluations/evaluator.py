@@ -28,13 +28,17 @@ from guided_diffusion.jobs import launch
 class EvaluatorFlags(FlagGroup):
     """The images."""
 
-    reference: str = flag("", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.")
-    samples: str = flag("", "Images to be scored, likewise, or the output folder of a sampling script.")
+    reference: str = flag(
+        "", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.", essential="reference"
+    )
+    samples: str = flag(
+        "", "Images to be scored, likewise, or the output folder of a sampling script.", essential="samples"
+    )
     more_samples: str = flag(
         "", "Further sets of them, for a table of all: paths with spaces between, quoted as in a shell.", many=True
     )
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
-    json: str = flag("", "File for the scores and all that decides them, which compare.py compares.")
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
+    json: str = flag("", "File for the scores and all that decides them, which compare.py compares.", essential="json")
 
 
 GROUPS = [EvaluatorFlags, FeatureFlags, ScoreFlags]

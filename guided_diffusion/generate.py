@@ -29,8 +29,10 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
+    num_samples: int = flag(
+        10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True, essential="num_samples"
+    )
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
@@ -200,7 +202,7 @@ def watched_images(process, network, noise, cond, watch=None):
     denoise, solver, steps = process.denoiser(network, cond), process.solver, len(process.grid)
     # the last step goes to the data and draws nothing
     with noise.of_steps(x, steps - 1 if solver.stochastic else 0) as draw:
-        for record in process.sample_records(solver, denoise, x, draw):
+        for record in progress.steps(process.sample_records(solver, denoise, x, draw), steps):
             x = record.x
             noise.stepped(x)
             finite = x.flatten(1).sum(1).isfinite()

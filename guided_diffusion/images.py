@@ -1,11 +1,13 @@
-"""From tensors to bytes and pictures."""
+"""From tensors to bytes and pictures.
+
+Pillow is imported where it is used: a script that only says its flags needs none.
+"""
 
 import io
 import math
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from . import files
 
@@ -41,6 +43,8 @@ def grid(images, columns=None):
 
 def as_picture(pixels):
     """The Pillow image of uint8 [H, W, C] for 1, 3 or 4 channels."""
+    from PIL import Image
+
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
@@ -51,6 +55,8 @@ def save_grid(path, images, columns=None, captions=None):
     :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels.
     :param captions: a text below each image, or None.
     """
+    from PIL import Image
+
     scale = max(1, 64 // images.shape[1])
     if captions is None:
         picture = as_picture(grid(images, columns))
@@ -65,6 +71,8 @@ def save_grid(path, images, columns=None, captions=None):
 
 def _captioned(image, text):
     """The image uint8 [H, W, C] with a line of text below it, as far as it fits."""
+    from PIL import ImageDraw, ImageFont, ImageOps
+
     picture = as_picture(image)
     below = ImageOps.expand(picture, (0, 0, 0, CAPTION), fill="white")
     line = text.encode("latin-1", "replace").decode("latin-1")  # what the font has, wherever it is from

@@ -73,8 +73,8 @@ def create_model(
     use_new_attention_order=False,
     *,
     num_classes=None,
-    image_channels=3,
     class_names="",
+    image_channels=3,
     use_bf16=False,
 ):
     """A UNetModel of published flags.
@@ -107,8 +107,8 @@ def sr_create_model(
     channel_mult="",
     use_new_attention_order=False,
     num_classes=None,
-    image_channels=3,
     class_names="",
+    image_channels=3,
     use_bf16=False,
 ):
     """A SuperResModel of published flags; see `create_model`."""
@@ -131,8 +131,8 @@ def create_classifier(
     num_classes=1000,
     classifier_num_head_channels=64,
     classifier_channel_mult="",
-    image_channels=3,
     class_names="",
+    image_channels=3,
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""
     return ClassifierFlags(**locals()).create(EncoderUNetModel)

@@ -42,7 +42,9 @@ from guided_diffusion.solvers.flags import SolverFlags
 class EditFlags(FlagGroup):
     """Editing."""
 
-    edit_class: str = flag("", "Also decode the images as this class, a name or a number; empty does not.")
+    edit_class: str = flag(
+        "", "Also decode the images as this class, a name or a number; empty does not.", essential="edit_class"
+    )
 
 
 GROUPS = [

@@ -27,6 +27,11 @@ def test_plain_values_come_back(value):
     assert back == value and type(back) is type(value)
 
 
+def test_text_of_other_classes_comes_back_as_text():
+    back = messages.unpacked(messages.packed({"torch": torch.__version__, "name": np.str_("x")}))
+    assert back == {"torch": str(torch.__version__), "name": "x"} and {type(v) for v in back.values()} == {str}
+
+
 def test_nan_comes_back():
     assert np.isnan(messages.unpacked(messages.packed([NAN]))[0])
 

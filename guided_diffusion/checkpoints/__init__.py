@@ -35,6 +35,7 @@ class CheckpointFlags(FlagGroup):
         "",
         "Checkpoint of the diffusion network, model*.pt or ema_*.pt; or a network of others, a file or a folder.",
         content=True,
+        essential="model_path",
     )
     network: str = flag(
         "", "Whose network --model_path is; empty tells by what lies there.", ("", adapters.OWN, *adapters.FAMILIES)

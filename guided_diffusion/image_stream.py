@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import ImageColor
 from torch.utils.data import Dataset
 
 from . import files, image_labels, logger
@@ -44,7 +43,9 @@ class DataFlags(FlagGroup):
     """The training images."""
 
     data_dir: str = flag(
-        "", f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file."
+        "",
+        f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file.",
+        essential="data_dir",
     )
     class_source: str = flag(
         "auto",
@@ -91,6 +92,8 @@ def colour(text):
 
     :raises UserError: if it is no colour.
     """
+    from PIL import ImageColor
+
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError:

@@ -361,6 +361,25 @@ def test_an_image_is_the_same_in_any_batch(instructions, family):
             assert torch.equal(made(x[part], t[part], **{k: v[part] for k, v in told.items()}), whole[part])
 
 
+@every_set
+@pytest.mark.parametrize("family", ["adm", "legacy_heads_classes", "super_res", "classifier_attention"])
+def test_a_time_that_all_images_share_is_embedded_once_and_changes_no_bit(instructions, family):
+    model = network(family)
+    with mock.patch.object(kernels, "current", lambda: found(instructions)), torch.no_grad():
+        made = for_inference(model, "auto")
+        (x, _), told = inputs(model, count=4)
+        rows = []
+        made.time_embed[0].register_forward_pre_hook(lambda layer, given: rows.append(len(given[0])))
+        alike, mixed = torch.full((4,), 321.0), torch.tensor([321.0, 5.0, 321.0, 700.0])
+        whole, others = made(x, alike, **told), made(x, mixed, **told)
+        assert rows == [1, 4]
+        for i in range(4):
+            part = slice(i, i + 1)
+            alone = made(x[part], alike[part], **{k: v[part] for k, v in told.items()})
+            assert torch.equal(alone, whole[part])
+            assert torch.equal(others[part], whole[part]) == (mixed[i] == 321)
+
+
 @compiled
 def test_checkpoints_and_dropout_of_training_stay():
     model = network("adm", use_checkpoint=True, dropout=0.5).train()

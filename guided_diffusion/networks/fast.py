@@ -182,6 +182,13 @@ def _plain(*tensors):
     )
 
 
+def _lies_last(x, *weights):
+    """Whether x [N, C, H, W] is computed with its channels last: by kernels always, by torch where it lies so."""
+    if not _plain(x, *weights):
+        return False
+    return kernels.current() is not None or x.is_contiguous(memory_format=torch.channels_last)
+
+
 class _Layer:
     """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights."""
 
@@ -262,7 +269,7 @@ class FastPointwise(_Linear, nn.Conv2d):
     """A 1x1 convolution as a linear layer, where that needs no copy."""
 
     def forward(self, x):
-        if _usable(x, self.weight, self.bias) is None:
+        if not _lies_last(x, self.weight, self.bias):
             return super().forward(x)
         return self.rows(_channels_last(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -288,13 +295,22 @@ class FastNorm(GroupNorm32):
         return functions.normalised(found, x, *settings)
 
 
+class FastEmbedding(nn.Sequential):
+    """The layers after the sinusoids [N, C] of the times; where all are the same, on one row, which is expanded."""
+
+    def forward(self, x):
+        if len(x) < 2 or not (x == x[:1]).all():
+            return super().forward(x)
+        return super().forward(x[:1]).expand(len(x), -1)
+
+
 class FastResBlock(ResBlock):
     """A residual block whose second half is a FastNorm with SiLU, dropout, and a FastConvolution."""
 
     def _forward(self, x, emb):
         x, h = self._first_half(x)
         norm, _, dropout, conv = self.out_layers
-        emb = self.emb_layers(emb)
+        emb = self.emb_layers(emb if emb.stride(0) else emb[:1]).expand(len(h), -1)  # one row, as FastEmbedding's
         if self.use_scale_shift_norm:
             h = norm(h, emb)
         else:
@@ -306,7 +322,7 @@ class FastAttention(AttentionBlock):
     """An attention block on images whose channels lie last, where SDPA takes the heads as they lie."""
 
     def _forward(self, x):
-        if _usable(x, self.qkv.weight, self.proj_out.weight) is None:
+        if not _lies_last(x, self.qkv.weight, self.proj_out.weight):
             return super()._forward(x)
         n, channels, height, width = x.shape
         h = _channels_last(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, channels)
@@ -358,6 +374,8 @@ def _fast(module, plan):
             return module
         made = _with_parts(module, plan)
         made.out = _fused(made.out)
+        if not plan.training and type(made.time_embed) is nn.Sequential and _untouched(module.time_embed):
+            made.time_embed = _with_parts(module.time_embed, plan, FastEmbedding)
         if not isinstance(module, EncoderUNetModel) and _untouched(module.out):
             made.out.append(ChannelsFirst())
         return made

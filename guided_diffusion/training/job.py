@@ -16,6 +16,7 @@ from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
 from .data import first_batch, next_batch, stream, training_images, with_facts
 from .flags import TrainFlags
+from .log import line
 from .loop import Loop
 from .validation import held_out_losses
 
@@ -31,6 +32,7 @@ def begin(parsed, network):
     parsed = resume.starting_point(parsed, network)
     seed_everything(parsed[TrainFlags])
     compute_by(parsed[ConvFlags].algorithm(training=True))
+    logger.show_lines(line)
     return parsed
 
 

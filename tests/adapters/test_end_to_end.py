@@ -167,3 +167,14 @@ def test_an_upsampler_is_none_of_others(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script_runs.run("super_res_sample", "--model_path", *ddpm(tmp_path / "model"), "--out_dir", tmp_path / "large")
     assert "expected a super-resolution network" in capsys.readouterr().err
+
+
+def test_the_bias_is_measured_and_tuned(model, tmp_path):
+    _, words = model
+    images = script_runs.draw_images(tmp_path / "data")
+    common = ["--model_path", *words, "--data_dir", images, "--use_ddim", True, "--num_samples", 4, "--batch_size", 2]
+    script_runs.run("exposure_bias", *common, "--steps", 3, "--out_dir", tmp_path / "bias")
+    rows = (tmp_path / "bias" / "exposure_bias.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3
+    script_runs.run("tune_sampler", *common, "--timestep_respacing", 3, "--out_dir", tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "preset.json").exists()

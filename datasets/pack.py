@@ -2,21 +2,40 @@
 
     python datasets/pack.py --data_dir photos --out_dir data/photos64 --image_size 64
     python scripts/image_train.py --data_dir data/photos64.npz --image_size 64 --class_cond True
+    python datasets/pack.py --data_dir samples.npz --out_dir pngs --png
 
 Images are centre-cropped as in training. Where classes are found, by sub-folders or file-name prefixes, the .npz has
-them and their names; --labels expects them.
+them and their names; --labels expects them. With --png an .npz becomes a PNG for each image; at their own --image_size
+these become the same array again, in the order of the numbers that their names end in.
 """
 
 import os
+import re
 
 import numpy as np
 import writer
 
 from guided_diffusion import files
 from guided_diffusion.errors import UserError
+from guided_diffusion.image_arrays import read_arrays
 from guided_diffusion.image_stream import Images
+from guided_diffusion.images import save_pngs
 
 BATCH = 256
+
+
+def unpack(args):
+    """Write each image of an .npz as a PNG into `<out_dir>`; returns the line that says so."""
+    images, labels, names = read_arrays(args.data_dir)
+    save_pngs(args.out_dir, images, labels, names)
+    return f"wrote {len(images):,} images of {images.shape[1]}x{images.shape[2]} to {os.path.abspath(args.out_dir)}"
+
+
+def numbered(paths):
+    """The order of files by the numbers that their names end in; as they are, where not all have one of their own."""
+    numbers = [re.search(r"(?:^|[_/])(\d+)\.\w+$", str(path)) for path in paths]
+    values = [int(found[1]) for found in numbers if found]
+    return sorted(range(len(paths)), key=values.__getitem__) if len(set(values)) == len(paths) else range(len(paths))
 
 
 def pack(args):
@@ -26,13 +45,16 @@ def pack(args):
     data = Images(args.data_dir, args.image_size, class_cond=args.labels, **told)
     for remark in data.remarks():
         print(f"{args.data_dir}: {remark}")
+    order = range(len(data)) if isinstance(data.images, np.ndarray) else numbered(data.images)
     path = os.path.abspath(args.out_dir) + ".npz"
     if os.path.exists(path) and os.path.samefile(path, args.data_dir):
         raise UserError(f"--out_dir {args.out_dir} would replace --data_dir {args.data_dir}, expected another")
-    members = {"arr_0": (np.dtype(np.uint8), (len(data), *[args.image_size] * 2, args.image_channels), parts(data))}
+    members = {
+        "arr_0": (np.dtype(np.uint8), (len(data), *[args.image_size] * 2, args.image_channels), parts(data, order))
+    }
     if args.labels:
         names = np.array(data.class_names)
-        members |= {"arr_1": (data.labels.dtype, data.labels.shape, [data.labels])}
+        members |= {"arr_1": (data.labels.dtype, data.labels.shape, [data.labels[list(order)]])}
         members |= {"classes": (names.dtype, names.shape, [names])}
     files.make_folder(os.path.dirname(path))
     files.stream_npz(path, members)
@@ -40,10 +62,10 @@ def pack(args):
     return f"wrote {len(data):,} images of {args.image_size}x{args.image_size} to {path}{skipped}"
 
 
-def parts(data):
-    """The images as uint8 [n, H, W, C], in turn."""
+def parts(data, order):
+    """The images as uint8 [n, H, W, C], in turn, by their indices `order`."""
     for start in range(0, len(data), BATCH):
-        images, _ = data.batch([(i, 0) for i in range(start, min(start + BATCH, len(data)))])
+        images, _ = data.batch([(i, 0) for i in order[start : start + BATCH]])
         yield ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
@@ -56,7 +78,9 @@ def main(argv=None):
     parser.add_argument("--exif", action="store_true", help="turn photographs upright, as their EXIF says")
     parser.add_argument("--background", default="", help="colour behind transparent places")
     parser.add_argument("--skip_bad", action="store_true", help="replace unreadable images, and count them")
-    writer.say(pack, parser.parse_args(argv))
+    parser.add_argument("--png", action="store_true", help="write the images of an .npz as PNG files")
+    args = parser.parse_args(argv)
+    writer.say(unpack if args.png else pack, args)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,30 @@ def measure(images, features, batch_size, keep, keep_spatial=False):
     return found._replace(moments=stored.get("features", found.moments), spatial=stored.get("spatial", found.spatial))
 
 
+def scored(parsed, reference, sets, features):
+    """(ImageSet, {name: float}, notes) of each of some ImageSets, on rank 0; other ranks call this too.
+
+    :param parsed: Parsed flags with those of EvaluatorFlags and ScoreFlags.
+    :param reference: ImageSet.
+    :param features: their Extractor.
+    :raises UserError: for a score that is not finite, once it is yielded.
+    """
+    scoring, batch_size = parsed[ScoreFlags], parsed[EvaluatorFlags].batch_size
+    metrics = scoring.chosen(features.inception)
+    keep_reference, keep_samples, keep_spatial = scoring.kept(metrics)
+    of_reference = measure(reference, features, batch_size, keep_reference)
+    for samples in sets:
+        of_samples = measure(samples, features, batch_size, keep_samples, keep_spatial)
+        if of_samples is None:
+            continue
+        scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
+        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+        yield samples, finite, report.caveats(reference, samples, features) + notes
+        strange = [f"{title(name)} is {value}" for name, value in scores.items() if name not in finite]
+        if strange:
+            raise UserError(f"{samples.path}: {', '.join(strange)}; expected finite numbers")
+
+
 def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     metrics = scoring.chosen(parsed[FeatureFlags].of_inception)
@@ -100,27 +124,17 @@ def main(parsed):
     refuse_other_sizes([reference, *sets], features)
     if not launch.announce(parsed, "evaluation_flags.json"):
         return
-    keep_reference, keep_samples, keep_spatial = scoring.kept(metrics)
     decides = {
         "pr_distance": scoring.distance(features.inception),
         "fid_formula": scoring.fid_formula,
         "batch_size": settings.batch_size,
         **scoring.resampling(metrics),
     }
-    of_reference = measure(reference, features, settings.batch_size, keep_reference)
     reports = []
-    for samples in sets:
-        of_samples = measure(samples, features, settings.batch_size, keep_samples, keep_spatial)
-        if of_samples is None:
-            continue
-        scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
+    for samples, scores, notes in scored(parsed, reference, sets, features):
         found = report.facts(reference, samples, features.facts, decides)
-        notes = report.caveats(reference, samples, features) + notes
-        reports.append(found | {"notes": notes, "scores": {k: v for k, v in scores.items() if math.isfinite(v)}})
+        reports.append(found | {"notes": notes, "scores": scores})
         report.say(reports[-1])
-        strange = [f"{title(name)} is {value}" for name, value in scores.items() if not math.isfinite(value)]
-        if strange:
-            raise UserError(f"{samples.path}: {', '.join(strange)}; expected finite numbers")
     if not reports:
         return
     if len(sets) > 1:

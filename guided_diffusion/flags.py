@@ -404,8 +404,9 @@ def _shown(value):
 _CONVERSIONS = {bool: str2bool, int: whole, float: number}
 
 
-def _conversion(kind, choices, words):
-    """The conversion of a flag's text."""
+def _conversion(field):
+    """From the text of a flag's value to the value."""
+    kind, choices, words = type(field.default), field.metadata["choices"], field.metadata["words"]
     if words:
 
         def int_or_word(text):
@@ -414,6 +415,22 @@ def _conversion(kind, choices, words):
         int_or_word.__name__ = f"int, or {' or '.join(words)}"
         return int_or_word
     return _one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind)
+
+
+def _options(field):
+    """The spellings of a flag, with their dashes."""
+    return [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
+
+
+def _read(field, text):
+    """The value of a flag by its text; argparse has the same sentences for one that is none."""
+    convert, name = _conversion(field), "/".join(_options(field))
+    try:
+        return convert(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"argument {name}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"argument {name}: invalid {convert.__name__} value: {text!r}") from error
 
 
 def _add(section, field, default):
@@ -426,9 +443,9 @@ def _add(section, field, default):
         legal = f"one of {', '.join(map(_shown, choices))}"
     shown = f"default: {_shown(default)}{'; ' + legal if legal else ''}"
     action = section.add_argument(
-        *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
+        *_options(field),
         dest=field.name,
-        type=_conversion(kind, choices, field.metadata["words"]),
+        type=_conversion(field),
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
         help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),
@@ -456,6 +473,33 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     if wrong:
         raise UserError(_unknown(wrong[0], parser))
     given |= zip(free, unknown)
+    return _parsed(given, groups, overrides, fill)
+
+
+def stated(values, groups, overrides=None, fill=None):
+    """The Parsed flags of {flag: value} as Python has them, each read as its text on a command line is.
+
+    :param values: by the names of flags, or their aliases; None leaves one out.
+    :param overrides, fill: as for `parse`.
+    :raises UserError: as `parse`.
+    """
+    overrides = overrides or {}
+    fields = [field for group in groups for field in flags_of(group) if overrides.get(field.name, "") is not None]
+    named = {name: field for field in fields for name in (field.name, *field.metadata["aliases"])}
+    given = {}
+    for name, value in values.items():
+        if name not in named:
+            raise UserError(_unknown_flag(f"--{name}", [f"--{known}" for known in named]))
+        if value is not None:
+            field = named[name]
+            if field.name in given:
+                raise UserError(f"--{name} {value} is --{field.name}, which is given too; expected one of them")
+            given[field.name] = _read(field, str(value))
+    return _parsed(given, groups, overrides, fill)
+
+
+def _parsed(given, groups, overrides, fill):
+    """The Parsed flags of the {flag: value} that are given, for `parse`, which has the parameters."""
     absent = frozenset(k for k, v in overrides.items() if v is None)
     if fill is not None:
         filled = fill(given, set().union(*map(_names, groups)) - absent)
@@ -483,8 +527,11 @@ def _refuse_other_types(values, groups):
 def _unknown(argument, parser):
     if not argument.startswith("-"):
         return f"{argument!r} does not belong to any flag; flags are written --name value"
-    name = argument.split("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
+    return _unknown_flag(argument.split("=")[0], known)
+
+
+def _unknown_flag(name, known):
     said = name.lstrip("-").lower().replace("-", "_")
     nearest = [meant for meant in REPLACED.get(said, ()) if meant.split()[0] in known]
     nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

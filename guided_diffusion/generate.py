@@ -192,8 +192,11 @@ def images(process, network, noise, cond):
     return watched_images(process, network, noise, cond)[0]
 
 
-def watched_images(process, network, noise, cond):
-    """(`images`, int64 [N]): the second says after which step, from 1, an image has not been finite; 0 if it is."""
+def watched_images(process, network, noise, cond, watch=None):
+    """(`images`, int64 [N]): the second says after which step, from 1, an image has not been finite; 0 if it is.
+
+    :param watch: called with each Record; None for nobody.
+    """
     x = noise.normal(*network.shape).to(dist_util.dev())
     bad_from = torch.zeros(len(x), dtype=torch.long, device=x.device)
     denoise, solver, steps = process.denoiser(network, cond), process.solver, len(process.grid)
@@ -204,6 +207,8 @@ def watched_images(process, network, noise, cond):
             noise.stepped(x)
             finite = x.flatten(1).sum(1).isfinite()
             bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
+            if watch is not None:
+                watch(record)
     return pair_of(network).decode(x), bad_from
 
 

@@ -17,6 +17,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CAPTION = 12
 # what stands between images, opaque
 GREY = (128, 128, 128, 255)
+# added to images in [-1, 1], it makes `to_uint8` round
+HALF_A_LEVEL = 1 / 255
 
 
 def to_uint8(x):
@@ -44,6 +46,25 @@ def as_picture(pixels):
     from PIL import Image
 
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_pngs(folder, images, labels=None, names=None):
+    """Write each image to a PNG of its own, `000007.png`, or `dog_000007.png` with labels.
+
+    :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels.
+    :param labels: integers [N], or None.
+    :param names: of the classes; one that no file name can begin with is called by its number.
+    """
+    files.make_folder(folder)
+    for index, image in enumerate(images):
+        name = f"{index:06d}.png"
+        if labels is not None:
+            label = int(labels[index])
+            known = names[label] if names and 0 <= label < len(names) else ""
+            name = f"{label if not known or set(known) & set('_/.') else known}_{name}"
+        data = io.BytesIO()
+        as_picture(image).save(data, format="PNG")
+        files.write_bytes(files.join(folder, name), data.getbuffer())
 
 
 def save_grid(path, images, columns=None, captions=None):

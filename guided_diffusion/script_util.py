@@ -73,6 +73,7 @@ def create_model(
     use_new_attention_order=False,
     *,
     num_classes=None,
+    class_names="",
     image_channels=3,
     use_bf16=False,
 ):
@@ -106,6 +107,7 @@ def sr_create_model(
     channel_mult="",
     use_new_attention_order=False,
     num_classes=None,
+    class_names="",
     image_channels=3,
     use_bf16=False,
 ):
@@ -129,6 +131,7 @@ def create_classifier(
     num_classes=1000,
     classifier_num_head_channels=64,
     classifier_channel_mult="",
+    class_names="",
     image_channels=3,
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""

@@ -67,6 +67,7 @@ LAYERS = [
     ["generate", "train_util", "jobs.launch"],
     ["training.job", "as_improved"],
     ["jobs.sampling"],
+    ["api"],
     ["scripts"],
 ]
 WORDS = (

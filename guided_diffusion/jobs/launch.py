@@ -122,6 +122,13 @@ def _complain(sentence, everywhere):
     dist_util.say(sentence)
 
 
+def warn_of_unread(parsed):
+    """Warn of given flags that nothing reads, since another is off."""
+    for name, switch in flags.marked(parsed.groups, "needs").items():
+        if name in parsed.given and parsed.values().get(switch) is False:
+            logger.warn(f"--{name} does nothing without --{switch} True")
+
+
 def announce(parsed, file_name="flags.json"):
     """Print the resolved flags that are not at their defaults, and save all in the output folder, on rank 0.
 
@@ -131,9 +138,7 @@ def announce(parsed, file_name="flags.json"):
     :return: False if this is a dry run, which ends here.
     """
     values, dry_run = parsed.values(), parsed[RunFlags].dry_run
-    for name, switch in flags.marked(parsed.groups, "needs").items():
-        if name in parsed.given and values.get(switch) is False:
-            logger.warn(f"--{name} does nothing without --{switch} True")
+    warn_of_unread(parsed)
     if dist_util.is_main():
         if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
             logger.log(described(computing_by()))

@@ -11,7 +11,9 @@ from .. import dist_util, files, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
+from ..image_arrays import read_arrays
 from ..image_labels import of_text
+from ..images import save_pngs
 from ..networks import DIRECT, compute_by, computing_by, described
 from . import folder_lock, interruption, launch, progress, slow_steps, trial
 from .sample_store import SampleStore
@@ -19,10 +21,14 @@ from .sample_store import SampleStore
 
 @dataclass
 class ShardFlags(FlagGroup):
-    """The work of independent jobs."""
+    """What a job makes."""
 
     shard: str = flag(
         "", "i/n, from 1/n to n/n: make every n-th batch alone; the last job to finish writes the npz.", idle=True
+    )
+
+    save_png: bool = flag(
+        False, "Also write each image as a PNG, into a folder beside the npz that is called like it.", idle=True
     )
 
     def __post_init__(self):
@@ -125,6 +131,7 @@ def _make(store, parsed, process, make_batch, name, then):
     path = dist_util.broadcast_object(store.finished(flags.num_samples) if dist_util.is_main() else None)
     if path:
         logger.log(f"{path} is complete: nothing to do")
+        _save_pngs(parsed, path)
         return
     log_grid(process)
     mine = chunks[part - 1 :: parts]
@@ -145,9 +152,21 @@ def _make(store, parsed, process, make_batch, name, then):
     failed = None
     if dist_util.is_main():
         failed = _finish(store, chunks, mine, name, _suspects(parsed, process))
+        _save_pngs(parsed, None if failed else store.finished(flags.num_samples))
     failed = dist_util.broadcast_object(failed)
     if failed:
         raise UserError(failed)
+
+
+def _save_pngs(parsed, path):
+    """Write each image of a finished npz as a PNG where --save_png says so, on rank 0.
+
+    :param path: None where it is not finished.
+    """
+    if parsed[ShardFlags].save_png and path and dist_util.is_main():
+        folder = path.removesuffix(".npz")
+        save_pngs(folder, *read_arrays(path, "out_dir"))
+        logger.log(f"saved each image in {folder}")
 
 
 def add_up(process):

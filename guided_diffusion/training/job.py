@@ -11,7 +11,7 @@ from ..denoiser import refuse_untaken
 from ..errors import UserError
 from ..generate import preview_sampler
 from ..jobs import launch
-from ..networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
+from ..networks import ClassifierFlags, ConvFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
@@ -32,7 +32,7 @@ def begin(parsed, network):
     """
     parsed = resume.starting_point(_of_each_rank(parsed), network)
     seed_everything(parsed[TrainFlags])
-    compute_by(parsed[ConvFlags].algorithm(training=True))
+    parsed[ConvFlags].apply(training=True)
     logger.show_lines(line)
     return parsed
 

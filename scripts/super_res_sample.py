@@ -7,7 +7,7 @@ mpirun -n 2 python scripts/super_res_sample.py --model_path runs/super_res_train
 import image_sample
 
 from guided_diffusion import checkpoints, conditioning, logger
-from guided_diffusion.base_samples import BaseFlags, open_base
+from guided_diffusion.base_samples import BaseFlags, located, open_base
 from guided_diffusion.conditioning import Classes, LowResolution, Together
 from guided_diffusion.generate import SampleFlags, batch_maker, noise_of
 from guided_diffusion.image_labels import of_text
@@ -21,6 +21,7 @@ OVERRIDES = {"image_size": None}
 
 def main(parsed):
     noise = noise_of(parsed)
+    parsed = parsed.with_values({"base_samples": located(parsed[BaseFlags].base_samples)})
     parsed, network, process = checkpoints.load_diffusion(parsed)
     unet, size = parsed[UNetFlags], parsed[SuperResFlags].small_size
     num_classes = unet.num_classes if unet.class_cond else 0

@@ -1,4 +1,4 @@
-"""Numbers and messages of a run: to the terminal, a text file, JSON lines, CSV and TensorBoard.
+"""Numbers and messages of a run: to the terminal, a text file, JSON lines, CSV, TensorBoard and wandb.
 
 `configure` once, then `logkv("loss", 0.1)` as often as there is something to say and `dumpkvs()` to write
 one row of it all. Before `configure`, messages and rows go to the terminal of rank 0 only.
@@ -81,6 +81,9 @@ class KVWriter:
 
     def close(self):
         """Let go of what is open; nothing is written afterwards."""
+
+    def writepicture(self, name, pixels, step):
+        """Show a picture, uint8 [H, W, C], of a step; formats without pictures pass it by."""
 
 
 class SeqWriter:
@@ -224,12 +227,43 @@ class TensorBoardOutputFormat(KVWriter):
         self.events.flush()
         self.rows += 1
 
+    def writepicture(self, name, pixels, step):
+        self.events.add_image(name, pixels, step, dataformats="HWC")
+        self.events.flush()
+
     def close(self):
         self.events.close()
 
 
+class WandbOutputFormat(KVWriter):
+    """Rows and pictures for Weights & Biases, at the step logged as "step" or else at the number of the row.
+
+    Project, mode, entity and name are those of its WANDB_ variables.
+
+    :param dir: the folder of its files.
+    """
+
+    def __init__(self, dir):
+        import wandb
+
+        self.wandb, self.rows = wandb, 0
+        files.make_folder(dir)
+        self.run = wandb.init(dir=dir, name=os.path.basename(os.path.dirname(dir)), resume="allow")
+
+    def writekvs(self, kvs):
+        row = _plain_row(kvs)
+        self.run.log(row, step=int(row.get("step", self.rows)))
+        self.rows += 1
+
+    def writepicture(self, name, pixels, step):
+        self.run.log({name: self.wandb.Image(pixels)}, step=step)
+
+    def close(self):
+        self.run.finish()
+
+
 def make_output_format(format, ev_dir, log_suffix=""):
-    """The writer called `format`: stdout, log, json, csv or tensorboard.
+    """The writer called `format`: stdout, log, json, csv, tensorboard or wandb.
 
     :param ev_dir: folder of its file, made where it is missing.
     :param log_suffix: stands in the file's name.
@@ -245,17 +279,20 @@ def make_output_format(format, ev_dir, log_suffix=""):
         return JSONOutputFormat(files.join(ev_dir, f"progress{log_suffix}.json"))
     if format == "csv":
         return CSVOutputFormat(files.join(ev_dir, f"progress{log_suffix}.csv"))
+    if format == "wandb":
+        return WandbOutputFormat(files.join(ev_dir, f"wandb{log_suffix}"))
     return TensorBoardOutputFormat(files.join(ev_dir, f"tb{log_suffix}"))
 
 
 def _check_formats(formats):
     """Return the formats that can be had, and a warning or None."""
     for kind in formats:
-        if kind not in ("stdout", "log", "json", "csv", "tensorboard"):
-            raise UserError(f"log format {kind!r} is unknown, expected stdout, log, json, csv or tensorboard")
-    if "tensorboard" in formats and importlib.util.find_spec("tensorboard") is None:
-        return [f for f in formats if f != "tensorboard"], "no TensorBoard logs: pip install tensorboard"
-    return formats, None
+        if kind not in ("stdout", "log", "json", "csv", "tensorboard", "wandb"):
+            raise UserError(f"log format {kind!r} is unknown, expected stdout, log, json, csv, tensorboard or wandb")
+    titles = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
+    absent = [f for f in formats if f in titles and importlib.util.find_spec(f) is None]
+    lacking = [f"no {titles[f]} logs: pip install {f}" for f in absent]
+    return [f for f in formats if f not in absent], "; ".join(lacking) or None
 
 
 # ------------------------------------------------------------------------------------ the logger
@@ -405,7 +442,7 @@ def configure(dir=None, format_strs=None, comm=None, log_suffix="", rank=None):
 
     :param dir: a local path or an address that blobfile writes; by default OPENAI_LOGDIR, else ./runs/NAME of the
         script.
-    :param format_strs: some of stdout, log, csv, json, tensorboard, as a list or with commas; by default
+    :param format_strs: some of stdout, log, csv, json, tensorboard, wandb, as a list or with commas; by default
         OPENAI_LOG_FORMAT, else "stdout,log,csv,json".
     :param comm: see `Logger`.
     :param log_suffix: stands in the files' names.
@@ -523,6 +560,13 @@ def warn(*args):
 def error(*args):
     """`log` at level ERROR, with "error:" before it."""
     log(*args, level=ERROR)
+
+
+def picture(name, pixels, step):
+    """Show a picture, uint8 [H, W, C] of 1, 3 or 4 channels, where TensorBoard or wandb are written."""
+    for writer in get_current().output_formats:
+        if isinstance(writer, KVWriter):
+            writer.writepicture(name, pixels, step)
 
 
 def show_lines(line):

@@ -1,12 +1,14 @@
 """What is logged comes back from every format."""
 
 import csv
+import io
 import json
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import MPIRUN, mpirun, needs_mpirun, torchrun
 
 from guided_diffusion import logger
@@ -145,6 +147,66 @@ def test_a_torn_header_is_no_header(tmp_path):
     logger.logkv("loss", 1)
     logger.dumpkvs()
     assert rows_of(tmp_path / "progress.csv") == [{"loss": "1"}]
+
+
+class FakeWandb:
+    """What the package asks of wandb, and what it was told."""
+
+    __spec__ = True
+
+    def __init__(self):
+        self.told, self.Image = [], lambda pixels: ("picture", pixels.shape)
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def log(self, row, step):
+        self.told.append((step, row))
+
+    def finish(self):
+        self.told.append("finished")
+
+
+def test_wandb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    with logger.scoped_configure(tmp_path / "mine", ["csv", "wandb"]):
+        logger.logkvs({"step": 7, "loss": torch.tensor(0.5)})
+        logger.dumpkvs()
+        logger.logkv("loss", 0.25)
+        logger.dumpkvs()
+        logger.picture("preview", np.zeros((4, 5, 3), dtype=np.uint8), 9)
+    assert fake.told == [
+        (7, {"step": 7, "loss": 0.5}),
+        (1, {"loss": 0.25}),
+        (9, {"preview": ("picture", (4, 5, 3))}),
+        "finished",
+    ]
+    assert fake.options["dir"] == str(tmp_path / "mine" / "wandb") and fake.options["name"] == "mine"
+
+
+@pytest.mark.parametrize("asked", [["csv"], ["csv", "wandb"]])
+def test_wandb_is_imported_when_asked_for_alone_and_missed_in_a_sentence(tmp_path, monkeypatch, capsys, asked):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(logger.importlib.util, "find_spec", lambda name: None)
+    logger.configure(tmp_path, [*asked, "stdout"])
+    assert ("pip install wandb" in capsys.readouterr().out) is ("wandb" in asked)
+    assert "wandb" not in sys.modules
+    logger.picture("preview", np.zeros((4, 5, 3), dtype=np.uint8), 9)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_in_tensorboard(tmp_path, channels):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pixels = np.random.default_rng(0).integers(256, size=(4, 5, channels), dtype=np.uint8)
+    with logger.scoped_configure(tmp_path, ["tensorboard"]):
+        logger.picture("preview", pixels, 9)
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
+    (shown,) = events.Images("preview")
+    back = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
+    assert shown.step == 9 and np.array_equal(back, np.broadcast_to(pixels, back.shape))  # grey is shown as RGB
 
 
 def test_tensorboard(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from .. import dist_util, files, logger
 from ..averages import rate_at, young
 from ..errors import UserError
-from ..images import save_grid
+from ..images import grid, save_grid
 from ..jobs import interruption, random_state, slow_steps, trial
 from ..networks import for_training
 from ..nn import update_ema
@@ -350,6 +350,7 @@ class Loop:
             self.model.train()
         path = files.join(logger.get_dir(), f"preview_{self.step:06d}.png")
         save_grid(path, images)
+        logger.picture("preview", grid(images), self.step)
         logger.log(f"wrote {path}")
         self._say_young(*list(self.ema)[:1])
 

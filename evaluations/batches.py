@@ -195,6 +195,28 @@ def _npz_batches(path, flag, shape, batch_size, rank, size):
                 yield start, np.frombuffer(data, np.uint8).reshape(count, *shape[1:3], -1).copy()
 
 
+def images_of_array(array, flag):
+    """The ImageSet of an array in memory.
+
+    :param array: uint8 [N, H, W, C] of 1, 3 or 4 channels, or [N, H, W].
+    :param flag: that stands for it, for errors.
+    :raises UserError: for any other.
+    """
+    array = np.asarray(array)
+    channels = array.shape[3] if array.ndim == 4 else 1
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise UserError(
+            f"--{flag} is an array of {array.dtype} {list(array.shape)}; expected images as uint8 [N, H, W, 3]"
+        )
+    batches = partial(_array_batches, array.reshape(*array.shape[:3], channels))
+    return ImageSet(flag, "an array", "array", len(array), array.shape[1:3], batches, [], channels=channels)
+
+
+def _array_batches(array, batch_size, rank, size):
+    for start in range(rank * batch_size, len(array), size * batch_size):
+        yield start, array[start : start + batch_size]
+
+
 # -- folders -----------------------------------------------------------------------------------------
 
 

@@ -28,13 +28,17 @@ from guided_diffusion.jobs import launch
 class EvaluatorFlags(FlagGroup):
     """The images."""
 
-    reference: str = flag("", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.")
-    samples: str = flag("", "Images to be scored, likewise, or the output folder of a sampling script.")
+    reference: str = flag(
+        "", "Real images: an npz with arr_0 or stored statistics, or a folder or zip of images.", essential="reference"
+    )
+    samples: str = flag(
+        "", "Images to be scored, likewise, or the output folder of a sampling script.", essential="samples"
+    )
     more_samples: str = flag(
         "", "Further sets of them, for a table of all: paths with spaces between, quoted as in a shell.", many=True
     )
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
-    json: str = flag("", "File for the scores and all that decides them, which compare.py compares.")
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
+    json: str = flag("", "File for the scores and all that decides them, which compare.py compares.", essential="json")
 
 
 GROUPS = [EvaluatorFlags, FeatureFlags, ScoreFlags]
@@ -84,6 +88,30 @@ def measure(images, features, batch_size, keep, keep_spatial=False):
     return found._replace(moments=stored.get("features", found.moments), spatial=stored.get("spatial", found.spatial))
 
 
+def scored(parsed, reference, sets, features):
+    """(ImageSet, {name: float}, notes) of each of some ImageSets, on rank 0; other ranks call this too.
+
+    :param parsed: Parsed flags with those of EvaluatorFlags and ScoreFlags.
+    :param reference: ImageSet.
+    :param features: their Extractor.
+    :raises UserError: for a score that is not finite, once it is yielded.
+    """
+    scoring, batch_size = parsed[ScoreFlags], parsed[EvaluatorFlags].batch_size
+    metrics = scoring.chosen(features.inception)
+    keep_reference, keep_samples, keep_spatial = scoring.kept(metrics)
+    of_reference = measure(reference, features, batch_size, keep_reference)
+    for samples in sets:
+        of_samples = measure(samples, features, batch_size, keep_samples, keep_spatial)
+        if of_samples is None:
+            continue
+        scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
+        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+        yield samples, finite, report.caveats(reference, samples, features) + notes
+        strange = [f"{title(name)} is {value}" for name, value in scores.items() if name not in finite]
+        if strange:
+            raise UserError(f"{samples.path}: {', '.join(strange)}; expected finite numbers")
+
+
 def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     metrics = scoring.chosen(parsed[FeatureFlags].of_inception)
@@ -96,27 +124,17 @@ def main(parsed):
     refuse_other_sizes([reference, *sets], features)
     if not launch.announce(parsed, "evaluation_flags.json"):
         return
-    keep_reference, keep_samples, keep_spatial = scoring.kept(metrics)
     decides = {
         "pr_distance": scoring.distance(features.inception),
         "fid_formula": scoring.fid_formula,
         "batch_size": settings.batch_size,
         **scoring.resampling(metrics),
     }
-    of_reference = measure(reference, features, settings.batch_size, keep_reference)
     reports = []
-    for samples in sets:
-        of_samples = measure(samples, features, settings.batch_size, keep_samples, keep_spatial)
-        if of_samples is None:
-            continue
-        scores, notes = compute(of_reference, of_samples, metrics, scoring, features.weights)
+    for samples, scores, notes in scored(parsed, reference, sets, features):
         found = report.facts(reference, samples, features.facts, decides)
-        notes = report.caveats(reference, samples, features) + notes
-        reports.append(found | {"notes": notes, "scores": {k: v for k, v in scores.items() if math.isfinite(v)}})
+        reports.append(found | {"notes": notes, "scores": scores})
         report.say(reports[-1])
-        strange = [f"{title(name)} is {value}" for name, value in scores.items() if not math.isfinite(value)]
-        if strange:
-            raise UserError(f"{samples.path}: {', '.join(strange)}; expected finite numbers")
     if not reports:
         return
     if len(sets) > 1:

@@ -154,8 +154,8 @@ class FeatureFlags(FlagGroup):
             (compute, channels), sha256 = makers[kind](path, device), files.sha256(path)
         else:
             raise UserError(
-                f"--features is {self.features!r}; expected inception, or one of "
-                + ", ".join(f"{name}:PATH" for name in makers)
+                f"--features is {self.features!r}; expected inception, classifier:PATH, dinov2:PATH, clip:PATH or "
+                "torchscript:PATH"
             )
         facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
         if self.feature_cache:

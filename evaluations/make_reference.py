@@ -28,14 +28,21 @@ from guided_diffusion.networks.levels import image_channels_flag
 class ReferenceFlags(FlagGroup):
     """The reference."""
 
-    data_dir: str = flag("", "Folder of images, searched with its sub-folders, or a .zip or .npz file.")
-    image_size: int = flag(64, "Height and width of the images in pixels.", legal=at_least(1, SIDE))
-    image_channels: int = image_channels_flag()
-    out: str = flag("", "The npz to write.")
-    num_images: int = flag(
-        10000, "Images to keep for precision and recall, drawn at random.", legal=at_least(1, IMAGES)
+    data_dir: str = flag(
+        "", "Folder of images, searched with its sub-folders, or a .zip or .npz file.", essential="data_dir"
     )
-    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
+    image_size: int = flag(
+        64, "Height and width of the images in pixels.", legal=at_least(1, SIDE), essential="image_size"
+    )
+    image_channels: int = image_channels_flag()
+    out: str = flag("", "The npz to write.", essential="out")
+    num_images: int = flag(
+        10000,
+        "Images to keep for precision and recall, drawn at random.",
+        legal=at_least(1, IMAGES),
+        essential="num_images",
+    )
+    batch_size: int = flag(64, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
     skip_bad: bool = flag(False, "Skip unreadable images, instead of stopping.")
     exif: bool = flag(False, "Turn photographs upright, as their EXIF orientation says.")
     background: str = flag(

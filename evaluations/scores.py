@@ -48,7 +48,9 @@ class ScoreFlags(FlagGroup):
     """The scores."""
 
     metrics: str = flag(
-        "", "Names with commas, such as fid,kid; empty takes the published five, or without Inception all there are."
+        "",
+        "Names with commas, such as fid,kid; empty takes the published five, or without Inception all there are.",
+        essential="metrics",
     )
     pr_distance: str = flag(
         "",
@@ -64,6 +66,7 @@ class ScoreFlags(FlagGroup):
         False,
         "Standard error of FID and other Frechet distances by the jackknife: within classes where the "
         "samples have labels (arr_1 of an npz, names of files), as many of each.",
+        essential="standard_error",
     )
     seed: int = flag(0, "Seed of the samples that standard errors and extrapolations leave out.", legal=at_least(0))
 

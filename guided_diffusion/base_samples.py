@@ -15,7 +15,10 @@ class BaseFlags(FlagGroup):
     """The small images."""
 
     base_samples: str = flag(
-        "", "npz of the images to enlarge: arr_0 uint8 [N, H, W, C], arr_1 their labels.", content=True
+        "",
+        "npz of the images to enlarge: arr_0 uint8 [N, H, W, C], arr_1 their labels.",
+        content=True,
+        essential="base_samples",
     )
 
 

@@ -4,7 +4,6 @@ import math
 import random
 
 import numpy as np
-from PIL import Image
 
 
 def center_crop_arr(pil_image, image_size):
@@ -48,6 +47,8 @@ def _scale_smaller_side(pil_image, target):
         return np.asarray(pil_image)
     scale = target / min(pil_image.size)
     size = [round(side * scale) for side in pil_image.size]
+    from PIL import Image
+
     return np.asarray(pil_image.resize(size, Image.Resampling.BICUBIC))
 
 
@@ -57,6 +58,8 @@ def _halved(picture):
     Where both sides are even, that is the mean of two neighbours in each row and then in each column, halves rounded
     up: here of all four bytes of a pixel at once, three times as fast. Of tall images Pillow halves the columns first.
     """
+    from PIL import Image
+
     width, height = (side // 2 for side in picture.size)
     if picture.mode != "RGB" or picture.size != (2 * width, 2 * height) or height > 2 * width:
         return picture.resize((width, height), Image.Resampling.BOX)

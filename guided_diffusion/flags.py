@@ -11,6 +11,7 @@ import math
 import numbers
 import re
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,8 +19,49 @@ from .errors import UserError
 
 TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")
-# flags of earlier versions
-REPLACED = {"--bootstrap": "--standard_error True"}
+# what people call a flag: what takes its place here, of which a script has at least one or does not have the thing
+_STEPS_OF_TRAINING = "epochs epoch num_epochs max_epochs num_iterations num_train_steps train_steps total_steps iters"
+_STEPS_OF_SAMPLING = "num_inference_steps sampling_steps sample_steps ddim_steps num_sampling_steps respacing nfe"
+REPLACED = {"bootstrap": ["--standard_error True"]} | {
+    said: meant.split()
+    for saids, meant in {
+        _STEPS_OF_TRAINING: "--iterations",
+        _STEPS_OF_SAMPLING: "--timestep_respacing",
+        "steps num_steps": "--iterations --timestep_respacing",
+        "timesteps num_timesteps": "--diffusion_steps",
+        "config cfg yaml recipe": "--preset",
+        "cfg_scale guidance guidance_weight": "--guidance_scale --classifier_scale",
+        "learning_rate": "--lr",
+        "lr_decay lr_decay_steps lr_schedule lr_scheduler": "--lr_anneal_steps",
+        "warmup warmup_steps lr_warmup": "--lr_warmup_steps",
+        "resume resume_from resume_from_checkpoint restore": "--resume_checkpoint",
+        "pretrained finetune fine_tune": "--init_from --model_path",
+        "checkpoint ckpt ckpt_path checkpoint_path weights model load": "--model_path --resume_checkpoint",
+        "o output outdir output_dir output_path save_dir save_path logdir log_dir results_dir": "--out_dir --out",
+        "data dataset data_path dataset_path dataroot train_dir": "--data_dir --reference",
+        "input inputs": "--data_dir --base_samples --samples",
+        "resolution size res img_size": "--image_size --large_size",
+        "batch bs": "--batch_size",
+        "total_batch_size global_batch_size effective_batch_size": "--batch_size",
+        "grad_accum accumulation gradient_accumulation_steps": "--microbatch",
+        "gpu gpus cuda": "--device",
+        "fp16 half amp mixed_precision": "--use_fp16",
+        "bf16": "--use_bf16",
+        "n count num_images n_samples": "--num_samples",
+        "sampler": "--solver",
+        "ema ema_decay": "--ema_rate",
+        "clip_grad max_grad_norm gradient_clip gradient_clipping": "--grad_clip",
+        "gradient_checkpointing": "--use_checkpoint",
+        "workers": "--num_workers",
+        "label labels": "--classes --class_cond",
+        "channels base_channels model_channels": "--num_channels --classifier_width",
+    }.items()
+    for said in saids.split()
+}
+# flags that --help explains; --help all explains every one
+FIRST = 10
+# what argparse calls the section of --help itself
+OPTIONS = "options"
 
 
 @dataclass(frozen=True)
@@ -68,6 +110,7 @@ def flag(
     needs="",
     spells="",
     many=False,
+    essential="",
 ):
     """A dataclass field that is a flag of the field's name.
 
@@ -90,6 +133,7 @@ def flag(
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     :param spells: the flag of which it is another spelling; "" for none.
     :param many: it holds any number of texts, with spaces between, quoted as in a shell.
+    :param essential: the flag of which scripts have this among the first that one needs, perhaps itself; "" for none.
     """
     marks = {
         "free": free,
@@ -104,6 +148,7 @@ def flag(
         "needs": needs,
         "spells": spells,
         "many": many,
+        "essential": essential,
     }
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "legal": legal, "marks": marks}
     return dataclasses.field(default=default, metadata=metadata)
@@ -242,7 +287,45 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message):
+        found = re.fullmatch(r"argument (--\w+)\S*: expected one argument", message)
+        if found and self._option_string_actions[found[1]].type is str2bool:
+            message = f"argument {found[1]}: expected True or False, as in {found[1]} True"
         raise UserError(message)
+
+    def first(self):
+        """Names of the flags that one needs first, at most FIRST."""
+        names = [action.dest for section in self._action_groups for action in section._group_actions]
+        essential = [action.dest for action in self._actions if getattr(action, "essential", "") in names]
+        return essential[:FIRST]
+
+    def format_first(self):
+        """The help on the flags that one needs first, and the names of the others."""
+        formatter, first = self._get_formatter(), self.first()
+        formatter.add_usage("%(prog)s --flag value ...", [], [])
+        formatter.add_text(self.description)
+        formatter.start_section("what one needs first")
+        formatter.add_arguments(action for action in self._actions if action.dest in first)
+        formatter.end_section()
+        formatter.start_section("the rest, which --help all explains")
+        for section in self._action_groups:
+            names = [f"--{action.dest}" for action in section._group_actions if action.dest not in first]
+            if names and section.title != OPTIONS:
+                words = f"{section.title}: {' '.join(names)}"
+                formatter.add_text(
+                    textwrap.fill(words, 100, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+                )
+        formatter.end_section()
+        # texts stand apart from each other; these are lines of one list
+        head, rest, names = formatter.format_help().partition("the rest, which --help all explains:\n")
+        return head + rest + names.replace("\n\n", "\n")
+
+
+class _Help(argparse.Action):
+    """Prints the help, all of it where asked, and ends the process."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        print(parser.format_help() if value else parser.format_first(), end="")
+        parser.exit()
 
 
 def parser_for(groups, description, overrides=None):
@@ -251,7 +334,22 @@ def parser_for(groups, description, overrides=None):
     :param overrides: {flag: default} of this script; None as a value takes the flag away.
     :raises UserError: if two groups have different flags of one name.
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=_Help,
+        nargs="?",
+        type=_one_of(["all"]),
+        metavar="all",
+        default=argparse.SUPPRESS,
+        help="Explain the flags that one needs first, or all of them.",
+    )
     overrides = overrides or {}
     seen = {}
     for group in groups:
@@ -303,6 +401,28 @@ def _shown(value):
 _CONVERSIONS = {bool: str2bool, int: whole, float: number}
 
 
+def _conversion(field):
+    """From the text of a flag's value to the value."""
+    kind, choices = type(field.default), field.metadata["choices"]
+    return _one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind)
+
+
+def _options(field):
+    """The spellings of a flag, with their dashes."""
+    return [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
+
+
+def _read(field, text):
+    """The value of a flag by its text; argparse has the same sentences for one that is none."""
+    convert, name = _conversion(field), "/".join(_options(field))
+    try:
+        return convert(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"argument {name}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"argument {name}: invalid {convert.__name__} value: {text!r}") from error
+
+
 def _add(section, field, default):
     kind = type(field.default)
     choices = field.metadata["choices"]
@@ -312,14 +432,15 @@ def _add(section, field, default):
     if choices:
         legal = f"one of {', '.join(map(_shown, choices))}"
     shown = f"default: {_shown(default)}{'; ' + legal if legal else ''}"
-    section.add_argument(
-        *(f"--{name}" for name in (field.name, *field.metadata["aliases"])),
+    action = section.add_argument(
+        *_options(field),
         dest=field.name,
-        type=_one_of(choices) if choices and kind is not bool else _CONVERSIONS.get(kind, kind),
+        type=_conversion(field),
         default=argparse.SUPPRESS,
         metavar=kind.__name__.upper(),
         help=f"{field.metadata['help']} ({shown})".replace("%", "%%"),
     )
+    action.essential = field.metadata["marks"]["essential"]
 
 
 def parse(argv, groups, description, overrides=None, fill=None, positional=()):
@@ -342,6 +463,33 @@ def parse(argv, groups, description, overrides=None, fill=None, positional=()):
     if wrong:
         raise UserError(_unknown(wrong[0], parser))
     given |= zip(free, unknown)
+    return _parsed(given, groups, overrides, fill)
+
+
+def stated(values, groups, overrides=None, fill=None):
+    """The Parsed flags of {flag: value} as Python has them, each read as its text on a command line is.
+
+    :param values: by the names of flags, or their aliases; None leaves one out.
+    :param overrides, fill: as for `parse`.
+    :raises UserError: as `parse`.
+    """
+    overrides = overrides or {}
+    fields = [field for group in groups for field in flags_of(group) if overrides.get(field.name, "") is not None]
+    named = {name: field for field in fields for name in (field.name, *field.metadata["aliases"])}
+    given = {}
+    for name, value in values.items():
+        if name not in named:
+            raise UserError(_unknown_flag(f"--{name}", [f"--{known}" for known in named]))
+        if value is not None:
+            field = named[name]
+            if field.name in given:
+                raise UserError(f"--{name} {value} is --{field.name}, which is given too; expected one of them")
+            given[field.name] = _read(field, str(value))
+    return _parsed(given, groups, overrides, fill)
+
+
+def _parsed(given, groups, overrides, fill):
+    """The Parsed flags of the {flag: value} that are given, for `parse`, which has the parameters."""
     absent = frozenset(k for k, v in overrides.items() if v is None)
     if fill is not None:
         filled = fill(given, set().union(*map(_names, groups)) - absent)
@@ -366,13 +514,16 @@ def _refuse_other_types(values, groups):
 def _unknown(argument, parser):
     if not argument.startswith("-"):
         return f"{argument!r} does not belong to any flag; flags are written --name value"
-    name = argument.split("=")[0]
-    if name in REPLACED:
-        return f"{name} is gone; {REPLACED[name]} takes its place"
     known = [option for action in parser._actions for option in action.option_strings]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return _unknown_flag(argument.split("=")[0], known)
+
+
+def _unknown_flag(name, known):
+    said = name.lstrip("-").lower().replace("-", "_")
+    nearest = [meant for meant in REPLACED.get(said, ()) if meant.split()[0] in known]
+    nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"{name} is not a flag of this script" + (
-        f"; did you mean {nearest[0]}?" if nearest else "; --help lists all"
+        f"; did you mean {' or '.join(nearest)}?" if nearest else "; --help all lists them"
     )
 
 

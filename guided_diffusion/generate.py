@@ -29,8 +29,10 @@ from .solvers.flags import SolverFlags
 class SampleFlags(FlagGroup):
     """Sampling."""
 
-    num_samples: int = flag(10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True)
-    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH))
+    num_samples: int = flag(
+        10000, "Number of images in all.", legal=at_least(1, IMAGES), idle=True, essential="num_samples"
+    )
+    batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
 
@@ -190,18 +192,23 @@ def images(process, network, noise, cond):
     return watched_images(process, network, noise, cond)[0]
 
 
-def watched_images(process, network, noise, cond):
-    """(`images`, int64 [N]): the second says after which step, from 1, an image has not been finite; 0 if it is."""
+def watched_images(process, network, noise, cond, watch=None):
+    """(`images`, int64 [N]): the second says after which step, from 1, an image has not been finite; 0 if it is.
+
+    :param watch: called with each Record; None for nobody.
+    """
     x = noise.normal(*network.shape).to(dist_util.dev())
     bad_from = torch.zeros(len(x), dtype=torch.long, device=x.device)
     denoise, solver, steps = process.denoiser(network, cond), process.solver, len(process.grid)
     # the last step goes to the data and draws nothing
     with noise.of_steps(x, steps - 1 if solver.stochastic else 0) as draw:
-        for record in process.sample_records(solver, denoise, x, draw):
+        for record in progress.steps(process.sample_records(solver, denoise, x, draw), steps):
             x = record.x
             noise.stepped(x)
             finite = x.flatten(1).sum(1).isfinite()
             bad_from = torch.where(finite, 0, bad_from.where(bad_from > 0, steps - record.i))
+            if watch is not None:
+                watch(record)
     return pair_of(network).decode(x), bad_from
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
 
 from . import files
 from .errors import UserError
@@ -187,6 +186,8 @@ def open_picture(path, channels=3, exif=False, background=""):
     :return: (the image, whether the file is grey).
     :raises UserError: if it cannot be read.
     """
+    from PIL import Image, ImageColor, ImageOps
+
     try:
         with _open(path) as file, Image.open(file) as image:
             grey = image.mode[0] in "1LIF"
@@ -208,6 +209,8 @@ def traits_of(path, image_size, channels=3):
 
     :raises UserError: if it cannot be read.
     """
+    from PIL import Image
+
     try:
         with _open(path) as file, Image.open(file) as image:
             seen = channels != 4 and image.has_transparency_data

@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import ImageColor
 from torch.utils.data import Dataset
 
 from . import files, image_labels, logger
@@ -44,7 +43,9 @@ class DataFlags(FlagGroup):
     """The training images."""
 
     data_dir: str = flag(
-        "", f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file."
+        "",
+        f"Folder of images ({', '.join(EXTENSIONS)}), searched with its sub-folders, or a .zip, .npz or .npy file.",
+        essential="data_dir",
     )
     class_source: str = flag(
         "auto",
@@ -91,6 +92,8 @@ def colour(text):
 
     :raises UserError: if it is no colour.
     """
+    from PIL import ImageColor
+
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError:
@@ -348,7 +351,8 @@ def batches(dataset, batch_size, *, deterministic=False, rank=0, size=1, num_wor
 
     def read(number):
         draws = (np.arange(batch_size) + number * batch_size) * size + rank
-        return dataset.batch([_place(dataset, draw, deterministic) for draw in draws])
+        images, extra = dataset.batch([_place(dataset, draw, deterministic) for draw in draws])
+        return (images.pin_memory() if torch.cuda.is_available() else images), extra
 
     return read_ahead(read, itertools.count(start), num_workers)
 

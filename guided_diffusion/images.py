@@ -1,11 +1,13 @@
-"""From tensors to bytes and pictures."""
+"""From tensors to bytes and pictures.
+
+Pillow is imported where it is used: a script that only says its flags needs none.
+"""
 
 import io
 import math
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from . import files
 
@@ -15,6 +17,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CAPTION = 12
 # what stands between images, opaque
 GREY = (128, 128, 128, 255)
+# added to images in [-1, 1], it makes `to_uint8` round
+HALF_A_LEVEL = 1 / 255
 
 
 def to_uint8(x):
@@ -39,6 +43,8 @@ def grid(images, columns=None):
 
 def as_picture(pixels):
     """The Pillow image of uint8 [H, W, C] for 1, 3 or 4 channels."""
+    from PIL import Image
+
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
@@ -49,6 +55,8 @@ def save_grid(path, images, columns=None, captions=None):
     :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels.
     :param captions: a text below each image, or None.
     """
+    from PIL import Image
+
     scale = max(1, 64 // images.shape[1])
     if captions is None:
         picture = as_picture(grid(images, columns))
@@ -63,6 +71,8 @@ def save_grid(path, images, columns=None, captions=None):
 
 def _captioned(image, text):
     """The image uint8 [H, W, C] with a line of text below it, as far as it fits."""
+    from PIL import ImageDraw, ImageFont, ImageOps
+
     picture = as_picture(image)
     below = ImageOps.expand(picture, (0, 0, 0, CAPTION), fill="white")
     line = text.encode("latin-1", "replace").decode("latin-1")  # what the font has, wherever it is from

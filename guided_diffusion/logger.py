@@ -98,21 +98,29 @@ class HumanOutputFormat(KVWriter, SeqWriter):
     """Aligned rows and messages for a reader.
 
     :param filename_or_file: a path, at whose end is written, or an open text file.
+    :ivar on_terminal: whether it writes to standard output.
+    :ivar line: `row -> text`, one line in place of the table; None for the table.
     """
 
+    line = None
+
     def __init__(self, filename_or_file):
+        self.on_terminal = filename_or_file is sys.stdout
         if isinstance(filename_or_file, (str, os.PathLike)):
             self._put = partial(files.append_text, filename_or_file)
             self._put("")
         else:
             # None is whatever sys.stdout is when something is said
-            file = None if filename_or_file is sys.stdout else filename_or_file
+            file = None if self.on_terminal else filename_or_file
             self._put = partial(print, end="", file=file, flush=True)
 
     def writekvs(self, kvs):
         if not kvs:
             return
         row = _plain_row(kvs)
+        if self.line is not None:
+            self._put(self.line(row) + "\n")
+            return
         shown = {key: f"{value:.5g}" if isinstance(value, float) else str(value) for key, value in row.items()}
         left = max(map(len, shown))
         right = max(map(len, shown.values()))
@@ -515,6 +523,18 @@ def warn(*args):
 def error(*args):
     """`log` at level ERROR, with "error:" before it."""
     log(*args, level=ERROR)
+
+
+def show_lines(line):
+    """Show each row in one line on the terminal, where files keep it whole.
+
+    :param line: `row -> text`.
+    """
+    rows = [writer for writer in get_current().output_formats if isinstance(writer, KVWriter)]
+    terminals = [writer for writer in rows if isinstance(writer, HumanOutputFormat) and writer.on_terminal]
+    if len(terminals) < len(rows):
+        for writer in terminals:
+            writer.line = line
 
 
 def set_level(level):

@@ -46,6 +46,7 @@ class DiffusionFlags(FlagGroup):
         "",
         "Timesteps to keep: a count, counts per section such as 10,15,20, or ddimN; empty keeps all.",
         free=True,
+        essential="model_path",
     )
     use_kl: bool = flag(
         False, "Train on the variational bound instead of the mean squared error.", free=True, idle=True

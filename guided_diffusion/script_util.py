@@ -75,7 +75,6 @@ def create_model(
     num_classes=None,
     class_names="",
     image_channels=3,
-    class_names="",
     use_bf16=False,
 ):
     """A UNetModel of published flags.
@@ -110,7 +109,6 @@ def sr_create_model(
     num_classes=None,
     class_names="",
     image_channels=3,
-    class_names="",
     use_bf16=False,
 ):
     """A SuperResModel of published flags; see `create_model`."""
@@ -131,11 +129,10 @@ def create_classifier(
     classifier_pool,
     *,
     num_classes=1000,
-    class_names="",
     classifier_num_head_channels=64,
     classifier_channel_mult="",
-    image_channels=3,
     class_names="",
+    image_channels=3,
 ):
     """An EncoderUNetModel of published flags, with `num_classes` logits."""
     return ClassifierFlags(**locals()).create(EncoderUNetModel)

@@ -36,6 +36,7 @@ class ConvertFlags(FlagGroup):
         "",
         "What to write: a folder of diffusers, a .pt of this project, or a .safetensors.",
         choices=("", "diffusers", "adm", "safetensors"),
+        essential="to",
     )
 
 

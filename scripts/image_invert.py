@@ -28,8 +28,8 @@ from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import SampleFlags, by_index, dataset_in_order, on_device
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.image_labels import as_text, chosen, of_text
-from guided_diffusion.images import save_grid, to_uint8
-from guided_diffusion.inversion import decode, encode
+from guided_diffusion.images import HALF_A_LEVEL, save_grid, to_uint8
+from guided_diffusion.inversion import EXACT, advice, by_ddim, decode, encode
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import log_calls, log_grid
 from guided_diffusion.networks import ConvFlags, UNetFlags
@@ -42,7 +42,9 @@ from guided_diffusion.solvers.flags import SolverFlags
 class EditFlags(FlagGroup):
     """Editing."""
 
-    edit_class: str = flag("", "Also decode the images as this class, a name or a number; empty does not.")
+    edit_class: str = flag(
+        "", "Also decode the images as this class, a name or a number; empty does not.", essential="edit_class"
+    )
 
 
 GROUPS = [
@@ -57,7 +59,6 @@ GROUPS = [
     *methods.of_sampling(),
     EditFlags,
 ]
-EXACT = 1.0  # the gamma that loses nothing
 OVERRIDES = {
     "num_samples": 16,
     "solver": "bdia",
@@ -69,25 +70,6 @@ OVERRIDES = {
     "num_workers": None,
 }
 SHOWN = 16  # images in the picture
-
-
-def check(parsed, steps):
-    """Refuse what cannot be inverted, and warn of a gamma that enlarges rounding errors."""
-    solver = parsed[SolverFlags]
-    if solver.name != "bdia":
-        raise UserError(
-            f"--solver {solver.name} cannot be inverted exactly; expected bdia, "
-            "as ddpm and --eta draw noise that an image does not tell, and other solvers lose their way back"
-        )
-    if solver.gamma == 0:
-        raise UserError("--gamma 0 is DDIM, which has no exact way back; expected above 0")
-    if steps < 2:
-        raise UserError("--timestep_respacing keeps 1 timestep; expected at least 2, the pair that BDIA decodes from")
-    if solver.gamma < 1:
-        logger.warn(
-            f"--gamma {solver.gamma} can enlarge states and rounding errors by 1 / gamma at each step towards noise, "
-            f"{solver.gamma ** (1 - steps):.2g} times in all; 1 is exact"
-        )
 
 
 def class_of_edits(parsed):
@@ -109,7 +91,8 @@ def class_of_edits(parsed):
 def main(parsed):
     parsed, model, process = checkpoints.load_diffusion(parsed)
     unet, edit_class, grid = parsed[UNetFlags], class_of_edits(parsed), process.grid
-    check(parsed, len(grid))
+    if said := advice(parsed[SolverFlags], len(grid)):
+        logger.warn(said)
     dataset, flags = dataset_in_order(parsed[DataFlags], unet, parsed[SampleFlags])
     if not launch.announce(parsed):
         return
@@ -165,12 +148,6 @@ def refuse_not_finite(made, gamma):
         )
 
 
-def by_ddim(process, denoise, x):
-    """The images [N, C, H, W] that DDIM makes of states x at the noisiest timestep."""
-    *_, last = process.sample_records(DDIM(process.schedule), denoise, x)
-    return last.x
-
-
 def save(made, grid, edit_class):
     """Write the states, the decoded images and the picture to the output folder.
 
@@ -199,8 +176,7 @@ def write(name, **arrays):
 
 def pictures(images):
     """uint8 [N, H, W, C] of images [N, C, H, W] in [-1, 1], rounded, so that 8-bit originals return unchanged."""
-    half_a_level = 1 / 255
-    return to_uint8(torch.from_numpy(images) + half_a_level)
+    return to_uint8(torch.from_numpy(images) + HALF_A_LEVEL)
 
 
 def report(made, name, method):

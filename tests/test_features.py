@@ -131,7 +131,10 @@ def test_torchscript_has_to_return_rows(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({"features": "dino"}, "--features is 'dino'; expected inception, or one of classifier:PATH, dinov2:PATH"),
+        (
+            {"features": "dino"},
+            "--features is 'dino'; expected inception, classifier:PATH, dinov2:PATH, clip:PATH or torchscript:PATH",
+        ),
         ({"features": "classifier:"}, "--features is 'classifier:'; expected inception"),
         ({"features": "torchscript:absent.pt"}, "--features torchscript:absent.pt: there is no file absent.pt"),
         ({"features": f"torchscript:{__file__}"}, "is code that would run here; expected --trust_code True"),

@@ -103,7 +103,7 @@ def test_with_values_reaches_every_group_and_keeps_what_was_given():
         (["--aples", "7"], "--aples is not a flag of this script; did you mean --apples?"),
         (["--apple", "7"], "--apple is not a flag of this script; did you mean --apples?"),
         (["--aples=7"], "--aples is not a flag of this script; did you mean --apples?"),
-        (["--zzzzzzz", "7"], "--zzzzzzz is not a flag of this script; --help lists all"),
+        (["--zzzzzzz", "7"], "--zzzzzzz is not a flag of this script; --help all lists them"),
         (["seven"], "'seven' does not belong to any flag; flags are written --name value"),
     ],
 )
@@ -195,6 +195,75 @@ def test_the_commands_in_the_docstring_parse(name):
     assert commands
     for command in commands:
         parse(command, script.groups, "", script.overrides)
+
+
+@pytest.mark.parametrize("name", [*launched.NAMES, *launched.EVALUATIONS])
+def test_help_explains_what_one_needs_first_and_names_the_rest(name, capsys):
+    script = launched.read(name)
+    parser = flags.parser_for(script.groups, script.description, script.overrides)
+    first, every = parser.first(), [action.dest for action in parser._actions if action.dest != "help"]
+    assert 3 <= len(first) <= flags.FIRST and "out_dir" in every
+    shown = {}
+    for words in (["--help"], ["-h"], ["--help", "all"]):
+        with pytest.raises(SystemExit) as end:
+            parse(words, script.groups, script.description, script.overrides)
+        assert end.value.code == 0
+        shown[words[-1]] = capsys.readouterr().out
+    assert shown["--help"] == shown["-h"] and shown["all"] == parser.format_help()
+    explained, rest = shown["--help"].split("the rest, which --help all explains:")
+    assert script.description.strip() in explained
+    for dest in every:
+        place, kind = (explained, " [A-Z]+") if dest in first else (rest, "")
+        assert re.search(rf"--{dest}{kind}[\s,]", place), dest
+        assert dest not in first or not re.search(rf"--{dest}\s", rest), dest
+
+
+def test_what_people_say_leads_to_flags_that_there_are():
+    """Every word leads somewhere, to what a script has, in each script that lacks it and has what is meant."""
+    reached = set()
+    for script in map(launched.read, [*launched.NAMES, *launched.EVALUATIONS]):
+        parser = flags.parser_for(script.groups, "", script.overrides)
+        known = [option for action in parser._actions for option in action.option_strings]
+        for said, meant in flags.REPLACED.items():
+            there = [words for words in meant if words.split()[0] in known]
+            reached.update(there)
+            for spelling in {said, said.replace("_", "-"), said.upper()} - {word.lstrip("-") for word in known}:
+                if there and f"--{said}" not in known:
+                    with pytest.raises(UserError) as error:
+                        parse([f"--{spelling}", "1"], script.groups, "", script.overrides)
+                    assert str(error.value).endswith(f"; did you mean {' or '.join(there)}?"), spelling
+    assert reached == set().union(*flags.REPLACED.values())
+
+
+@pytest.mark.parametrize(
+    "script, said, meant",
+    [
+        ("image_train", "--epochs", "--iterations"),
+        ("image_sample", "--steps", "--timestep_respacing"),
+        ("image_train", "--config", "--preset"),
+        ("image_train", "--lr-decay", "--lr_anneal_steps"),
+        ("classifier_train", "--resume", "--resume_checkpoint"),
+        ("image_sample", "--output", "--out_dir"),
+        ("evaluator", "--bootstrap", "--standard_error True"),
+        ("image_sample", "-n", "--num_samples"),
+    ],
+)
+def test_what_people_say(script, said, meant):
+    script = launched.read(script)
+    with pytest.raises(UserError) as error:
+        parse([said, "3"], script.groups, "", script.overrides)
+    assert str(error.value) == f"{said} is not a flag of this script; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("after", [[], ["--out_dir", "x"]])
+@pytest.mark.parametrize("name", launched.NAMES)
+def test_a_switch_alone_is_told_what_to_say(name, after):
+    script = launched.read(name)
+    for field in (field for group in script.groups for field in flags.flags_of(group)):
+        if isinstance(field.default, bool) and script.overrides.get(field.name, "") is not None:
+            with pytest.raises(UserError) as error:
+                parse([f"--{field.name}", *after], script.groups, "", script.overrides)
+            assert str(error.value) == f"argument --{field.name}: expected True or False, as in --{field.name} True"
 
 
 # -- marks, and fields that are no flags -----------------------------------------------------------

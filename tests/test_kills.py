@@ -104,6 +104,7 @@ def test_killed_at_some_calls(place, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_killed_at_each_call(place, tmp_path, name):
     survives(name, place, tmp_path, lambda calls: range(1, calls + 1))

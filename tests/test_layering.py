@@ -67,6 +67,7 @@ LAYERS = [
     ["generate", "train_util", "jobs.launch"],
     ["training.job", "as_improved"],
     ["jobs.sampling"],
+    ["api"],
     ["scripts"],
 ]
 WORDS = (
@@ -153,6 +154,19 @@ def test_the_words_load_no_files():
     loaded = set(ran.stdout.split())
     names = ("files", "images", "image_files", "image_datasets", "logger", "dist_util")
     assert not loaded & {"PIL", "blobfile", "tqdm", "mpi4py", *(f"guided_diffusion.{name}" for name in names)}
+
+
+@pytest.mark.parametrize("script, arguments", [("image_sample", ["--help"]), ("image_train", ["--preset", "list"])])
+def test_what_a_script_says_needs_no_image_library(script, arguments):
+    """Nor does it a file in the cloud, or statistics."""
+    code = (
+        f"import runpy, sys; sys.argv = {[script, *arguments]}; sys.path.insert(0, 'scripts')\n"
+        f"try: runpy.run_path('scripts/{script}.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(*{'PIL', 'blobfile', 'scipy', 'matplotlib', 'diffusers'} & {*sys.modules}, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr.split()) == (0, []), ran.stderr
 
 
 def test_the_class_imports_a_progress_bar_inside_a_function_alone():

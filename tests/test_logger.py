@@ -66,6 +66,19 @@ def test_table_is_aligned(tmp_path, capsys):
     assert (tmp_path / "log.txt").read_text() == f"logging to {tmp_path}\n" + table
 
 
+@pytest.mark.parametrize("formats, whole", [("stdout,log", True), ("stdout,csv", True), ("stdout", False)])
+def test_a_line_on_the_terminal_where_files_keep_the_row(tmp_path, capsys, formats, whole):
+    logger.configure(tmp_path, formats)
+    logger.show_lines(lambda row: f"at {row['step']}")
+    capsys.readouterr()
+    logger.logkvs({"step": 12, "loss": 0.5})
+    logger.dumpkvs()
+    table = "  loss  0.5\n  step   12\n"
+    assert capsys.readouterr().out == ("at 12\n" if whole else table)
+    if "log" in formats:
+        assert (tmp_path / "log.txt").read_text().endswith(table)
+
+
 def test_every_format_comes_back(tmp_path):
     logger.configure(tmp_path, "log,csv,json")
     logger.logkv("loss", torch.tensor(0.5, requires_grad=True))

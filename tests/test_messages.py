@@ -27,6 +27,11 @@ def test_plain_values_come_back(value):
     assert back == value and type(back) is type(value)
 
 
+def test_text_of_other_classes_comes_back_as_text():
+    back = messages.unpacked(messages.packed({"torch": torch.__version__, "name": np.str_("x")}))
+    assert back == {"torch": str(torch.__version__), "name": "x"} and {type(v) for v in back.values()} == {str}
+
+
 def test_nan_comes_back():
     assert np.isnan(messages.unpacked(messages.packed([NAN]))[0])
 
@@ -47,7 +52,9 @@ def test_arrays_and_tensors_come_back_bit_for_bit_and_may_be_written(value):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), range(3), print, np.array([object()]), torch.eye(2).to_sparse(), 1j], ids=str
+    "value",
+    [object(), range(3), print, np.array([object()]), torch.eye(2).to_sparse(), 1j],
+    ids=lambda v: type(v).__name__,
 )
 def test_anything_else_is_an_error_of_the_program(value):
     with pytest.raises(TypeError, match="is nothing that ranks tell each other"):

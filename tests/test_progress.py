@@ -53,3 +53,12 @@ def test_other_ranks_show_nothing(monkeypatch, capsys):
             clock.now += 1
             add(10)
         assert clock.shown.getvalue() == capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_of_steps_within_a_batch(monkeypatch, capsys, terminal):
+    clock = Clock(monkeypatch, terminal)
+    with progress.shown(2, 0, "image"):
+        assert list(progress.steps(iter("abcd"), 4)) == [*"abcd"]
+        assert bool(re.search(r"0/4 .*step", clock.shown.getvalue())) is terminal
+    assert capsys.readouterr().out == ""

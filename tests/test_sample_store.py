@@ -83,7 +83,7 @@ def test_two_machines_with_the_same_process_id_may_assemble_at_once(tmp_path, mo
     monkeypatch.setattr(files.os, "getpid", lambda: 7)
     arrays = images(20)
     store, chunks = stored(tmp_path, arrays)
-    whole, ended = SampleStore._whole, []
+    whole, ended = SampleStore.whole, []
 
     def interrupted(self, chunk):
         if chunk == chunks[1] and not ended:
@@ -91,7 +91,7 @@ def test_two_machines_with_the_same_process_id_may_assemble_at_once(tmp_path, mo
             ended.append(SampleStore(str(tmp_path), "samples").assemble(chunks))
         return whole(self, chunk)
 
-    monkeypatch.setattr(SampleStore, "_whole", interrupted)
+    monkeypatch.setattr(SampleStore, "whole", interrupted)
     with pytest.raises(FileNotFoundError):
         store.assemble(chunks)
     path = store.finished(20)
@@ -251,7 +251,7 @@ def test_a_remote_folder(monkeypatch):
 
     fake = dict(scandir=scandir, read_bytes=read_bytes, stat=stat, copy=copy, exists=store.__contains__)
     fake |= dict(join=lambda *parts: "/".join(parts), makedirs=lambda path: None, remove=store.pop)
-    fake |= dict(write_bytes=store.__setitem__)
+    fake |= dict(write_bytes=store.__setitem__, isdir=lambda path: bool(scandir(path)))
     for name, function in fake.items():
         monkeypatch.setattr(blobfile, name, function)
     arrays = images(20)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from guided_diffusion.objectives import ClassifierObjective
 from guided_diffusion.objectives.diffusion import DiffusionObjective
 from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import create_gaussian_diffusion, diffusion_of
+from guided_diffusion.training.log import line
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -206,6 +208,21 @@ def test_logged_norms_are_those_of_the_first_gradient(images, tmp_path):
     assert len(run.objective.calls) == 4
 
 
+@pytest.mark.parametrize(
+    "extra, words",
+    [
+        ({}, ""),
+        ({"frechet_distance": 12.3456, "val_loss": 0.25}, "frechet_distance 12.35  val_loss 0.25  "),
+        ({"loss_q3": 1.0, "mse_q0": 2.0, "vb": 3.0, "mse": 4.0, "lg_loss_scale": 20.0, "note": "text"}, ""),
+    ],
+)
+def test_a_row_in_one_line(extra, words):
+    row = {"loss": 0.0312345, **extra, "grad_norm": 0.2, "param_norm": 9.0, "step": 20, "samples": 640}
+    row |= {"images_per_second": 310.44, "progress": "20/50"}
+    assert line(row) == f"step 20/50  loss 0.03123  {words}grad_norm 0.2  310 images/s"
+    assert line({**row, "time_left": "1:02:11"}).endswith("310 images/s  1:02:11 left")
+
+
 def test_first_row_comes_at_once(tmp_path):
     loop, _ = tiny(tmp_path, plain_sum, iterations=5, log_interval=4)
     loop.run_loop()
@@ -228,6 +245,31 @@ def test_speed_and_time_left_are_those_of_the_steps_alone(tmp_path, monkeypatch)
     loop.run_loop()
     assert [row["images_per_second"] for row in rows(tmp_path)] == [1.5] * 4
     assert [row["time_left"] for row in rows(tmp_path)] == ["0:00:06", "0:00:04", "0:00:02", "0:00:00"]
+
+
+def test_slow_steps_are_told_between_rows(tmp_path, monkeypatch):
+    """Steps of 20 s: a line after each second one, of the mean loss since the last row, and no row for it."""
+    now = [0.0]
+
+    def batch():
+        now[0] += 20
+        return torch.ones(3, 3), {}
+
+    monkeypatch.setattr("guided_diffusion.training.log.time", SimpleNamespace(time=lambda: now[0]))
+    loop, _ = tiny(tmp_path, poisoned(plain_sum, [1.0] * 7), iterations=7, log_interval=6)
+    loop.data = iter(batch, None)
+    loop.run_loop()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 6, 7]
+    said = re.findall(
+        r"^step (\S+)  loss (\S+)  grad_norm (\S+)  0.15 images/s  (\S+) left$",
+        (tmp_path / "log.txt").read_text(),
+        re.M,
+    )
+    assert [line[0] for line in said] == ["3/7", "5/7"]
+    # w = 0, and each weight falls by the learning rate, 0.1, in each step: the sums are 0, -0.3, ...
+    losses = [0.0 - 0.3 * step for step in range(7)]
+    assert [float(line[1]) for line in said] == pytest.approx([np.mean(losses[1:3]), np.mean(losses[1:5])], abs=1e-3)
+    assert [line[2] for line in said] == ["1.732"] * 2 and [line[3] for line in said] == ["0:01:20", "0:00:40"]
 
 
 def test_a_slow_step_is_told_by_its_part(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 class SettingsFlags(FlagGroup):
     """The samplers."""
 
-    settings: str = flag("", "Text file with a line NAME: FLAGS for each sampler.")
-    steps: str = flag("10,20", "Numbers of steps, such as 5,10,20.")
+    settings: str = flag("", "Text file with a line NAME: FLAGS for each sampler.", essential="settings")
+    steps: str = flag("10,20", "Numbers of steps, such as 5,10,20.", essential="steps")
     calls: str = flag("", "Network calls per image, such as 5,10,20, in place of --steps.")
 
 
@@ -28,9 +28,11 @@ class CompareFlags(FlagGroup):
     """The comparison."""
 
     repeats: int = flag(
-        3, "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.", legal=at_least(2, THREADS)
+        3,
+        "Sets of images for each sampler, from the seeds --seed, --seed + 1 and so on.",
+        legal=at_least(2, THREADS),
     )
-    reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.")
+    reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.", essential="reference")
     columns: int = flag(
         8, "Images of each sampler in the picture, at each number of steps or calls.", legal=at_least(1, THREADS)
     )

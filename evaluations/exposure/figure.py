@@ -19,6 +19,8 @@ STYLE = {
 }
 # Okabe and Ito's colours, which the colour-blind tell apart too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# of a logarithmic axis, in its largest number
+LEAST = 1e-5
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -68,6 +70,8 @@ def drawn(plt, results, measures):
                     theory = np.where(curve.theory > 0, curve.theory, np.nan) if log else curve.theory
                     panel.plot(result.times, theory, color="0.6", lw=1.2, ls=DASHES[place], zorder=1)
         panel.set_yscale(measure.scale)
+        if log:  # what lies deeper is 0 up to its error
+            panel.set_ylim(bottom=panel.get_ylim()[1] * LEAST)
         panel.invert_xaxis()
         panel.set(xlabel="timestep (noise to image)", ylabel=measure.label)
         keys = [panel.plot([], [], color="black", ls=DASHES[i], label=name)[0] for i, name in enumerate(measure.drawn)]

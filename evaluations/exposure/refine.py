@@ -23,6 +23,7 @@ from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.jobs.sampling import fill
 from guided_diffusion.methods.method import jackknife
 
+from .sampler import rounding
 from .sums import THEN
 
 BLOCKS = 20
@@ -101,6 +102,7 @@ def _features(name, parsed, network, dataset, extract, count):
             ).hexdigest(),
             "features": extract.facts,
             "code": digest_of_code(),
+            "rounding": rounding(),
         }
     )
     store = SampleStore(files.join(logger.get_dir(), "tried"), dist_util.broadcast_object(key))

@@ -10,6 +10,7 @@ from guided_diffusion import checkpoints, dist_util, files, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.flags import flags_of
 from guided_diffusion.generate import SampleFlags
+from guided_diffusion.networks import computing_by
 from guided_diffusion.sampling import no_correction, no_coupling
 
 from .measures import Setup
@@ -45,6 +46,12 @@ class Result(NamedTuple):
     findings: dict
 
 
+def rounding():
+    """What may round a number in another way, as JSON can hold it."""
+    algorithm = computing_by() if dist_util.dev().type == "cpu" else ""
+    return dist_util.device_name(), str(torch.__version__), torch.get_num_threads(), algorithm
+
+
 class Opened(NamedTuple):
     """A network with all that is measured with it.
 
@@ -67,7 +74,7 @@ class Opened(NamedTuple):
         digests = dist_util.is_main() and {
             "model": (files.sha256(path), checkpoints.read_flags(path)),
             "code": digest_of_code(),
-            "rounding": (dist_util.device_name(), torch.__version__, torch.get_num_threads()),
+            "rounding": rounding(),
         }
         return cls(parsed, network, real, measures, digests)
 

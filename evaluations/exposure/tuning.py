@@ -56,22 +56,64 @@ class Candidate(NamedTuple):
     trial: Trial | None = None
 
 
+class Tuning(NamedTuple):
+    """What became of a tuning.
+
+    :ivar candidates: Candidates, the first of which is the sampler as it is.
+    :ivar results: {sampler: {measure: {curve: Curve}, "times": [S]}} of what was measured.
+    :ivar chosen: the Candidate to sample with.
+    :ivar preset: the Preset of that sampler.
+    """
+
+    candidates: list
+    results: dict
+    chosen: Candidate
+    preset: presets.Preset
+
+    def save(self, folder):
+        """Write tuning.csv, tuning.md, tuning.png and preset.json to a folder."""
+        presets.write(files.join(folder, "preset.json"), self.preset)
+        tuning_tables.save(self.candidates, self.results, self.chosen, folder)
+
+
 def tune(parsed):
-    """Measure a sampler, and write tuning.csv, tuning.md, tuning.png and preset.json.
+    """Measure a sampler, and write what became of it.
 
     :param parsed: the Parsed command line, with TuneFlags, DataFlags and FeatureFlags.
     """
+    refuse_without_features(parsed)
+    parsed, network, made = checkpoints.load_diffusion(parsed)
+    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], network)
+    if not launch.announce(parsed):
+        return
+    found = tuning_of(parsed, network, made, real)
+    if dist_util.is_main():
+        folder = logger.get_dir()
+        found.save(folder)
+        logger.log("\n" + tuning_tables.markdown(found.candidates))
+        logger.log(f"chosen: {found.chosen.name} ({found.preset.score})")
+        logger.log("flags: " + _pasted(found.preset.flags))
+        logger.log(f"saved preset.json, tuning.csv, tuning.md and the figure in {folder}")
+
+
+def refuse_without_features(parsed):
+    """Validate that a trial of images is told what to compare them by."""
     count = parsed[TuneFlags].refine
     if count and "features" not in parsed.given:
         raise UserError(
             f"--refine {count} compares features of images; expected --features inception, classifier:PATH or "
             "torchscript:PATH"
         )
-    parsed, network, made = checkpoints.load_diffusion(parsed)
-    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], network)
-    if not launch.announce(parsed):
-        return
-    results = {}
+
+
+def tuning_of(parsed, network, made, real):
+    """The Tuning of a sampler, on every rank.
+
+    :param parsed: its resolved Parsed flags.
+    :param made: the Process of those.
+    :param real: RealImages.
+    """
+    results, count = {}, parsed[TuneFlags].refine
     candidates = [
         Candidate(IDENTITY, "", {}, {}, False),
         *_candidates(parsed, made, _prober(parsed, network, real, results)),
@@ -83,15 +125,8 @@ def tune(parsed):
         )
         candidates = [c._replace(trial=trial) for c, trial in zip(candidates, trials)]
     chosen = choice(candidates)
-    if dist_util.is_main():
-        folder = logger.get_dir()
-        preset = presets.Preset(_sampler_flags(parsed.with_values(chosen.values)), _reason(chosen, candidates))
-        presets.write(files.join(folder, "preset.json"), preset)
-        tuning_tables.save(candidates, results, chosen, folder)
-        logger.log("\n" + tuning_tables.markdown(candidates))
-        logger.log(f"chosen: {chosen.name} ({preset.score})")
-        logger.log("flags: " + _pasted(preset.flags))
-        logger.log(f"saved preset.json, tuning.csv, tuning.md and the figure in {folder}")
+    preset = presets.Preset(_sampler_flags(parsed.with_values(chosen.values)), _reason(chosen, candidates))
+    return Tuning(candidates, results, chosen, preset)
 
 
 def choice(candidates):

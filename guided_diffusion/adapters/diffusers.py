@@ -28,6 +28,8 @@ from ..schedule import get_named_beta_schedule, rescale_zero_terminal_snr
 from .family import PIXELS, Adapter, Family, Found, extra
 
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
+# the class that facebook's DiT was saved as, before it was split
+FORMERLY = {"Transformer2DModel": "DiTTransformer2DModel"}
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
@@ -160,6 +162,7 @@ def _parts(path):
     index = files.join(path, "model_index.json")
     if not files.exists(index):
         kind = _config(path, "--model_path").get("_class_name")
+        kind = FORMERLY.get(kind, kind)
         if kind not in NETWORKS:
             raise UserError(f"--model_path {path} is {kind or 'no model'}; expected {' or '.join(NETWORKS)}")
         return {kind: path}
@@ -168,12 +171,15 @@ def _parts(path):
         if name.startswith("_") or not isinstance(entry, list) or entry[-1] is None:
             continue
         folder = files.join(path, name)
+        if not files.is_folder(folder):
+            folder = path  # as google's first pipelines have it
+        kind = FORMERLY.get(entry[-1], entry[-1])
         if name == "scheduler":
             parts[name] = folder
-        elif entry[-1] in (*NETWORKS, *AUTOENCODERS):
-            parts[entry[-1]] = folder
+        elif kind in (*NETWORKS, *AUTOENCODERS):
+            parts[kind] = folder
         else:
-            strange.append(entry[-1])
+            strange.append(kind)
     if strange or not any(part in NETWORKS for part in parts):
         expected = " or ".join(NETWORKS)
         raise UserError(
@@ -212,6 +218,8 @@ def _shape(path, kind, config):
 
 def _classes(path, kind, config):
     if kind == "DiTTransformer2DModel":
+        if config.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
+            raise UserError(f"--model_path {path}: norm_type is {config['norm_type']!r}; a DiT has 'ada_norm_zero'")
         return config["num_embeds_ada_norm"]
     if config.get("class_embed_type") is not None:
         raise UserError(f"--model_path {path}: class_embed_type {config['class_embed_type']} is told more than a class")

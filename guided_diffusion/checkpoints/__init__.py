@@ -10,8 +10,8 @@ from .. import adapters, dist_util, files, logger, process
 from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
-from ..methods import STACK
-from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
+from ..methods import STACK, guided
+from ..networks import NETWORKS, ClassifierFlags, ConvFlags, SuperResFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
 from .resolve import (  # noqa: F401 (likewise)
     described,
@@ -35,6 +35,7 @@ class CheckpointFlags(FlagGroup):
         "",
         "Checkpoint of the diffusion network, model*.pt or ema_*.pt; or a network of others, a file or a folder.",
         content=True,
+        essential="model_path",
     )
     network: str = flag(
         "", "Whose network --model_path is; empty tells by what lies there.", ("", adapters.OWN, *adapters.FAMILIES)
@@ -60,7 +61,7 @@ def open_network(path, flag="model_path", expected=None, family="", vae="", **gi
         they were noised; None for a network without one. `adapters.pair_of(network)` has its encode and decode.
     :raises UserError: if the file is missing, damaged or of another network, or `given` contradicts it.
     """
-    found = _of_others(path, family, vae, flag)
+    found = _others_at(path, family, vae, flag)
     if found is not None:
         return _open_found(found, path, expected, given)
     network = recognised(path, flag) if expected is None else NETWORKS[expected]
@@ -103,9 +104,11 @@ def load_network(parsed):
 
     :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
-    parsed, path, found = resolved(parsed), parsed[CheckpointFlags].model_path, _found(parsed)
+    parsed, path, found = resolved(parsed), parsed[CheckpointFlags].model_path, of_others(parsed)
     if found is not None:
-        return parsed, _create(found, parsed, path)
+        model = _create(found, parsed, path)
+        _compute_by(parsed)
+        return parsed, compiled(model)
     return parsed, _fast(parsed, _open(parsed, path, _network(parsed)))
 
 
@@ -135,14 +138,26 @@ def load_process(parsed, *methods):
 
 
 def load_diffusion(parsed):
-    """(the resolved Parsed flags, the network, the Process) of --model_path; see `load_network`, `load_process`."""
+    """(the resolved Parsed flags, the network, the Process) of --model_path; see `load_network`, `load_guided`."""
     parsed, network = load_network(parsed)
-    return parsed, network, load_process(parsed)
+    parsed, made = load_guided(parsed)
+    return parsed, network, made
+
+
+def load_guided(parsed):
+    """(the resolved Parsed flags, the Process) with the classifier that guides, where there are flags of one.
+
+    :param parsed: those that `load_network` returned; see `load_classifier`, `load_process`.
+    """
+    if ClassifierFlags not in parsed.groups:
+        return parsed, load_process(parsed)
+    parsed, classifier = load_classifier(parsed, parsed.values()["classifier_path"])
+    return parsed, load_process(parsed, *guided(parsed, classifier))
 
 
 def resolved(parsed, log=True):
     """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
-    source, found = parsed[CheckpointFlags], _found(parsed)
+    source, found = parsed[CheckpointFlags], of_others(parsed)
     if found is None:
         return resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
     if _network(parsed) is not DIFFUSION:
@@ -150,13 +165,13 @@ def resolved(parsed, log=True):
     return adapters.resolve(parsed, found, source.model_path, log)
 
 
-def _found(parsed):
+def of_others(parsed):
     """The adapters.Found of --model_path, None for a network of this project."""
     source = parsed[CheckpointFlags]
-    return _of_others(source.model_path, source.network, source.vae, key=source.checkpoint_key)
+    return _others_at(source.model_path, source.network, source.vae, key=source.checkpoint_key)
 
 
-def _of_others(path, family="", vae="", flag="model_path", key=""):
+def _others_at(path, family="", vae="", flag="model_path", key=""):
     """The adapters.Found at a path, None for a network of this project, as flags beside it show."""
     own = path and not family and files.exists(sidecar_path(path))
     return adapters.find(path, partial(peek, flag=flag, key=key), adapters.OWN if own else family, vae)
@@ -175,7 +190,7 @@ def load_classifier(parsed, path, flag="classifier_path"):
     """
     fixed, override = set(), False
     if UNetFlags in parsed.groups:
-        found = _found(parsed)
+        found = of_others(parsed)
         if found is not None and (found.latent or found.betas):
             raise UserError(
                 f"--{flag} {path} cannot guide {found.what}: a classifier here knows pixels, noised as "
@@ -202,10 +217,13 @@ def _open(parsed, path, network, flag="model_path"):
 
 
 def _fast(parsed, model):
-    """The network as the scripts run it, by their --conv where they have it."""
-    flags = parsed.groups.get(ConvFlags)
-    compute_by(None if flags is None else flags.algorithm())
-    return for_inference(model)
+    """The network as the scripts run it."""
+    _compute_by(parsed)
+    return for_inference(compiled(model))
+
+
+def _compute_by(parsed):
+    parsed.groups.get(ConvFlags, ConvFlags()).apply()
 
 
 def _advise(path, trained):

@@ -15,7 +15,11 @@ from .conditioning import Conditioning
 class ClassFlags(FlagGroup):
     """Classes of the images."""
 
-    classes: str = flag("", "Classes to sample, such as flower,3, in turn over the images; empty draws them at random.")
+    classes: str = flag(
+        "",
+        "Classes to sample, such as flower,3, in turn over the images; empty draws them at random.",
+        essential="classes",
+    )
     per_class: int = flag(
         0,
         "Images of each of --classes, or of every class, in place of --num_samples; 0 is off.",

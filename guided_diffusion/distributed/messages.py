@@ -41,6 +41,8 @@ def unpacked(message):
 def _told(value, raw):
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, str):  # torch.__version__ is of a class of its own
+        return str(value)
     if type(value) in (list, tuple, set):
         return [type(value).__name__, *(_told(part, raw) for part in value)]
     if type(value) is dict:

@@ -24,12 +24,17 @@ PATIENCE = 2
 class RunFlags(flags.FlagGroup):
     """The run."""
 
-    out_dir: str = flag("", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.", idle=True)
+    out_dir: str = flag(
+        "", "Folder for all output; else $OPENAI_LOGDIR, else ./runs/NAME.", idle=True, essential="out_dir"
+    )
     device: str = flag("", "cpu, cuda, cuda:N or mps; empty takes the GPU of the local rank, else the CPU.", idle=True)
     preset: str = flag(
-        "", "Published setting, or FILE.json, that fills in flags; flags given by hand win; list prints all.", idle=True
+        "",
+        "Published setting, or FILE.json, that fills in flags; flags given by hand win; list prints all.",
+        idle=True,
+        essential="preset",
     )
-    dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True)
+    dry_run: bool = flag(False, "Print the resolved flags and stop.", idle=True, essential="dry_run")
 
 
 @terminal.lasting()
@@ -112,16 +117,23 @@ def _complain(sentence, everywhere):
     dist_util.say(sentence)
 
 
+def warn_of_unread(parsed):
+    """Warn of given flags that nothing reads, since another is off."""
+    for name, switch in flags.marked(parsed.groups, "needs").items():
+        if name in parsed.given and parsed.values().get(switch) is False:
+            logger.warn(f"--{name} does nothing without --{switch} True")
+
+
 def announce(parsed, file_name="flags.json"):
-    """Print the resolved flags and, unless this is a dry run, save them in the output folder, on rank 0.
+    """Print the resolved flags that are not at their defaults, and save all in the output folder, on rank 0.
+
+    A dry run prints all and saves none.
 
     :param file_name: of what is saved.
     :return: False if this is a dry run, which ends here.
     """
     values, dry_run = parsed.values(), parsed[RunFlags].dry_run
-    for name, switch in flags.marked(parsed.groups, "needs").items():
-        if name in parsed.given and values.get(switch) is False:
-            logger.warn(f"--{name} does nothing without --{switch} True")
+    warn_of_unread(parsed)
     if dist_util.is_main():
         if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
             logger.log(described(computing_by()))
@@ -130,7 +142,10 @@ def announce(parsed, file_name="flags.json"):
                     f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
                     "times as long as float32 there; expected float32, or a GPU"
                 )
-        logger.log("flags: " + " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in values.items()))
+        defaults = {} if dry_run else parsed.defaults()
+        shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+        words = " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in shown.items())
+        logger.log(f"flags: {words or 'their defaults'}" + (f"; all: {file_name}" if defaults else ""))
         if not dry_run:
             files.write_text(files.join(logger.get_dir(), file_name), json.dumps(values, indent=1) + "\n")
     return not dry_run

@@ -12,6 +12,19 @@ from .. import dist_util, logger
 LINE_EVERY = 30  # seconds
 
 
+def _hidden():
+    """Whether no bar is shown: on other ranks than 0, and where standard error is no terminal."""
+    return not (sys.stderr.isatty() and dist_util.is_main())
+
+
+def steps(records, total):
+    """The records of a batch in turn, with a bar of its steps on a terminal, which goes with the last.
+
+    :param records: an iterable of `total` steps.
+    """
+    return tqdm(records, total=total, unit="step", leave=False, disable=_hidden())
+
+
 @contextlib.contextmanager
 def shown(total, done, unit, name="", after=0):
     """Yield `add(count)`, which says that so many more are made; rank 0 shows their rate and the time left.
@@ -39,6 +52,5 @@ def shown(total, done, unit, name="", after=0):
             title = f"{name}: " if name else ""
             logger.log(f"{title}{count} of {total} {unit}s, {rate:.3g} {unit}s/s, {left} left")
 
-    hidden = not (terminal and dist_util.is_main())
-    with tqdm(total=total, initial=done, unit=unit, desc=name or None, disable=hidden, delay=after) as bar:
+    with tqdm(total=total, initial=done, unit=unit, desc=name or None, disable=_hidden(), delay=after) as bar:
         yield add

@@ -81,7 +81,7 @@ def _settings(parsed):
         named = sorted(k for k in parsed.marked("content") if decisive[k])
         read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
-    rounding = {"device": dist_util.device_name(), "torch": torch.__version__}
+    rounding = {"device": dist_util.device_name(), "torch": str(torch.__version__)}
     return {
         "decisive": decisive,
         "files": read,

@@ -27,7 +27,7 @@ G = [
     [0, 0, 1],
 ]
 A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-IMAGES = 8  # transformed at once, so that a wide layer's tiles stay small beside the weights
+TILES = 128  # transformed at once, so that what a step leaves for the next stays in the cache
 
 
 @functools.cache
@@ -48,16 +48,16 @@ def convolution(x, transformed, bias=None):
 
     :param transformed: see `filters`.
     """
-    return torch.cat([_convolution(part, transformed, bias) for part in x.split(IMAGES)])
-
-
-def _convolution(x, transformed, bias):
     n, channels, height, width = x.shape
     outputs, down, across = transformed.shape[2], height // 4, width // 4
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3)
-    v = (_both_axes("B_T") @ tiles.reshape(36, -1)).view(36, -1, channels)
-    m = torch.bmm(v, transformed)
-    y = (_both_axes("A_T") @ m.view(36, -1)).view(4, 4, n, down, across, outputs)
-    y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, height, width, outputs)
-    return (y if bias is None else y + bias).permute(0, 3, 1, 2)
+    y = torch.empty(n, height, width, outputs)
+    at_once = max(1, TILES // (down * across))
+    for start in range(0, n, at_once):
+        tiles = padded[start : start + at_once].unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3)
+        v = (_both_axes("B_T") @ tiles.reshape(36, -1)).view(36, -1, channels)
+        m = torch.bmm(v, transformed)
+        images = (_both_axes("A_T") @ m.view(36, -1)).view(4, 4, -1, down, across, outputs)
+        place = y[start : start + at_once].unflatten(2, (across, 4)).unflatten(1, (down, 4))
+        place.copy_(images.permute(2, 3, 0, 4, 1, 5))
+    return (y if bias is None else y.add_(bias)).permute(0, 3, 1, 2)

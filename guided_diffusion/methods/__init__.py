@@ -16,7 +16,7 @@ from .input_perturbation import InputPerturbation
 from .method import Method
 from .time_shift import TimeShift
 
-STACK = [
+STACK: list[type[Method]] = [
     InputPerturbation,
     TimeShift,
     EpsilonScaling,
@@ -53,6 +53,11 @@ def chosen(parsed):
     :param parsed: a flags.Parsed.
     """
     return [parsed[method] for method in STACK if method in parsed.groups]
+
+
+def guided(parsed, classifier):
+    """The methods of a command line that ask a classifier, with the network that it is."""
+    return [replace(method, classifier=classifier) for method in chosen(parsed) if not method.by_default]
 
 
 def of_class_api():

@@ -20,8 +20,10 @@ from .method import Method
 class ClassifierGuidance(Method):
     """Classifier guidance (Dhariwal & Nichol 2021)."""
 
-    classifier_path: str = flag("", "Checkpoint of the noisy classifier.", content=True)
-    classifier_scale: float = flag(1.0, "Weight of the classifier's gradient; 0 is no guidance.", legal=at_least(0))
+    classifier_path: str = flag("", "Checkpoint of the noisy classifier.", content=True, essential="classifier_path")
+    classifier_scale: float = flag(
+        1.0, "Weight of the classifier's gradient; 0 is no guidance.", legal=at_least(0), essential="classifier_scale"
+    )
     # the network of --classifier_path, once it is read
     classifier: Any = field(default=None, repr=False, compare=False)
 

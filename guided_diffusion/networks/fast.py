@@ -6,6 +6,9 @@ what it did, and the network itself stays the published one.
 """
 
 import copy
+import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import kernels
+from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..kernels import functions, winograd
 from ..nn import GroupNorm32, SiLU
@@ -42,7 +46,7 @@ GROWTH = 4
 
 @dataclass
 class ConvFlags(FlagGroup):
-    """The computation on a CPU."""
+    """The computation."""
 
     conv: str = flag(
         "auto",
@@ -52,6 +56,24 @@ class ConvFlags(FlagGroup):
         lasting=True,
         idle=True,
     )
+    tf32: bool = flag(
+        False,
+        "A GPU rounds float32 products to TF32 (10 bits), several times as fast; False is as torch does by itself.",
+        lasting=True,
+    )
+    compile: str = flag(
+        "off",
+        "Compile the network with torch.compile, for a minute or more at the start; it replaces the kernels of --conv.",
+        choices=("off", "default", "max-autotune"),
+        lasting=True,
+    )
+
+    def apply(self, training=False):
+        """Let the networks of this process that are loaded from now on compute by these flags."""
+        compute_by(DIRECT if self.compile != "off" else self.algorithm(training))
+        _process["compile"] = self.compile
+        if self.tf32:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def algorithm(self, training=False):
         """The fewest channels of a layer that is computed by Winograd; 0 for none.
@@ -67,6 +89,8 @@ class ConvFlags(FlagGroup):
 
 def described(algorithm):
     """An algorithm (see `ConvFlags.algorithm`) and the kernels there are, in words for a log."""
+    if _process["compile"] != "off":
+        return f"networks are compiled by torch ({_process['compile']})"
     found = kernels.current()
     by = f"compiled kernels ({found.instructions})" if found else "plain torch, for there are no compiled kernels"
     if algorithm == DIRECT:
@@ -88,7 +112,7 @@ def slow_halves(*dtypes):
 
 
 # of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
-_process = {"algorithm": None}
+_process = {"algorithm": None, "compile": "off"}
 
 
 def compute_by(algorithm):
@@ -103,6 +127,26 @@ def computing_by(training=False):
     """The algorithm of `compute_by`."""
     chosen = _process["algorithm"]
     return ConvFlags().algorithm(training) if chosen is None else chosen
+
+
+def compiled(model):
+    """A network as --compile says: a module like `model`, over the same weights, whose forward is compiled.
+
+    What it returns is a copy, for a CUDA graph writes its next result over the last one.
+
+    :raises UserError: where torch.compile lacks a compiler.
+    """
+    if _process["compile"] == "off":
+        return model
+    if next(model.parameters()).device.type == "cpu":
+        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise UserError(f"--compile {_process['compile']} needs a C++ compiler on a CPU; expected g++, or $CXX")
+    elif importlib.util.find_spec("triton") is None:
+        raise UserError(f"--compile {_process['compile']} needs the package triton on a GPU; expected it installed")
+    mode = None if _process["compile"] == "default" else _process["compile"]
+    forward, made = torch.compile(model.forward, mode=mode), copy.copy(model)
+    made.forward = lambda *args, **told: forward(*args, **told).clone()
+    return made
 
 
 class Plan:
@@ -151,9 +195,10 @@ def for_inference(model, conv=None):
 def for_training(model, conv=None):
     """The network as it trains fastest, like `for_inference`: gradients of all weights, checkpoints and dropout stay.
 
-    The parameters are `model`'s own: optimisers, averages and checkpoints may go on with `model`.
+    The parameters are `model`'s own: optimisers, averages and checkpoints may go on with `model`. Where --compile asks
+    for it, it is `compiled`.
     """
-    return _fast(model, _plan(conv, 0, True))
+    return compiled(model) if conv is None and _process["compile"] != "off" else _fast(model, _plan(conv, 0, True))
 
 
 def _plan(conv, spare, training):
@@ -180,6 +225,13 @@ def _plain(*tensors):
         )
         for t in tensors
     )
+
+
+def _lies_last(x, *weights):
+    """Whether x [N, C, H, W] is computed with its channels last: by kernels always, by torch where it lies so."""
+    if not _plain(x, *weights):
+        return False
+    return kernels.current() is not None or x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Layer:
@@ -262,7 +314,7 @@ class FastPointwise(_Linear, nn.Conv2d):
     """A 1x1 convolution as a linear layer, where that needs no copy."""
 
     def forward(self, x):
-        if _usable(x, self.weight, self.bias) is None:
+        if not _lies_last(x, self.weight, self.bias):
             return super().forward(x)
         return self.rows(_channels_last(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -288,13 +340,22 @@ class FastNorm(GroupNorm32):
         return functions.normalised(found, x, *settings)
 
 
+class FastEmbedding(nn.Sequential):
+    """The layers after the sinusoids [N, C] of the times; where all are the same, on one row, which is expanded."""
+
+    def forward(self, x):
+        if len(x) < 2 or not (x == x[:1]).all():
+            return super().forward(x)
+        return super().forward(x[:1]).expand(len(x), -1)
+
+
 class FastResBlock(ResBlock):
     """A residual block whose second half is a FastNorm with SiLU, dropout, and a FastConvolution."""
 
     def _forward(self, x, emb):
         x, h = self._first_half(x)
         norm, _, dropout, conv = self.out_layers
-        emb = self.emb_layers(emb)
+        emb = self.emb_layers(emb if emb.stride(0) else emb[:1]).expand(len(h), -1)  # one row, as FastEmbedding's
         if self.use_scale_shift_norm:
             h = norm(h, emb)
         else:
@@ -306,7 +367,7 @@ class FastAttention(AttentionBlock):
     """An attention block on images whose channels lie last, where SDPA takes the heads as they lie."""
 
     def _forward(self, x):
-        if _usable(x, self.qkv.weight, self.proj_out.weight) is None:
+        if not _lies_last(x, self.qkv.weight, self.proj_out.weight):
             return super()._forward(x)
         n, channels, height, width = x.shape
         h = _channels_last(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, channels)
@@ -358,6 +419,8 @@ def _fast(module, plan):
             return module
         made = _with_parts(module, plan)
         made.out = _fused(made.out)
+        if not plan.training and type(made.time_embed) is nn.Sequential and _untouched(module.time_embed):
+            made.time_embed = _with_parts(module.time_embed, plan, FastEmbedding)
         if not isinstance(module, EncoderUNetModel) and _untouched(module.out):
             made.out.append(ChannelsFirst())
         return made

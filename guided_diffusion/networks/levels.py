@@ -21,7 +21,7 @@ CHANNEL_MULTS = {
 
 def image_size_flag():
     """The flag of an image size."""
-    return flag(64, "Height and width of the images in pixels.", legal=at_least(1, SIDE))
+    return flag(64, "Height and width of the images in pixels.", legal=at_least(1, SIDE), essential="data_dir")
 
 
 def image_channels_flag():

@@ -48,7 +48,7 @@ class UNetFlags(FlagGroup):
         "", "Channel multipliers of the levels, such as 1,2,3,4; empty takes those of the image size."
     )
     dropout: float = flag(0.0, "Dropout of the residual blocks in training.", legal=FRACTION, free=True, idle=True)
-    class_cond: bool = flag(False, "The network is given class labels.", classes=True)
+    class_cond: bool = flag(False, "The network is given class labels.", classes=True, essential="data_dir")
     num_classes: int = flag(
         NUM_CLASSES,
         "Number of classes of a class-conditional network.",
@@ -113,8 +113,12 @@ class UNetFlags(FlagGroup):
 class SuperResFlags(FlagGroup):
     """The super-resolution network's sizes."""
 
-    large_size: int = flag(256, "Height and width of the images it makes.", legal=at_least(1, SIDE))
-    small_size: int = flag(64, "Height and width of the images it is given.", legal=at_least(1, SIDE), hidden=True)
+    large_size: int = flag(
+        256, "Height and width of the images it makes.", legal=at_least(1, SIDE), essential="large_size"
+    )
+    small_size: int = flag(
+        64, "Height and width of the images it is given.", legal=at_least(1, SIDE), hidden=True, essential="small_size"
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,7 +11,12 @@ from . import SOLVERS, facts
 class _Choice(FlagGroup):
     """The solver."""
 
-    solver: str = flag("", "How a step is taken; empty is ddpm, or ddim with --use_ddim True.", choices=("", *SOLVERS))
+    solver: str = flag(
+        "",
+        "How a step is taken; empty is ddpm, or ddim with --use_ddim True.",
+        choices=("", *SOLVERS),
+        essential="solver",
+    )
     use_ddim: bool = flag(False, "The published spelling of --solver ddim.")
 
     def __post_init__(self):

@@ -12,9 +12,15 @@ class TrainFlags(FlagGroup):
     """Training."""
 
     iterations: int = flag(
-        0, "Number of optimiser steps; 0 goes on until interrupted.", aliases=("max_steps",), legal=at_least(0)
+        0,
+        "Number of optimiser steps; 0 goes on until interrupted.",
+        aliases=("max_steps",),
+        legal=at_least(0),
+        essential="iterations",
     )
-    batch_size: int = flag(1, "Images per step and process.", legal=at_least(1, WIDTH), lasting=True)
+    batch_size: int = flag(
+        1, "Images per step and process.", legal=at_least(1, WIDTH), lasting=True, essential="batch_size"
+    )
     microbatch: int = flag(-1, "Images computed at once; -1 is the whole batch.", legal=COUNT_OR_UNSET, lasting=True)
     lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
     weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
@@ -36,13 +42,18 @@ class TrainFlags(FlagGroup):
     log_interval: int = flag(10, "Steps between log lines.", legal=at_least(1))
     save_interval: int = flag(10000, "Steps between checkpoints.", legal=at_least(1))
     sample_interval: int = flag(
-        0, "Steps between picture grids of moving-average samples; 0 draws none.", legal=at_least(0)
+        0,
+        "Steps between picture grids of moving-average samples; 0 draws none.",
+        legal=at_least(0),
+        essential="sample_interval",
     )
     keep_checkpoints: int = flag(
         0, "Complete checkpoints of this run to keep, of which the oldest are deleted; 0 keeps all.", legal=at_least(0)
     )
     resume_checkpoint: str = flag(
-        "", "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder."
+        "",
+        "Path of a modelNNNNNN.pt to go on from, or auto for the newest complete one of the output folder.",
+        essential="resume_checkpoint",
     )
     init_from: str = flag(
         "",

@@ -10,12 +10,13 @@ from ..checkpoints import resume
 from ..denoiser import refuse_untaken
 from ..generate import preview_sampler
 from ..jobs import launch
-from ..networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
+from ..networks import ClassifierFlags, ConvFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
 from .data import first_batch, next_batch, stream, training_images, with_facts
 from .flags import TrainFlags
+from .log import line
 from .loop import Loop
 from .validation import held_out_losses
 
@@ -30,7 +31,8 @@ def begin(parsed, network):
     """
     parsed = resume.starting_point(parsed, network)
     seed_everything(parsed[TrainFlags])
-    compute_by(parsed[ConvFlags].algorithm(training=True))
+    parsed[ConvFlags].apply(training=True)
+    logger.show_lines(line)
     return parsed
 
 

@@ -1,9 +1,30 @@
 """What training logs: losses by quartiles of the timesteps, speed, and the time left."""
 
 import contextlib
+import re
 import time
+from numbers import Number
 
 from .. import logger
+
+# seconds without a log line after which a terminal gets one
+SILENCE = 30.0
+# what a terminal's line has no place for: it is in the files
+DETAILS = re.compile(
+    r"step|samples|progress|time_left|images_per_second|param_norm|lg_loss_scale|clipped|mse|vb|.*_q[0-3]"
+)
+
+
+def line(row):
+    """A row in one line, for a terminal: the step of all, losses and scores, gradient norm, speed, and the time left.
+
+    :param row: {key: number or text}, as a run logs it.
+    """
+    shown = [f"step {row['progress']}"]
+    numbers = {key: value for key, value in row.items() if isinstance(value, Number) and not DETAILS.fullmatch(key)}
+    shown += [f"{key} {value:.4g}" for key, value in numbers.items()]
+    shown.append(f"{row['images_per_second']:.3g} images/s")
+    return "  ".join(shown + ([f"{row['time_left']} left"] if "time_left" in row else []))
 
 
 def log_loss_dict(diffusion, ts, losses):
@@ -27,11 +48,13 @@ class Clock:
     :param step: after which the run begins.
     :param last: the step at which it ends; None for no end.
     :ivar images: how many images the steps have had; whoever takes a step adds them.
-    :ivar logged: whether there has been a log line.
+    :ivar logged: whether there has been a log row.
+    :ivar said: when there was a line last.
     """
 
     def __init__(self, step, last):
-        self.start, self.first_step, self.last = time.time(), step, last
+        self.start = self.said = time.time()
+        self.first_step, self.last = step, last
         self.images = 0
         self.logged = False
 
@@ -42,12 +65,16 @@ class Clock:
         yield
         self.start += time.time() - began
 
-    def log(self, step):
-        """Log the speed so far, and when the run will end."""
-        seconds = time.time() - self.start
-        self.logged = True
-        logger.logkv("images_per_second", self.images / seconds)
-        logger.logkv("progress", f"{step}/{self.last or 'no end'}")
+    def silent(self):
+        """Whether there has been no line for SILENCE."""
+        return time.time() - self.said >= SILENCE
+
+    def read(self, step):
+        """{key: value} of the speed so far, and of when the run will end; a line is said with it."""
+        self.said = time.time()
+        seconds = self.said - self.start
+        facts = {"images_per_second": self.images / seconds, "progress": f"{step}/{self.last or 'no end'}"}
         if self.last:
             left = seconds / (step - self.first_step) * (self.last - step)
-            logger.logkv("time_left", f"{int(left // 3600)}:{int(left // 60 % 60):02d}:{int(left % 60):02d}")
+            facts["time_left"] = f"{int(left // 3600)}:{int(left // 60 % 60):02d}:{int(left % 60):02d}"
+        return facts

@@ -13,7 +13,7 @@ from ..jobs import interruption, random_state, slow_steps
 from ..networks import for_training
 from ..nn import update_ema
 from ..seams import Objective
-from .log import Clock, log_loss_dict
+from .log import Clock, line, log_loss_dict
 from .precision import BAD_STEPS, Outcome, Precision
 from .run_files import RunFiles
 
@@ -138,8 +138,12 @@ class Loop:
             logger.logkv("step", self.step)
             logger.logkv("samples", self.samples)
             logger.logkvs(self.objective.logged())
-            clock.log(self.step)
+            logger.logkvs(clock.read(self.step))
+            clock.logged = True
             logger.dumpkvs()
+        elif clock.silent():
+            self._read()
+            logger.log(line({**logger.getkvs(), **clock.read(self.step)}))
         if draws:
             doing("its preview, which rank 0 draws")
             with clock.stopped():

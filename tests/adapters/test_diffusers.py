@@ -321,6 +321,36 @@ def test_paths_without_a_network_are_refused(tmp_path):
         opened(path)
 
 
+def test_dit_under_the_name_that_it_was_published_under(tmp_path):
+    parts = {"transformer": tiny_models.dit(), "vae": tiny_models.kl(), "scheduler": tiny_models.scheduler()}
+    path = tiny_models.save(tmp_path, "DiTPipeline", **parts)
+    for file in (tmp_path / "model_index.json", tmp_path / "transformer" / "config.json"):
+        file.write_text(file.read_text().replace("DiTTransformer2DModel", "Transformer2DModel"))
+    _, network, _ = opened(path)
+    x, t, y = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.tensor([7])
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, t, y=y), parts["transformer"](x, t, class_labels=y).sample)
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "norm_type": "layer_norm"}))
+    with pytest.raises(UserError, match="norm_type is 'layer_norm'; a DiT has 'ada_norm_zero'"):
+        opened(path)
+
+
+def test_a_pipeline_of_one_folder(tmp_path):
+    """As google/ddpm-cifar10-32 lies on the hub: config.json and scheduler_config.json beside model_index.json."""
+    unet, scheduler = tiny_models.unet(), tiny_models.scheduler("DDPMScheduler", variance_type="fixed_small")
+    path = tiny_models.save(tmp_path, "DDPMPipeline", unet=unet, scheduler=scheduler)
+    for part in ("unet", "scheduler"):
+        for file in (tmp_path / part).iterdir():
+            file.rename(tmp_path / file.name)
+        (tmp_path / part).rmdir()
+    parsed, network, _ = opened(path)
+    assert parsed[DiffusionFlags].sigma_small
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([5])
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, t), unet(x, t).sample)
+
+
 @pytest.mark.parametrize("part", ["unet", "scheduler"])
 def test_a_pipeline_without_a_part_or_an_entry_is_refused(tmp_path, part):
     path = tiny_models.save(tmp_path, "DDPMPipeline", unet=tiny_models.unet(), scheduler=tiny_models.scheduler())
@@ -331,5 +361,5 @@ def test_a_pipeline_without_a_part_or_an_entry_is_refused(tmp_path, part):
     with pytest.raises(UserError, match="a config that is not of diffusers"):
         opened(path)
     file.unlink()
-    with pytest.raises(UserError, match=r"there is no |no config\.json"):
+    with pytest.raises(UserError, match=r"there is no .*scheduler_config|no config\.json"):
         opened(path)

@@ -10,6 +10,7 @@ import script_runs
 import tiny_models
 import torch
 
+import guided_diffusion as gd
 from guided_diffusion.adapters.edm_networks import SongUNet
 
 SAMPLING = "--num_samples 6 --batch_size 2 --timestep_respacing 4".split()
@@ -66,6 +67,23 @@ def images_in(folder):
     (path,) = folder.glob("*.npz")
     with np.load(path) as made:
         return dict(made)
+
+
+def keywords_of(words):
+    """{name: text} of words such as --eta 0.5."""
+    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2])}
+
+
+def test_images_from_python_are_those_of_the_script(model, tmp_path):
+    """Also after a sampling in fewer steps, by which the schedule of EDM's networks goes."""
+    name, (path, *words) = model
+    script_runs.run(
+        "image_sample", "--model_path", path, *words, *SAMPLING, *SOLVERS[name].split(), "--out_dir", tmp_path
+    )
+    opened = gd.load(path, **keywords_of(words))
+    opened.sample(1, steps=2, progress=False)
+    made = opened.sample(6, batch_size=2, steps=4, progress=False, **keywords_of(SOLVERS[name].split()))
+    assert np.array_equal(made, images_in(tmp_path)["arr_0"]) and opened.num_classes == CLASSES.get(name)
 
 
 @processes.needs_mpirun
@@ -167,3 +185,14 @@ def test_an_upsampler_is_none_of_others(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script_runs.run("super_res_sample", "--model_path", *ddpm(tmp_path / "model"), "--out_dir", tmp_path / "large")
     assert "expected a super-resolution network" in capsys.readouterr().err
+
+
+def test_the_bias_is_measured_and_tuned(model, tmp_path):
+    _, words = model
+    images = script_runs.draw_images(tmp_path / "data")
+    common = ["--model_path", *words, "--data_dir", images, "--use_ddim", True, "--num_samples", 4, "--batch_size", 2]
+    script_runs.run("exposure_bias", *common, "--steps", 3, "--out_dir", tmp_path / "bias")
+    rows = (tmp_path / "bias" / "exposure_bias.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3
+    script_runs.run("tune_sampler", *common, "--timestep_respacing", 3, "--out_dir", tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "preset.json").exists()

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import critic
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.image_datasets import DataFlags, batches
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.objectives import Loss, Objective
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import diffusion_of
-from guided_diffusion.training.data import training_data
+from guided_diffusion.training.data import next_batch
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.loop import Loop
 
@@ -91,11 +91,13 @@ def loop(images, out_dir, objective=None, *, network_flags=NETWORK, sgd=False, *
         **{"batch_size": GLOBAL_BATCH // dist_util.world_size(), "log_interval": 1, "lr": 1e-2, **options}
     )
     logger.configure(str(out_dir), "csv,log")
+    dataset = DataFlags(data_dir=images).dataset(SIZE, False, None, flags.seed)
+    place = {"rank": dist_util.rank(), "size": dist_util.world_size(), "num_workers": 0, "start": next_batch(flags)}
     training = Loop(
         model=network(network_flags),
         dtype=network_flags.dtype,
         objective=objective or ReadFromImages(),
-        data=training_data(DataFlags(data_dir=images, num_workers=0), flags, SIZE),
+        data=batches(dataset, flags.batch_size, **place),
         flags=flags,
         resolved={"image_size": SIZE},
     )

@@ -24,7 +24,7 @@ setup(
         "numpy>=1.26",
         "blobfile>=2",
         "Pillow",
-        "opencv-python-headless",  # not imported here, but by forks of guided-diffusion, which run on this package
+        "opencv-python-headless",  # of datasets/celeba.py, and of forks of guided-diffusion, which run on this package
         "tqdm",
         "scipy",
         "mpi4py>=4",
@@ -36,5 +36,7 @@ setup(
         "models": ["diffusers", "safetensors", "transformers"],
         "evaluator": ["tensorboard"],
         "plots": ["matplotlib"],
+        "lsun": ["lmdb"],
+        "huggingface": ["pyarrow"],
     },
 )

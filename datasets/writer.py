@@ -1,4 +1,7 @@
-"""The one way a data set is written: a folder of PNG files, and the same images in an .npz beside it."""
+"""The one way a data set is written: a folder of PNG files, and the same images in an .npz beside it.
+
+That is for sets that fit in memory; sources.py writes larger ones as they are read.
+"""
 
 import argparse
 import os
@@ -6,6 +9,8 @@ import sys
 
 import numpy as np
 from PIL import Image
+
+from guided_diffusion.errors import UserError
 
 
 def write_images(out_dir, images, labels=None, classes=None):
@@ -21,9 +26,7 @@ def write_images(out_dir, images, labels=None, classes=None):
     prefixes = [""] * len(images) if labels is None else [f"{classes[i] if classes else i}_" for i in labels]
     names = [f"{prefix}{index:05d}.png" for index, prefix in enumerate(prefixes)]
     os.makedirs(folder, exist_ok=True)
-    foreign = {name for name in os.listdir(folder) if name.endswith(".png")} - set(names)
-    if foreign:
-        raise ValueError(f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder")
+    refuse_others(folder, names)
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
@@ -31,13 +34,25 @@ def write_images(out_dir, images, labels=None, classes=None):
     return folder, folder + ".npz"
 
 
-def parser(description, out_dir, image_size, splits=()):
-    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and, with splits, --split."""
+def refuse_others(folder, names):
+    """:raises UserError: if a folder holds a PNG of another name, since a reader would mix the two."""
+    foreign = {name for name in os.listdir(folder) if name.endswith(".png") and name[0] != "."} - set(names)
+    if foreign:
+        raise UserError(f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder")
+
+
+def parser(description, out_dir, image_size=None, splits=(), sizes=None):
+    """The flags every data set shares, as an ArgumentParser: --out_dir, --image_size and, with splits, --split.
+
+    :param image_size: the default; None for images of one size alone, without the flag.
+    :param sizes: of which the size has to be one.
+    """
     p = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
-    p.add_argument("--image_size", type=int, default=image_size, help="height and width in pixels")
+    if image_size:
+        p.add_argument("--image_size", type=int, default=image_size, choices=sizes, help="height and width in pixels")
     if splits:
         p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
     return p

@@ -18,7 +18,8 @@ from guided_diffusion import conditioning, flags, methods
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    for folder in ("", "docs", "datasets", "evaluations")
+    for path in sorted((ROOT / folder).glob("*.md"))
 }
 LAUNCHERS = r"(?:mpirun -n \d+ python|srun -n \d+ python|torchrun --nproc_per_node \d+|python) "
 FOLDERS = r"(?:scripts|evaluations|datasets|benchmarks)/"

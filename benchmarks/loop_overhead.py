@@ -23,9 +23,12 @@ import torch
 from guided_diffusion.methods import of_values
 from guided_diffusion.methods.clipping import Thresholding
 from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.scalars import everywhere
 from guided_diffusion.solvers import SOLVERS
 
 WINDOW = 80
+# rows that are no whole step
+SEARCH, DRAW = "the search of a time shift", "a draw of noise"
 
 
 class PublishedStyle:
@@ -114,6 +117,8 @@ def cases():
     }
     for variant in ("adm", "paper", "net", "target"):
         found[f"ddim, time shift {variant}"] = ("shifted", "ddim", {**shift, "time_shift_variant": variant})
+    found[SEARCH] = ("searched", "ddim", shift)
+    found[DRAW] = ("", "ddpm", {})
     return found | {name: ("", name, {}) for name in SOLVERS if name not in ("ddim", "ddpm")}
 
 
@@ -149,6 +154,20 @@ def runs(case, batch, size, steps):
                 else:
                     x = getattr(style, baseline)(network, x, i)
 
+    if case == SEARCH:
+        times = [everywhere(time, start) for time in process.grid]
+
+        def published():
+            for i in range(steps - 1):
+                style.searched(start, torch.tensor([i] * batch))
+
+        def here():
+            for i in range(steps - 1):
+                process.coupling(i, start, times[i], times[i])
+
+        return published, here, steps - 1
+    if case == DRAW:
+        return None, lambda: torch.randn_like(start), 1
     here()
     return published if baseline else None, here, process.network_calls / batch
 
@@ -215,7 +234,9 @@ def main():
             line += f"{'':10}{ours:8.2f}{'':24}{ours / of_ddim:8.2f}"
         else:
             ratios = [other / own for other, own in rounds]
-            theirs = statistics.median(other for other, _ in rounds) * 1e3 / arguments.steps
+            theirs = (
+                statistics.median(other for other, _ in rounds) * 1e3 / (calls if case == SEARCH else arguments.steps)
+            )
             spread = f"[{min(ratios):.1f}, {max(ratios):.1f}]"
             line += f"{theirs:10.2f}{ours:8.2f}{statistics.median(ratios):8.1f}{spread:>16}{ours / of_ddim:8.2f}"
         if arguments.memory:

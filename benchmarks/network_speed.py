@@ -19,6 +19,7 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion import networks
 from guided_diffusion.nn import GroupNorm32, checkpoint
@@ -127,6 +128,30 @@ def ratios(base, others, rounds):
     return found
 
 
+def matmul_peak(side=2048, rounds=5):
+    """GFLOP a second of processor time of the largest of some products of two float32 [side, side]."""
+    a, b = torch.randn(2, side, side)
+    return max(2 * side**3 / seconds(lambda: a @ b) / 1e9 for _ in range(rounds))
+
+
+def print_flops(names):
+    """A line for each network: its multiplications and additions, as defined, and the rate at which they come."""
+    peak = matmul_peak()
+    print(f"a product of two 2048 x 2048: {peak:.0f} GFLOP/s\n")
+    print("| network | batch | GFLOP an image | s an image | GFLOP/s | of that product |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in names:
+        model, inputs, _ = build(name)
+        batch, made = len(inputs[0]), networks.for_inference(model.eval(), "auto")
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counter:
+                published_style(model)(*inputs)
+            flops = counter.get_total_flops() / 1e9 / batch
+            made(*inputs)
+            took = statistics.median(seconds(lambda made=made, inputs=inputs: made(*inputs)) for _ in range(3)) / batch
+        print(f"| {name} | {batch} | {flops:.2f} | {took:.4f} | {flops / took:.0f} | {flops / took / peak:.0%} |")
+
+
 def measure(name, rounds, training):
     """Print a line for each way to compute a network."""
     model, inputs, target = build(name)
@@ -158,10 +183,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--what", choices=("forward", "training", "both"), default="both")
+    parser.add_argument("--what", choices=("forward", "training", "both", "flops"), default="both")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads")
     print(networks.described(networks.computing_by()) + "\n")
+    if args.what == "flops":
+        print_flops(args.networks.split(","))
+        return
     print("| network | batch | what | way | published / ours | spread | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, training in itertools.product(args.networks.split(","), (False, True)):

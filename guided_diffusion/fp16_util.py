@@ -183,7 +183,9 @@ class MixedPrecisionTrainer:
     def _compute_norms(self, grad_scale=1.0):
         """(the norm of all gradients together divided by `grad_scale`, that of all weights), as floats."""
         grads = [param.grad for param in self.master_params if param.grad is not None]
-        return norm(grads).item() / grad_scale, norm(self.master_params).item()
+        of_weights = norm(self.master_params)
+        of_grads, of_weights = torch.stack([norm(grads).to(of_weights), of_weights]).tolist()
+        return of_grads / grad_scale, of_weights
 
     def master_params_to_state_dict(self, master_params):
         """The state dict of the network with these weights, or averages of them, in place of its own."""

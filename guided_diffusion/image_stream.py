@@ -351,7 +351,8 @@ def batches(dataset, batch_size, *, deterministic=False, rank=0, size=1, num_wor
 
     def read(number):
         draws = (np.arange(batch_size) + number * batch_size) * size + rank
-        return dataset.batch([_place(dataset, draw, deterministic) for draw in draws])
+        images, extra = dataset.batch([_place(dataset, draw, deterministic) for draw in draws])
+        return (images.pin_memory() if torch.cuda.is_available() else images), extra
 
     return read_ahead(read, itertools.count(start), num_workers)
 

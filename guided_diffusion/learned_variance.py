@@ -27,7 +27,7 @@ class _Held(torch.autograd.Function):
 
 def outside(output):
     """The share [N] (float32) of each image's values whose v is outside [0, 1] by more than 1, its width."""
-    return (output.abs() > 3).flatten(1).float().mean(1)
+    return output.abs().float().gt_(3).flatten(1).mean(1)
 
 
 class Range:

@@ -1,4 +1,4 @@
-"""Published settings under names, each with the score that its authors report for it; and settings in a file."""
+"""Published settings under names, with the scores that their authors report; recipes for photos; settings in a file."""
 
 import json
 from dataclasses import dataclass
@@ -213,6 +213,37 @@ _EDM = {
 # DiT-XL/2 of ImageNet at two sizes (Peebles & Xie 2023, tables 2 and 3)
 _DIT = {"timestep_respacing": "250", "guidance_scale": 1.5, "guidance_channels": 3}
 
+# Recipes for one's own images, which nobody published: the same command goes on with a run that was stopped.
+_PHOTOS = {
+    "learn_sigma": True,
+    "noise_schedule": "cosine",
+    "rescale_learned_sigmas": True,
+    "num_res_blocks": 2,
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "dropout": 0.1,
+    "exif": True,
+    "batch_size": 32,
+    "lr": 2e-4,
+    "lr_warmup_steps": 500,
+    "grad_clip": 1.0,
+    "ema_rate": "0.9995",
+    "ema_warmup": True,
+    "sample_interval": 1000,
+    "save_interval": 5000,
+    "keep_checkpoints": 3,
+    "resume_checkpoint": "auto",
+}
+_SIZES = {
+    32: {"attention_resolutions": "16,8", "iterations": 50_000},
+    64: {"attention_resolutions": "16,8", "iterations": 100_000},
+    128: {"attention_resolutions": "16,8", "iterations": 200_000, "use_checkpoint": True},
+}
+_WIDTHS = {
+    "small": {"num_channels": 64, "num_head_channels": 32},
+    "base": {"num_channels": 128, "num_head_channels": 64},
+}
+
 
 def _all():
     yield from ((name, Preset(flags)) for name, flags in _MODELS.items())
@@ -251,6 +282,9 @@ def _all():
         "batch_size": 64,
     }
     yield "cifar10_adm_ip_training", Preset(perturbed, "FID 2.70 at 100 steps", "cifar10")
+    for size, flags in _SIZES.items():
+        for name, width in _WIDTHS.items():
+            yield f"photos{size}_{name}", Preset({"image_size": size, **width, **flags, **_PHOTOS})
 
 
 PRESETS = dict(_all())

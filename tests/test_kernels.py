@@ -44,9 +44,11 @@ def of_this_test():
     """One thread, and a choice of algorithm that no other test made."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    ConvFlags().apply()
     compute_by(None)
     torch.manual_seed(0)
     yield
+    ConvFlags().apply()
     compute_by(None)
     torch.set_num_threads(threads)
 
@@ -627,3 +629,78 @@ def test_an_older_folder_counts_as_direct(tmp_path):
     assert saved.pop("winograd") == computing_by()
     settings.write_text(json.dumps(saved))
     assert "3x3 convolutions: direct" in run("image_sample", *flags, "--out_dir", tmp_path)
+
+
+# -- torch's own compiler, and TF32
+
+
+def plainly(function, mode):
+    """In place of torch.compile: the function itself, with the mode on it."""
+    asked.append(mode)
+    return function
+
+
+asked = []
+
+
+@pytest.mark.parametrize("mode, told", [("default", None), ("max-autotune", "max-autotune")])
+def test_compile_takes_the_network_itself_and_leaves_it_as_it_is(mode, told):
+    model = network("legacy_heads_classes")
+    arguments, y = inputs(model)
+    ConvFlags(compile=mode).apply()
+    asked.clear()
+    with mock.patch.object(torch, "compile", plainly):
+        made, trained = fast.compiled(model), for_training(model)
+    assert asked == [told, told] and mode in fast.described(computing_by())
+    assert "forward" not in vars(model) and type(made) is type(model) and made.shape == model.shape
+    assert [id(p) for p in trained.parameters()] == [id(p) for p in model.parameters()]
+    assert for_inference(made) is made
+    with torch.no_grad():
+        assert torch.equal(made(*arguments, **y), model(*arguments, **y))
+    ConvFlags().apply()
+    assert fast.compiled(model) is model
+
+
+def test_scripts_run_a_compiled_network(tmp_path):
+    flags = ["--model_path", DIGITS, "--num_samples", 2, "--timestep_respacing", 2, "--seed", 1]
+    run("image_sample", *flags, "--conv", "direct", "--out_dir", tmp_path / "off")
+    asked.clear()
+    with mock.patch.object(torch, "compile", plainly):
+        said = run("image_sample", *flags, "--compile", "default", "--out_dir", tmp_path / "on")
+    assert asked == [None] and "compiled by torch (default)" in said
+    off, on = (np.load(tmp_path / name / "samples_2x16x16x3.npz")["arr_0"].astype(int) for name in ("off", "on"))
+    assert abs(off - on).max() <= 1
+
+
+def test_compile_without_a_compiler_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    ConvFlags(compile="default").apply()
+    with pytest.raises(UserError, match=r"--compile default needs a C\+\+ compiler.*\$CXX"):
+        fast.compiled(network("adm"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_gives_what_the_network_gives():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
+    ConvFlags(compile="default").apply()
+    made = fast.compiled(model)
+    for count in (2, 5):
+        x = torch.randn(count, 3, 8, 8, requires_grad=True)
+        expected, got = model(x), made(x)
+        close(got, expected.double(), 1e-5)
+        wanted = [x, *model.parameters()]
+        grads = zip(torch.autograd.grad(got.sum(), wanted), torch.autograd.grad(expected.sum(), wanted))
+        for a, b in grads:
+            close(a, b.double(), 1e-5)
+
+
+def test_tf32_is_off_unless_asked_for(monkeypatch):
+    for part in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(part, "allow_tf32", False)
+    ConvFlags().apply()
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    ConvFlags(tf32=True).apply()
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32

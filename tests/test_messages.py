@@ -52,7 +52,9 @@ def test_arrays_and_tensors_come_back_bit_for_bit_and_may_be_written(value):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), range(3), print, np.array([object()]), torch.eye(2).to_sparse(), 1j], ids=str
+    "value",
+    [object(), range(3), print, np.array([object()]), torch.eye(2).to_sparse(), 1j],
+    ids=lambda v: type(v).__name__,
 )
 def test_anything_else_is_an_error_of_the_program(value):
     with pytest.raises(TypeError, match="is nothing that ranks tell each other"):

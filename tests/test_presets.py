@@ -2,15 +2,21 @@
 
 import gzip
 import json
+import re
 import shlex
 from pathlib import Path
 
 import launched
+import numpy as np
 import pytest
+import script_runs
+import torch
+from PIL import Image
 
-from guided_diffusion import flags
+from guided_diffusion import averages, flags
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs import launch
+from guided_diffusion.networks import UNetFlags
 from guided_diffusion.presets import PRESETS, expand, table
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
@@ -60,6 +66,45 @@ def test_every_preset_makes_a_valid_command_line_of_some_script(name):
             assert PRESETS[name].flags.items() <= parsed.values().items()
             fitting.append(script.name)
     assert fitting
+
+
+PHOTOS = [f"photos{size}_{width}" for size in (32, 64, 128) for width in ("small", "base")]
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photos_need_no_other_flag_than_their_folder(name):
+    script = launched.read("image_train")
+    argv = ["--preset", name, "--data_dir", "photos"]
+    values = flags.parse(argv, script.groups, "", script.overrides, launch._preset).values()
+    size = int(re.search(r"\d+", name)[0])
+    assert values["image_size"] == size and values["iterations"] and values["sample_interval"]
+    assert values["ema_warmup"] and values["resume_checkpoint"] == "auto" and values["keep_checkpoints"]
+    # at the end of the run, and at its first preview, the average has forgotten the weights it began with
+    for step in (values["sample_interval"], values["iterations"]):
+        assert not averages.young(float(values["ema_rate"]), step, True)
+    with torch.device("meta"):
+        network = UNetFlags(**{k: values[k] for k in UNetFlags.__dataclass_fields__}).create(values["learn_sigma"])
+        t = torch.zeros(2, dtype=torch.long)
+        assert network(torch.zeros(2, 3, size, size), t).shape == (2, 6, size, size)
+    count = sum(p.numel() for p in network.parameters())
+    assert count < 30e6 if name.endswith("small") else 40e6 < count < 120e6
+
+
+def test_photos_from_a_folder_to_samples(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate([(40, 60, 3), (70, 50, 3), (32, 32, 3), (90, 91, 3)]):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(256, size=shape, dtype=np.uint8)).save(tmp_path / "photos" / f"IMG {i}.JPG")
+    command = ["--preset", "photos32_small", "--data_dir", tmp_path / "photos", "--out_dir", tmp_path / "run"]
+    few = ["--batch_size", 2, "--num_workers", 0]
+    for steps in (1, 2):  # the second goes on with the first
+        printed = script_runs.run("image_train", *command, *few, "--iterations", steps)
+    assert "step 2/2  loss" in printed
+    path = tmp_path / "run" / "ema_0.9995_000002.pt"
+    script_runs.run(
+        "image_sample", "--model_path", path, "--num_samples", 1, "--timestep_respacing", 1, "--out_dir", tmp_path
+    )
+    assert np.load(tmp_path / "samples_1x32x32x3.npz")["arr_0"].shape == (1, 32, 32, 3)
 
 
 def test_flags_given_by_hand_win():

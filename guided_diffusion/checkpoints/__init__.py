@@ -11,7 +11,7 @@ from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK, guided
-from ..networks import NETWORKS, ClassifierFlags, ConvFlags, SuperResFlags, UNetFlags, compute_by, for_inference
+from ..networks import NETWORKS, ClassifierFlags, ConvFlags, SuperResFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
 from .resolve import (  # noqa: F401 (likewise)
     described,
@@ -106,7 +106,9 @@ def load_network(parsed):
     """
     parsed, path, found = resolved(parsed), parsed[CheckpointFlags].model_path, of_others(parsed)
     if found is not None:
-        return parsed, _create(found, parsed, path)
+        model = _create(found, parsed, path)
+        _compute_by(parsed)
+        return parsed, compiled(model)
     return parsed, _fast(parsed, _open(parsed, path, _network(parsed)))
 
 
@@ -215,10 +217,13 @@ def _open(parsed, path, network, flag="model_path"):
 
 
 def _fast(parsed, model):
-    """The network as the scripts run it, by their --conv where they have it."""
-    flags = parsed.groups.get(ConvFlags)
-    compute_by(None if flags is None else flags.algorithm())
-    return for_inference(model)
+    """The network as the scripts run it."""
+    _compute_by(parsed)
+    return for_inference(compiled(model))
+
+
+def _compute_by(parsed):
+    parsed.groups.get(ConvFlags, ConvFlags()).apply()
 
 
 def _advise(path, trained):

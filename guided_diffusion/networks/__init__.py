@@ -8,6 +8,7 @@ from .classifier import ClassifierFlags
 from .fast import (  # noqa: F401 (the package's own names)
     DIRECT,
     ConvFlags,
+    compiled,
     compute_by,
     computing_by,
     described,

@@ -6,6 +6,9 @@ what it did, and the network itself stays the published one.
 """
 
 import copy
+import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import kernels
+from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..kernels import functions, winograd
 from ..nn import GroupNorm32, SiLU
@@ -42,7 +46,7 @@ GROWTH = 4
 
 @dataclass
 class ConvFlags(FlagGroup):
-    """The computation on a CPU."""
+    """The computation."""
 
     conv: str = flag(
         "auto",
@@ -52,6 +56,24 @@ class ConvFlags(FlagGroup):
         lasting=True,
         idle=True,
     )
+    tf32: bool = flag(
+        False,
+        "A GPU rounds float32 products to TF32 (10 bits), several times as fast; False is as torch does by itself.",
+        lasting=True,
+    )
+    compile: str = flag(
+        "off",
+        "Compile the network with torch.compile, for a minute or more at the start; it replaces the kernels of --conv.",
+        choices=("off", "default", "max-autotune"),
+        lasting=True,
+    )
+
+    def apply(self, training=False):
+        """Let the networks of this process that are loaded from now on compute by these flags."""
+        compute_by(DIRECT if self.compile != "off" else self.algorithm(training))
+        _process["compile"] = self.compile
+        if self.tf32:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def algorithm(self, training=False):
         """The fewest channels of a layer that is computed by Winograd; 0 for none.
@@ -67,6 +89,8 @@ class ConvFlags(FlagGroup):
 
 def described(algorithm):
     """An algorithm (see `ConvFlags.algorithm`) and the kernels there are, in words for a log."""
+    if _process["compile"] != "off":
+        return f"networks are compiled by torch ({_process['compile']})"
     found = kernels.current()
     by = f"compiled kernels ({found.instructions})" if found else "plain torch, for there are no compiled kernels"
     if algorithm == DIRECT:
@@ -88,7 +112,7 @@ def slow_halves(*dtypes):
 
 
 # of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
-_process = {"algorithm": None}
+_process = {"algorithm": None, "compile": "off"}
 
 
 def compute_by(algorithm):
@@ -103,6 +127,26 @@ def computing_by(training=False):
     """The algorithm of `compute_by`."""
     chosen = _process["algorithm"]
     return ConvFlags().algorithm(training) if chosen is None else chosen
+
+
+def compiled(model):
+    """A network as --compile says: a module like `model`, over the same weights, whose forward is compiled.
+
+    What it returns is a copy, for a CUDA graph writes its next result over the last one.
+
+    :raises UserError: where torch.compile lacks a compiler.
+    """
+    if _process["compile"] == "off":
+        return model
+    if next(model.parameters()).device.type == "cpu":
+        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise UserError(f"--compile {_process['compile']} needs a C++ compiler on a CPU; expected g++, or $CXX")
+    elif importlib.util.find_spec("triton") is None:
+        raise UserError(f"--compile {_process['compile']} needs the package triton on a GPU; expected it installed")
+    mode = None if _process["compile"] == "default" else _process["compile"]
+    forward, made = torch.compile(model.forward, mode=mode), copy.copy(model)
+    made.forward = lambda *args, **told: forward(*args, **told).clone()
+    return made
 
 
 class Plan:
@@ -151,9 +195,10 @@ def for_inference(model, conv=None):
 def for_training(model, conv=None):
     """The network as it trains fastest, like `for_inference`: gradients of all weights, checkpoints and dropout stay.
 
-    The parameters are `model`'s own: optimisers, averages and checkpoints may go on with `model`.
+    The parameters are `model`'s own: optimisers, averages and checkpoints may go on with `model`. Where --compile asks
+    for it, it is `compiled`.
     """
-    return _fast(model, _plan(conv, 0, True))
+    return compiled(model) if conv is None and _process["compile"] != "off" else _fast(model, _plan(conv, 0, True))
 
 
 def _plan(conv, spare, training):

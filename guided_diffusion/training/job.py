@@ -10,7 +10,7 @@ from ..checkpoints import resume
 from ..denoiser import refuse_untaken
 from ..generate import preview_sampler
 from ..jobs import launch
-from ..networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
+from ..networks import ClassifierFlags, ConvFlags, UNetFlags
 from ..objectives import ClassifierObjective, ValidationFlags
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
@@ -31,7 +31,7 @@ def begin(parsed, network):
     """
     parsed = resume.starting_point(parsed, network)
     seed_everything(parsed[TrainFlags])
-    compute_by(parsed[ConvFlags].algorithm(training=True))
+    parsed[ConvFlags].apply(training=True)
     logger.show_lines(line)
     return parsed
 

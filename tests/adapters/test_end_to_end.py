@@ -10,6 +10,7 @@ import script_runs
 import tiny_models
 import torch
 
+import guided_diffusion as gd
 from guided_diffusion.adapters.edm_networks import SongUNet
 
 SAMPLING = "--num_samples 6 --batch_size 2 --timestep_respacing 4".split()
@@ -66,6 +67,23 @@ def images_in(folder):
     (path,) = folder.glob("*.npz")
     with np.load(path) as made:
         return dict(made)
+
+
+def keywords_of(words):
+    """{name: text} of words such as --eta 0.5."""
+    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2])}
+
+
+def test_images_from_python_are_those_of_the_script(model, tmp_path):
+    """Also after a sampling in fewer steps, by which the schedule of EDM's networks goes."""
+    name, (path, *words) = model
+    script_runs.run(
+        "image_sample", "--model_path", path, *words, *SAMPLING, *SOLVERS[name].split(), "--out_dir", tmp_path
+    )
+    opened = gd.load(path, **keywords_of(words))
+    opened.sample(1, steps=2, progress=False)
+    made = opened.sample(6, batch_size=2, steps=4, progress=False, **keywords_of(SOLVERS[name].split()))
+    assert np.array_equal(made, images_in(tmp_path)["arr_0"]) and opened.num_classes == CLASSES.get(name)
 
 
 @processes.needs_mpirun

@@ -697,10 +697,20 @@ def test_a_compiled_network_gives_what_the_network_gives():
             close(a, b.double(), 1e-5)
 
 
-def test_tf32_is_off_unless_asked_for(monkeypatch):
-    for part in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(part, "allow_tf32", False)
+@pytest.fixture
+def without_tf32():
+    """The parts of torch that may round to TF32, which do not; afterwards they do as before."""
+    parts = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [part.allow_tf32 for part in parts]
+    for part in parts:
+        part.allow_tf32 = False
+    yield parts
+    for part, value in zip(parts, before):
+        part.allow_tf32 = value
+
+
+def test_tf32_is_off_unless_asked_for(without_tf32):
     ConvFlags().apply()
-    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert not any(part.allow_tf32 for part in without_tf32)
     ConvFlags(tf32=True).apply()
-    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    assert all(part.allow_tf32 for part in without_tf32)

@@ -68,7 +68,7 @@ def test_a_slow_batch_of_samples_says_so(monkeypatch):
     monkeypatch.setattr(slow_steps, "told", functools.partial(slow_steps.told, long=0.05))
     monkeypatch.setattr(logger, "log", say)
     store = SimpleNamespace(save=lambda chunk, made: None)
-    sampling._fill(store, [range(2), range(2, 4)], 4, make_batch, "it goes on")
+    sampling.fill(store, [range(2), range(2, 4)], 4, make_batch, "it goes on")
     assert heard.is_set()
 
 

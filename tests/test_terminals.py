@@ -249,8 +249,12 @@ class Watched:
 
     def connect(self, *words):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=HANGS)
-        for word in words:
-            connection.sendall(word)
+        try:
+            for word in words:
+                connection.sendall(word)
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def hears_the_end_of_rank_1(self):

@@ -398,17 +398,17 @@ def all_gather(tensor):
     return torch.cat(parts)
 
 
-def data_parallel(model):
+def data_parallel(model, **options):
     """Return `model` wrapped so that backward passes average gradients over the ranks; alone, the model itself.
 
     The ranks have to hold the same weights already (see `sync_params`).
+
+    :param options: more of DistributedDataParallel's.
     """
     if world_size() == 1:
         return model
     devices = [dev()] if dev().type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, init_sync=False, gradient_as_bucket_view=True
-    )
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, init_sync=False, **options)
 
 
 def broadcast_object(obj, src=0):

@@ -323,6 +323,13 @@ class _Parser(argparse.ArgumentParser):
         return head + rest + names.replace("\n\n", "\n")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves a value such as max-autotune in one piece at the end of a line."""
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Help(argparse.Action):
     """Prints the help, all of it where asked, and ends the process."""
 
@@ -341,7 +348,7 @@ def parser_for(groups, description, overrides=None):
         description=description,
         allow_abbrev=False,
         add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument(
         "-h",

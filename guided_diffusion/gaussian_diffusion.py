@@ -795,9 +795,9 @@ _predict_xstart_from_eps = GaussianDiffusion._predict_xstart_from_eps
 
 
 def _extract_into_tensor(arr, timesteps, broadcast_shape):
-    """The entries of a table at indices [N], as float32, in a shape [N, ...]."""
+    """The entries of a table at indices, as float32, in a shape whose first axes are those of the indices."""
     entries = on_device(arr, timesteps.device).take(timesteps.long()).float()
-    return entries.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
+    return entries.view(*timesteps.shape, *[1] * (len(broadcast_shape) - timesteps.ndim)).expand(broadcast_shape)
 
 
 def on_device(values, device):

@@ -11,7 +11,7 @@ from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK, guided
-from ..networks import NETWORKS, ClassifierFlags, ConvFlags, SuperResFlags, UNetFlags, compiled, for_inference
+from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
 from .resolve import (  # noqa: F401 (likewise)
     described,
@@ -149,9 +149,10 @@ def load_guided(parsed):
 
     :param parsed: those that `load_network` returned; see `load_classifier`, `load_process`.
     """
-    if ClassifierFlags not in parsed.groups:
+    path = parsed.values().get("classifier_path")
+    if path is None:
         return parsed, load_process(parsed)
-    parsed, classifier = load_classifier(parsed, parsed.values()["classifier_path"])
+    parsed, classifier = load_classifier(parsed, path)
     return parsed, load_process(parsed, *guided(parsed, classifier))
 
 

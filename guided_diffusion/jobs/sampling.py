@@ -182,9 +182,17 @@ def _save_pngs(parsed, path):
 
 
 def add_up(process):
-    """Let what the methods of a process counted be that of all ranks, which call this together."""
+    """Let what the methods of a process counted be that of all ranks, which call this together.
+
+    A rank that had no image to make has counted nothing, and takes part all the same.
+    """
+    counted = dist_util.gather_object({name: tally.values.cpu() for name, tally in process.tallies.items()})
     for tally in process.tallies.values():
-        tally.values = dist_util.all_reduce_sum(tally.values.to(dist_util.dev()))
+        tally.values = torch.zeros_like(tally.values)
+    for of_rank in dist_util.broadcast_object(counted):
+        for name, values in of_rank.items():
+            total = process.tally(name, *values.shape)
+            total.values = total.values.cpu() + values
 
 
 def fill(store, missing, total, make_batch, then, name=""):

@@ -81,7 +81,7 @@ class Loop:
         self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay, fused=fused)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         self.fast_model = for_training(model)
-        self.ddp_model = dist_util.data_parallel(self.fast_model)
+        self.ddp_model = dist_util.data_parallel(self.fast_model, gradient_as_bucket_view=True)
         # what of steps is not logged yet: their numbers, (t, terms) of their microbatches, and outcomes
         self._unread = []
         if flags.resume_checkpoint:

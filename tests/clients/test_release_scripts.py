@@ -188,7 +188,7 @@ def test_likelihoods(place, tmp_path, ranks):
     if ranks == 1:
         more = ["--num_samples", 4, "--batch_size", 2, "--rng", "published", "--out_dir", tmp_path]
         own = script_runs.run("image_nll", *told, *more).split("4 images: ")[1].split()[0]
-        assert float(printed) == pytest.approx(float(own), rel=1e-6)
+        assert float(printed) == pytest.approx(float(own), rel=1e-4)
     assert np.isfinite(float(printed))
 
 

@@ -59,7 +59,7 @@ LAYERS = [
     ["checkpoints"],
     ["checkpoints.resume"],
     ["objectives.objective"],
-    ["objectives.sampled", "objectives.teacher"],
+    ["objectives.sampled", "objectives.teacher", "rewards"],
     ["objectives.*"],
     ["objectives"],
     ["training.flags", "training.run_files"],

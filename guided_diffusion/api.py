@@ -297,7 +297,7 @@ class Model:
         parsed = stated({**self._given, **told}, [*NETWORK, *groups], overrides)
         if self._found is None:
             known = {name: value for name, value in self._loaded.values().items() if name in _OF_NETWORK}
-            parsed = parsed.with_values(known)
+            parsed = checkpoints.as_meant(parsed.with_values(known), self._given["model_path"], log=False)
         else:
             whole = adapters.resolve(parsed, self._found, self._given["model_path"], log=False)
             if not np.array_equal(whole[DiffusionFlags].betas, self._loaded[DiffusionFlags].betas):

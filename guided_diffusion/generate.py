@@ -20,6 +20,7 @@ from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
 from .networks import for_inference
+from .process import SpacingFlags
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -282,17 +283,19 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def preview_sampler(flags, count, cond, steps=25):
+def preview_sampler(flags, count, cond, steps=25, sampler=()):
     """`network, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param flags: DiffusionFlags.
     :param count: N.
     :param cond: {name: tensor [N, ...]} of what the network is told.
     :param steps: of DDIM, at most.
+    :param sampler: {flag: value} of another sampler, as an Objective names it.
     """
-    kept = str(min(steps, flags.diffusion_steps))
-    process = dataclasses.replace(flags, timestep_respacing=kept).create(
-        methods.at_defaults(), SolverFlags(use_ddim=True)
+    chosen = {"solver": "ddim", "spacing": "published", "timestep_respacing": str(min(steps, flags.diffusion_steps))}
+    chosen |= dict(sampler)
+    process = dataclasses.replace(flags, timestep_respacing=chosen["timestep_respacing"]).create(
+        methods.at_defaults(), SolverFlags(solver=chosen["solver"]), SpacingFlags(spacing=chosen["spacing"])
     )
 
     def preview(network, first=0):

@@ -23,6 +23,7 @@ from .resolve import (  # noqa: F401 (likewise)
     resolve,
     resumed,
 )
+from .sampler import as_meant, check_meant, meant_for  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 
@@ -123,6 +124,7 @@ def load_process(parsed, *methods):
     """
     path = parsed[CheckpointFlags].model_path
     made, trained = process.of_flags(parsed, *methods), read_flags(path)
+    check_meant(made, trained, path)
     for method in STACK:
         for remark in method.remarks(trained):
             logger.log(f"{path}: {remark}")
@@ -163,7 +165,8 @@ def resolved(parsed, log=True):
     """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
     source, found = parsed[CheckpointFlags], of_others(parsed)
     if found is None:
-        return resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+        told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+        return as_meant(told, source.model_path, log)
     if _network(parsed) is not DIFFUSION:
         raise UserError(f"--model_path {source.model_path} is {found.what}; expected {_network(parsed).what}")
     return adapters.resolve(parsed, found, source.model_path, log)

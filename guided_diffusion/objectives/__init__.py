@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from .. import logger
 from ..flags import FlagGroup, flag
 from .classifier import ClassifierObjective, ValidationFlags
+from .consistency_distillation import ConsistencyDistillation
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
+from .progressive_distillation import ProgressiveDistillation
 
 __all__ = [
     "OBJECTIVES",
@@ -19,7 +21,11 @@ __all__ = [
 ]
 
 # Those of diffusion networks. A classifier has but one.
-OBJECTIVES = {"diffusion": DiffusionObjective}
+OBJECTIVES = {
+    "diffusion": DiffusionObjective,
+    "progressive_distillation": ProgressiveDistillation,
+    "consistency_distillation": ConsistencyDistillation,
+}
 
 
 @dataclass

@@ -31,7 +31,7 @@ LAYERS = [
     ["denoiser", "spacing", "unet", "images", "resample", "fp16_util"],
     ["seams"],
     ["sampling"],
-    ["networks.levels"],
+    ["networks.levels", "networks.fast"],
     ["networks.*"],
     ["networks"],
     ["training.log"],

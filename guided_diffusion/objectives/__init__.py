@@ -7,6 +7,7 @@ from ..flags import FlagGroup, flag
 from .classifier import ClassifierObjective, ValidationFlags
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
+from .unrolled import Unrolled
 
 __all__ = [
     "OBJECTIVES",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 # Those of diffusion networks. A classifier has but one.
-OBJECTIVES = {"diffusion": DiffusionObjective}
+OBJECTIVES = {"diffusion": DiffusionObjective, "unrolled": Unrolled}
 
 
 @dataclass

@@ -7,6 +7,7 @@ from ..flags import FlagGroup, flag
 from .classifier import ClassifierObjective, ValidationFlags
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
+from .progressive_distillation import ProgressiveDistillation
 from .unrolled import Unrolled
 
 __all__ = [
@@ -20,7 +21,11 @@ __all__ = [
 ]
 
 # Those of diffusion networks. A classifier has but one.
-OBJECTIVES = {"diffusion": DiffusionObjective, "unrolled": Unrolled}
+OBJECTIVES = {
+    "diffusion": DiffusionObjective,
+    "progressive_distillation": ProgressiveDistillation,
+    "unrolled": Unrolled,
+}
 
 
 @dataclass

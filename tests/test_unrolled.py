@@ -189,7 +189,8 @@ def test_a_run_goes_on_and_fills_holes(place, tmp_path):
     ]
     made = {}
     for name, more in {"pairs": [], "same": ["--reference_dir", data], "guided": ["--guidance_scale", 2]}.items():
-        script_runs.run("inpaint_sample", *words, *more, "--out_dir", tmp_path / name)
+        said = script_runs.run("inpaint_sample", *words, *more, "--out_dir", tmp_path / name)
+        assert "never seen" not in said
         made[name] = np.load(tmp_path / name / "samples_4x8x8x3.npz")["arr_0"]
     true = np.load(data)["arr_0"][:4]
     for images in made.values():

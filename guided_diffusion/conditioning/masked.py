@@ -104,6 +104,7 @@ class Masked(Conditioning):
 
     network = InpaintFlags
     shows_images = True
+    left_out_by = "reference_dropout"
 
     def __init__(self, families, shows=True, mirrors=False, dropout=0.0, pictures=None):
         self.families = families

@@ -8,6 +8,7 @@ from .classifier import ClassifierObjective, ValidationFlags
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
 from .progressive_distillation import ProgressiveDistillation
+from .scale_distillation import ScaleDistillation
 from .unrolled import Unrolled
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
 OBJECTIVES = {
     "diffusion": DiffusionObjective,
     "progressive_distillation": ProgressiveDistillation,
+    "scale_distillation": ScaleDistillation,
     "unrolled": Unrolled,
 }
 

@@ -184,7 +184,7 @@ def _others_at(path, family="", vae="", flag="model_path", key=""):
 def _network(parsed):
     """The first Network with a whole diffusion process whose flags a script has."""
     whole = (network for network in NETWORKS.values() if network.process == "all")
-    return next(network for network in whole if parsed.groups.keys() >= {*network.groups})
+    return next((network for network in whole if parsed.groups.keys() >= {*network.groups}), DIFFUSION)
 
 
 def load_classifier(parsed, path, flag="classifier_path"):

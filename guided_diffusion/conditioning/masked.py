@@ -63,8 +63,8 @@ class MaskFlags(FlagGroup):
 
     masks: str = flag(
         "center",
-        f"Families of holes with commas, of which each image has one: {', '.join(MASKS)}. center leaves the margin, "
-        "column the sides, blocks any of 4 x 4 blocks.",
+        "Families of holes with commas, of which each image has one: center leaves margins, column the sides, blocks "
+        "any of 4 x 4 blocks.",
         lasting=True,
     )
 

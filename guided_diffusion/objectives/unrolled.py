@@ -27,7 +27,8 @@ third); distances are means (there a sum of nine). Its batch of 1 or 2 comes fro
 --use_checkpoint True saves here.
 
 Networks that predict eps from nearly pure noise say nothing of the image in the first step, so that the cosine schedule
-needs --prediction v or x0. Every network precision works; the comparison is computed in float32.
+needs --prediction v or x0. Every network precision works; the comparison is computed in float32. Input perturbation
+reaches L_eps alone; time shift, epsilon scaling and guidance act on what is so trained, in sampling alone.
 """
 
 from dataclasses import dataclass

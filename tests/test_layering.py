@@ -60,7 +60,7 @@ LAYERS = [
     ["checkpoints"],
     ["checkpoints.resume"],
     ["objectives.objective"],
-    ["objectives.sampled", "objectives.teacher"],
+    ["objectives.sampled", "objectives.teacher", "rewards"],
     ["objectives.diffusion"],
     ["objectives.*"],
     ["objectives"],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from .. import logger
 from ..flags import FlagGroup, flag
 from .classifier import ClassifierObjective, ValidationFlags
+from .consistency_distillation import ConsistencyDistillation
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
 from .progressive_distillation import ProgressiveDistillation
@@ -25,6 +26,7 @@ __all__ = [
 OBJECTIVES = {
     "diffusion": DiffusionObjective,
     "progressive_distillation": ProgressiveDistillation,
+    "consistency_distillation": ConsistencyDistillation,
     "scale_distillation": ScaleDistillation,
     "unrolled": Unrolled,
 }

@@ -154,6 +154,9 @@ class Objective:
         """
         raise NotImplementedError
 
+    def begin(self, model):
+        """Take note of the trained network, whose first weights are read, before training begins or goes on."""
+
     def __call__(self, model, x, cond):
         """The Loss of a microbatch, once for each of a step, under the autocast of the trained network.
 

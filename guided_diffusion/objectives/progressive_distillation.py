@@ -31,13 +31,12 @@ import torch
 from ..errors import UserError
 from ..flags import STEPS, FlagGroup, at_least, flag
 from ..nn import mean_flat
-from ..process import DiffusionFlags
 from ..resample import SamplerFlags
 from ..scalars import combined, per_sample
 from ..spacing import uniform
 from .objective import Loss
 from .sampled import SampledObjective
-from .teacher import Teacher, TeacherFlags
+from .teacher import Teacher, TeacherFlags, refuse_eps
 
 # of the signal-to-noise ratio [N] in power
 WEIGHTS = {
@@ -89,11 +88,7 @@ class ProgressiveDistillation(SampledObjective):
     @classmethod
     def create(cls, parsed, diffusion):
         flags = parsed[ProgressiveDistillationFlags]
-        if parsed[DiffusionFlags].prediction == "eps":
-            raise UserError(
-                "--prediction eps says almost nothing of the image at the noisiest timestep, where each of few steps "
-                "has to begin; expected --prediction v or x0, whatever the teacher predicts"
-            )
+        refuse_eps(parsed)
         steps = SimpleNamespace(num_timesteps=flags.student_steps)
         return cls(
             diffusion,

@@ -8,6 +8,7 @@ from .. import checkpoints, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..networks import SuperResFlags, UNetFlags, for_inference
+from ..process import DiffusionFlags
 from .objective import AuxiliaryNetwork
 
 
@@ -21,6 +22,18 @@ class TeacherFlags(FlagGroup):
         lasting=True,
         essential="start_steps",
     )
+
+
+def refuse_eps(parsed):
+    """Validate that a student of few steps can tell the image at the noisiest timestep.
+
+    :param parsed: the resolved Parsed flags of its training.
+    """
+    if parsed[DiffusionFlags].prediction == "eps":
+        raise UserError(
+            "--prediction eps says almost nothing of the image at the noisiest timestep, where each of few steps has "
+            "to begin; expected --prediction v or x0, whatever the teacher predicts"
+        )
 
 
 class Teacher(AuxiliaryNetwork):

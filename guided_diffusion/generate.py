@@ -213,20 +213,21 @@ def watched_images(process, network, noise, cond, watch=None):
     return pair_of(network).decode(x), bad_from
 
 
-def batch_maker(process, network, conditioning: Conditioning, noise_at):
+def batch_maker(process, network, conditioning: Conditioning, noise_at, finished=lambda x, cond: x):
     """`indices -> {"arr_0": images uint8 [n, H, W, C], "arr_1": labels}`, the labels where there are any.
 
     Where images are not finite, "bad_from" is that of `watched_images`.
 
     :param conditioning: a Conditioning of sampling.
     :param noise_at: `indices -> noise`, as of `noise_of`.
+    :param finished: `(x [n, C, H, W], cond) -> images`, what is made of the samples in the end.
     """
 
     def make_batch(indices):
         noise = noise_at(indices)
         cond = on_device(conditioning.of_indices(noise, indices))
         x, bad_from = watched_images(process, network, noise, cond)
-        arrays = as_arrays(x, cond.get("y"))
+        arrays = as_arrays(finished(x, cond), cond.get("y"))
         return arrays | {"bad_from": bad_from.cpu().numpy()} if bad_from.any() else arrays
 
     return make_batch

@@ -539,7 +539,10 @@ class UNetModel(_Torso):
         :raises UserError: for sides that the levels do not divide, and for labels that are missing or too many.
         """
         self._check_labels(x, y)
-        emb = self._embed(timesteps, y)
+        return self._predict(x, self._embed(timesteps, y))
+
+    def _predict(self, x, emb):
+        """What it says of inputs x [N, in_channels, ...], given embeddings [N, emb_channels] of all else."""
         *skips, h = self._descend(x, emb)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)

@@ -11,7 +11,7 @@ from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK, guided
-from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compiled, for_inference
+from ..networks import NETWORKS, ClassifierFlags, ConvFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
 from .resolve import (  # noqa: F401 (likewise)
     described,
@@ -26,6 +26,9 @@ from .resolve import (  # noqa: F401 (likewise)
 from .sampler import as_meant, check_meant, meant_for  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
+
+# the flag groups of a run that a classifier guides
+GUIDANCE = [*(method for method in STACK if not method.by_default), ClassifierFlags]
 
 
 @dataclass
@@ -101,7 +104,7 @@ def _create(found, parsed, path):
 def load_network(parsed):
     """The network of --model_path.
 
-    A script with flags for the sizes of a super-resolution network expects one.
+    A script with the flags of another network, such as the sizes of a super-resolution network, expects that.
 
     :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
@@ -182,7 +185,9 @@ def _others_at(path, family="", vae="", flag="model_path", key=""):
 
 
 def _network(parsed):
-    return SUPER_RES if SuperResFlags in parsed.groups else DIFFUSION
+    """The first Network with a whole diffusion process whose flags a script has."""
+    whole = (network for network in NETWORKS.values() if network.process == "all")
+    return next((network for network in whole if parsed.groups.keys() >= {*network.groups}), DIFFUSION)
 
 
 def load_classifier(parsed, path, flag="classifier_path"):

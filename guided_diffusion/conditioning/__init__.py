@@ -4,8 +4,9 @@ from ..errors import UserError
 from .classes import Classes
 from .conditioning import Conditioning
 from .low_resolution import LowResolution
+from .masked import Masked
 
-CONDITIONINGS = [Classes, LowResolution]
+CONDITIONINGS = [Classes, LowResolution, Masked]
 
 
 def training_groups():

@@ -397,6 +397,14 @@ PARTS = (SiLU, nn.Dropout, QKVAttention, QKVAttentionLegacy)
 METHODS = ("forward", "_forward", "__call__")
 # as they are defined, so that a class which somebody patched is known
 DEFINED = {kind: [getattr(kind, name, None) for name in METHODS] for kind in (*NETWORKS, *CONTAINERS, *LAYERS, *PARTS)}
+
+
+def enrolled(kind):
+    """The class, from now on known here: a network whose own forward uses the parts of one of NETWORKS as that does."""
+    DEFINED[kind] = [getattr(kind, name, None) for name in METHODS]
+    return kind
+
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

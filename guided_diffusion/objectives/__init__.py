@@ -9,6 +9,8 @@ from .consistency_distillation import ConsistencyDistillation
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
 from .progressive_distillation import ProgressiveDistillation
+from .scale_distillation import ScaleDistillation
+from .unrolled import Unrolled
 
 __all__ = [
     "OBJECTIVES",
@@ -25,6 +27,8 @@ OBJECTIVES = {
     "diffusion": DiffusionObjective,
     "progressive_distillation": ProgressiveDistillation,
     "consistency_distillation": ConsistencyDistillation,
+    "scale_distillation": ScaleDistillation,
+    "unrolled": Unrolled,
 }
 
 

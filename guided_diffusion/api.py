@@ -39,7 +39,7 @@ from .images import HALF_A_LEVEL, to_uint8
 from .inversion import EXACT, advice, by_ddim, decode, encode
 from .jobs import folder_lock
 from .jobs.launch import RunFlags, warn_of_unread
-from .networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
+from .networks import ConvFlags, UNetFlags, compute_by
 from .process import DiffusionFlags, Process, SpacingFlags
 from .sampling import Record
 from .solvers.bdia import Before
@@ -59,7 +59,6 @@ Denoiser: TypeAlias = Callable[[torch.Tensor, torch.Tensor], Prediction]
 NETWORK = [CheckpointFlags, UNetFlags, ConvFlags, DiffusionFlags]
 SAMPLER = [SampleFlags, SolverFlags, *conditioning.sampling_groups(UNetFlags), SpacingFlags, *methods.of_sampling()]
 # a sampling that is guided by a classifier has these too
-GUIDANCE = [*(method for method in methods.STACK if not method.by_default), ClassifierFlags]
 
 _OF_RUNS = dict.fromkeys(field.name for field in flags_of(RunFlags) if field.name != "preset")
 _OF_NETWORK = {field.name for group in NETWORK for field in flags_of(group)} - set(marked([DiffusionFlags], "free"))
@@ -276,7 +275,7 @@ class Model:
     ) -> tuple[Parsed, Process]:
         """(the resolved Parsed flags, the Process) of a sampling, its classes in numbers."""
         values = {**values, "timestep_respacing": _respacing(steps, values)}
-        groups = [*SAMPLER, *(GUIDANCE if values.get("classifier_path") else [])]
+        groups = [*SAMPLER, *(checkpoints.GUIDANCE if values.get("classifier_path") else [])]
         parsed, process = checkpoints.load_guided(self._resolved(values, groups, overrides))
         warn_of_unread(parsed)
         return with_classes_counted(parsed), process

@@ -22,8 +22,9 @@ class RewardFlags(FlagGroup):
 
     reward: str = flag(
         "",
-        "What says how good images are: classifier:PATH, the log-probability of their class; torchscript:PATH or "
-        "python:MODULE.FUNCTION, code that is given float32 [N, C, H, W] in [-1, 1] and returns [N]; empty is none.",
+        "What says how good images are: classifier:PATH, the log-probability of their class; or code that is given "
+        "float32 [N, C, H, W] in [-1, 1] and returns [N]: torchscript:PATH, or python:MODULE.FUNCTION, which is given "
+        "a dict of what the network is told too; empty is none.",
         lasting=True,
     )
     trust_reward: bool = flag(False, "Run the code that --reward is.")
@@ -114,7 +115,14 @@ def _python(name, parsed):
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--reward python:{name} cannot be imported ({error})") from error
-    return lambda images, cond: found(images)
+    return found
+
+
+def sharpness(images, cond):
+    """[N], the mean absolute difference of pixels from their four neighbours: a reward that noise pleases most."""
+    inner = images[:, :, 1:-1, 1:-1]
+    around = images[:, :, :-2, 1:-1] + images[:, :, 2:, 1:-1] + images[:, :, 1:-1, :-2] + images[:, :, 1:-1, 2:]
+    return (inner - around / 4).abs().mean(dim=(1, 2, 3))
 
 
 class ProxyReward(nn.Module):

@@ -299,24 +299,27 @@ class Values(dict):
         return {"class_cond": True, "image_channels": 3, **self}
 
 
-def brightness(images):
+def brightness(images, cond):
     """A reward, for --reward python:..."""
     return images.mean(dim=(1, 2, 3))
 
 
-def per_pixel(images):
+def per_pixel(images, cond):
     """None: it does not give one number for an image."""
     return images.mean(dim=1)
 
 
 def test_code_may_be_a_reward(tmp_path):
-    images = torch.rand(4, 3, 8, 8)
+    board = 2 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2) - 1.0
+    ramp = torch.arange(8).expand(8, 8) / 8
+    images = torch.stack([board, torch.full((8, 8), 0.5), board / 2, ramp])[:, None].repeat(1, 3, 1, 1)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1), torch.nn.Flatten(0))
     with pytest.warns(DeprecationWarning):
         torch.jit.trace(network, images).save(str(tmp_path / "reward.pt"))
     for name, expected in (
         (f"torchscript:{tmp_path / 'reward.pt'}", network(images)),
         (f"python:{__name__}.brightness", images.mean(dim=(1, 2, 3))),
+        ("python:guided_diffusion.rewards.sharpness", torch.tensor([2.0, 0.0, 1.0, 0.0])),
     ):
         found = paper.RewardFlags(name, trust_reward=True).create(Values())(images, {})
         assert torch.allclose(found, expected, atol=1e-6)

@@ -11,7 +11,7 @@ from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag
 from ..methods import STACK, guided
-from ..networks import NETWORKS, ConvFlags, UNetFlags, compiled, for_inference
+from ..networks import NETWORKS, ClassifierFlags, ConvFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
 from .resolve import (  # noqa: F401 (likewise)
     described,
@@ -26,6 +26,9 @@ from .resolve import (  # noqa: F401 (likewise)
 from .sampler import as_meant, check_meant, meant_for  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
+
+# the flag groups of a run that a classifier guides
+GUIDANCE = [*(method for method in STACK if not method.by_default), ClassifierFlags]
 
 
 @dataclass

@@ -71,4 +71,4 @@ def _samples(parsed, model, batch_size, rank, size):
     for first in range(rank * batch_size, total, size * batch_size):
         count = min(batch_size, total - first)
         cond = {name: value[first : first + count] for name, value in told.items()}
-        yield first, preview_sampler(parsed[DiffusionFlags], count, cond)(model, first)
+        yield first, preview_sampler(parsed[DiffusionFlags], count, cond, values=parsed.values())(model, first)

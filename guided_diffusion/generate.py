@@ -282,17 +282,18 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def preview_sampler(flags, count, cond, steps=25):
+def preview_sampler(flags, count, cond, steps=25, values=None):
     """`network, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param flags: DiffusionFlags.
     :param count: N.
     :param cond: {name: tensor [N, ...]} of what the network is told.
     :param steps: of DDIM, at most.
+    :param values: {flag: value} of the network, which methods may share; None has their defaults.
     """
     kept = str(min(steps, flags.diffusion_steps))
     process = dataclasses.replace(flags, timestep_respacing=kept).create(
-        methods.at_defaults(), SolverFlags(use_ddim=True)
+        methods.at_defaults(values or {}), SolverFlags(use_ddim=True)
     )
 
     def preview(network, first=0):

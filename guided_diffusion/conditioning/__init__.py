@@ -3,9 +3,10 @@
 from ..errors import UserError
 from .classes import Classes
 from .conditioning import Conditioning
+from .latent import Latents
 from .low_resolution import LowResolution
 
-CONDITIONINGS = [Classes, LowResolution]
+CONDITIONINGS = [Classes, LowResolution, Latents]
 
 
 def training_groups():

@@ -14,8 +14,10 @@ from .fast import (  # noqa: F401 (the package's own names)
     described,
     for_inference,
     for_training,
+    known,
     slow_halves,
 )
+from .latent import LatentFlags
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
 
@@ -72,9 +74,9 @@ NETWORKS = {
     "diffusion": Network(
         "a diffusion network",
         "num_channels",
-        (UNetFlags,),
+        (UNetFlags, LatentFlags),
         unet.create,
-        unet.flags_of_shapes,
+        unet.diffusion_flags_of_shapes,
         mult_flag="channel_mult",
         defaults=CHANNEL_MULTS,
     ),

@@ -9,6 +9,7 @@ import torch
 from ..errors import UserError
 from ..flags import COUNT_OR_UNSET, FRACTION, IMAGES, SIDE, THREADS, WIDTH, FlagGroup, at_least, flag
 from ..unet import SuperResModel, UNetModel
+from .latent import LatentUNet
 from .levels import (
     CHANNEL_MULTS,
     NUM_CLASSES,
@@ -133,8 +134,11 @@ class SuperResFlags(FlagGroup):
 
 
 def create(parsed):
-    """The UNetModel of Parsed flags, which have --learn_sigma too."""
-    return parsed[UNetFlags].create(parsed.values()["learn_sigma"])
+    """The UNetModel of Parsed flags, which have --learn_sigma too, and may have --latent_dim."""
+    values = parsed.values()
+    latent_dim = values.get("latent_dim")
+    cls = partial(LatentUNet, latent_dim=latent_dim) if latent_dim else UNetModel
+    return parsed[UNetFlags].create(values["learn_sigma"], cls)
 
 
 def create_super_res(parsed):
@@ -176,6 +180,12 @@ def flags_of_shapes(state, image_size=None, inputs=1):
     if found["class_cond"]:
         found["num_classes"] = state["label_emb.weight"].shape[0]
     return {**found, **sizes(mult, attended, image_size, "attention_resolutions")}
+
+
+def diffusion_flags_of_shapes(state, image_size=None):
+    """`flags_of_shapes` of a UNetModel or a LatentUNet, and latent_dim."""
+    latent = state["latent_embed.0.weight"].shape[1] if "latent_embed.0.weight" in state else 0
+    return {**flags_of_shapes(state, image_size), "latent_dim": latent}
 
 
 # a SuperResModel is given the small image beside the noisy one

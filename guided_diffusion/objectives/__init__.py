@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .. import logger
 from ..flags import FlagGroup, flag
+from .adversarial import AdversarialObjective
 from .classifier import ClassifierObjective, ValidationFlags
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 # Those of diffusion networks. A classifier has but one.
-OBJECTIVES = {"diffusion": DiffusionObjective}
+OBJECTIVES = {"diffusion": DiffusionObjective, "adversarial": AdversarialObjective}
 
 
 @dataclass

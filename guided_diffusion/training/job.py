@@ -98,7 +98,7 @@ def train_diffusion(parsed, network, after_step=None):
         resolved=with_facts(parsed, dataset),
         dtype=unet.dtype,
         conditioning=told_of,
-        preview=preview_sampler(process, count, told.shown(count, images, labels)),
+        preview=preview_sampler(process, count, told.shown(count, images, labels), values=parsed.values()),
         after_step=after_step(parsed) if after_step else None,
     )
     loop.run_loop() if goes else loop.rehearse()

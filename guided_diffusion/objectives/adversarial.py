@@ -1,0 +1,204 @@
+"""Denoising diffusion GAN: few steps, each of which draws (Xiao et al. 2022, "Tackling the Generative Learning Trilemma
+with Denoising Diffusion GANs", arXiv:2112.07804), and its form with a reconstruction term (Zhou et al. 2024, "EMDM:
+Efficient Motion Diffusion Model", arXiv:2312.02256).
+
+Where steps are few, the reverse step is no Gaussian, so a network that predicts the mean of x0 loses modes. Here the
+network is a generator x0 = G(x_t, z, t); with x_s' drawn from q(x_s | x_t, x0), equation 5, it has to make pairs
+(x_s', x_t) that a discriminator D cannot tell from true ones (equations 3 and 4, with the penalty R1):
+
+    D: softplus(-D(x_s, x_t, t)) + softplus(D(x_s', x_t, t)) + gamma / 2 |grad_{x_s} D(x_s, x_t, t)|^2
+    G: softplus(-D(x_s', x_t, t)) + w |G(x_t, z, t) - x_0|^2, of which EMDM adds the second term
+
+| paper | here |
+| --- | --- |
+| t, 1 to T, whose denoised state is x_{t-1} | t, 0 to T - 1, whose denoised state is x_s, s = t - 1; -1 is the data |
+| T, 4 | --diffusion_steps 4 --noise_schedule vp, or any process |
+| sigma_t^2 of q(x_{t-1} given x_t, x_0) | --sigma_small True; in sampling --solver ddpm |
+| z, N(0, I), 100 numbers | `z`, --latent_dim |
+| gamma of R1, and every 15th step | --r1_gamma and --r1_interval |
+| lambda of EMDM's mean squared error | --rec_weight |
+
+Departures from the papers and their releases:
+- G and D step at the same weights of each other (simultaneous, not alternating descent), so that one pair (t, z) and
+  one call of G serve both, and EMDM's second term too, for which its release draws t and z once more: the
+  expectations are theirs, and a step costs half.
+- G is ADM's UNet with z in the embedding of the time (AdaGN); D is ADM's encoder of x_s and x_t side by side, with t,
+  and labels where G has them, in its embedding. The releases have NCSN++ with a tanh at its end, in place of which
+  sampling clips, and a discriminator without normalisation, with the deviation over the batch as a channel.
+- Both learn by Adam with --beta1 and --beta2 (0.5 and 0.9 in the papers). G's learning rate falls linearly if at all,
+  not as a cosine, and D's stays.
+- EMDM's geometric losses are those of motion, and have no counterpart in images.
+
+D computes in float32 whatever G computes in, since R1 differentiates twice.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..denoiser import ModelMeanType, ModelVarType
+from ..errors import UserError
+from ..flags import POSITIVE, WIDTH, FlagGroup, at_least, flag
+from ..networks import UNetFlags, known
+from ..networks.latent import LatentFlags
+from ..nn import mean_flat
+from ..schedule import per_sample
+from ..unet import EncoderUNetModel
+from .objective import AuxiliaryNetwork, Loss, Objective
+
+
+@dataclass
+class AdversarialFlags(FlagGroup):
+    """The adversarial objective."""
+
+    rec_weight: float = flag(
+        0.0, "Weight of the mean squared error of x0 beside the adversarial loss.", legal=at_least(0), lasting=True
+    )
+    discriminator_lr: float = flag(1.25e-4, "Learning rate of the discriminator.", legal=POSITIVE, lasting=True)
+    discriminator_channels: int = flag(
+        0,
+        "Channels of the discriminator's first level; 0 takes --num_channels.",
+        legal=at_least(0, WIDTH),
+        lasting=True,
+    )
+    r1_gamma: float = flag(
+        0.02, "Weight of the discriminator's squared gradient at true images.", legal=at_least(0), lasting=True
+    )
+    r1_interval: int = flag(15, "Steps from one such penalty to the next.", legal=at_least(1), lasting=True)
+
+
+@known
+class Discriminator(EncoderUNetModel):
+    """One number for each pair (x_s, x_t), by ADM's encoder.
+
+    The arguments are UNetModel's.
+
+    :param in_channels: of one image.
+    """
+
+    def __init__(self, *, in_channels, out_channels=1, num_classes=None, **config):
+        super().__init__(in_channels=2 * in_channels, out_channels=1, **config)
+        self.classes = num_classes
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, self.emb_channels)
+
+    def forward(self, x_s, x_t, timesteps, y=None):
+        """[N], high for pairs that look true.
+
+        :param x_s, x_t: [N, C, H, W].
+        :param timesteps: [N], of x_t.
+        :param y: labels [N], where there are classes; -1 is none.
+        """
+        emb = self._embed(timesteps, None if self.classes is None else y)
+        return self.out(self._descend(torch.cat([x_s, x_t], dim=1), emb)[-1])[:, 0]
+
+
+class AdversarialObjective(Objective):
+    """Trains a generator against a discriminator, which it owns.
+
+    :param diffusion: a GaussianDiffusion whose network predicts x0, with the posterior's variance.
+    :param discriminator: AuxiliaryNetwork of `(x_s, x_t, time [N], y=labels [N] or None) -> [N]`.
+    :param latent_dim: length of the z that the network is told; 0 tells it none.
+    :param rec_weight, r1_gamma, r1_interval: see AdversarialFlags.
+    :raises UserError: for a network that predicts something else, or another variance.
+    """
+
+    flags = (AdversarialFlags, LatentFlags)
+
+    def __init__(self, diffusion, discriminator, latent_dim=0, rec_weight=0.0, r1_gamma=0.02, r1_interval=15):
+        if diffusion.model_mean_type is not ModelMeanType.START_X:
+            raise UserError("--objective adversarial trains a network that draws images; expected --prediction x0")
+        if diffusion.model_var_type is not ModelVarType.FIXED_SMALL:
+            raise UserError(
+                "--objective adversarial draws x_s with the posterior's variance; expected --sigma_small True and "
+                "--learn_sigma False"
+            )
+        self.diffusion = diffusion
+        self.num_timesteps = diffusion.num_timesteps
+        self.discriminator = discriminator
+        self.latent_dim = latent_dim
+        self.rec_weight = rec_weight
+        self.r1_gamma = r1_gamma
+        self.r1_interval = r1_interval
+        self.steps = 0
+
+    @classmethod
+    def create(cls, parsed, diffusion):
+        own, values = parsed[AdversarialFlags], parsed.values()
+        if "large_size" in values:
+            raise UserError("--objective adversarial has no enlarged images to judge; expected scripts/image_train.py")
+        unet = replace(parsed[UNetFlags], dropout=0.0, use_fp16=False, use_bf16=False)
+        unet = replace(unet, num_channels=own.discriminator_channels or unet.num_channels)
+        network = unet.build(Discriminator, unet.image_size, learn_sigma=False)
+        rates = {"lr": own.discriminator_lr, "betas": (values["beta1"], values["beta2"])}
+        discriminator = AuxiliaryNetwork(network, torch.optim.Adam(network.parameters(), **rates))
+        return cls(diffusion, discriminator, values["latent_dim"], own.rec_weight, own.r1_gamma, own.r1_interval)
+
+    def pairs(self, x):
+        """(step indices [N], x_s, x_t) of images x [N, C, ...], at the ends of steps that are drawn uniformly.
+
+        Methods that corrupt training act on the noise between x_s and x_t.
+        """
+        process = self.diffusion.process
+        nodes = torch.tensor([-1, *process.grid], device=x.device)
+        index = torch.randint(self.num_timesteps, (len(x),), device=x.device)
+        s, t = nodes[index], nodes[index + 1]
+        before = process.schedule.alpha_bar(s)
+        x_s = _mixed(before, x, torch.randn_like(x))
+        noise, level = process.corruption(torch.randn_like(x), t)
+        return index, x_s, _mixed(process.schedule.alpha_bar(level) / before, x_s, noise)
+
+    def __call__(self, model, x, cond):
+        index, x_s, x_t = self.pairs(x)
+        time, labels = self.diffusion.network_time(index), cond.get("y")
+        told = {**cond, "z": torch.randn(len(x), self.latent_dim, device=x.device)} if self.latent_dim else cond
+        x0 = model(x_t, time, **told).float()
+        mean, variance, _ = self.diffusion.q_posterior_mean_variance(x0, x_t, index)
+        drawn = mean + variance.sqrt() * torch.randn_like(x)
+        with torch.autocast(x.device.type, enabled=False):
+            real, fake = self._teach(x_s, drawn.detach(), x_t, time, labels)
+            judged = F.softplus(-self.discriminator.fixed(drawn, x_t, time, labels))
+        mse = mean_flat((x0 - x) ** 2)
+        value = judged + self.rec_weight * mse
+        terms = {"loss": value, "mse": mse, "discriminator": F.softplus(-real) + F.softplus(fake)}
+        terms |= {"said_of_real": real, "said_of_drawn": fake}
+        return Loss(value, {name: term.detach() for name, term in terms.items()}, index)
+
+    def _teach(self, x_s, drawn, x_t, time, labels):
+        """Tell the discriminator its loss; returns what it says [N] of true and of drawn x_s."""
+        if penalised := self.r1_gamma > 0 and self.steps % self.r1_interval == 0:
+            with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+                real = self.discriminator.network(x_s.requires_grad_(), x_t, time, labels)
+        else:
+            real = self.discriminator(x_s, x_t, time, labels)
+        fake = self.discriminator(drawn, x_t, time, labels)
+        losses = F.softplus(-real) + F.softplus(fake)
+        if penalised:
+            (slope,) = torch.autograd.grad(real.sum(), x_s, create_graph=True)
+            losses = losses + self.r1_gamma / 2 * slope.flatten(1).square().sum(dim=1)
+        self.discriminator.backward(losses)
+        return real, fake
+
+    def stepped(self, model):
+        super().stepped(model)
+        self.steps += 1
+
+    def skipped(self):
+        super().skipped()
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps, **super().state_dict()}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.steps = state.get("steps", 0)
+
+
+def _mixed(level, x, noise):
+    """sqrt(level) x + sqrt(1 - level) noise, for levels [N]."""
+    signal, spread = (per_sample(share.sqrt(), x).to(x) for share in (level, 1 - level))
+    return signal * x + spread * noise

@@ -22,9 +22,9 @@ Departures from the papers and their releases:
 - G and D step at the same weights of each other (simultaneous, not alternating descent), so that one pair (t, z) and
   one call of G serve both, and EMDM's second term too, for which its release draws t and z once more: the
   expectations are theirs, and a step costs half.
-- G is ADM's UNet with z in the embedding of the time (AdaGN); D is ADM's encoder of x_s and x_t side by side, with t,
-  and labels where G has them, in its embedding. The releases have NCSN++ with a tanh at its end, in place of which
-  sampling clips, and a discriminator without normalisation, with the deviation over the batch as a channel.
+- G is ADM's UNet with z in the embedding of the time (AdaGN), where the releases have NCSN++ with a tanh at its end, in
+  place of which sampling clips. D is built as the release's (convolutions without normalisation, time added, deviation
+  over groups of 4 as a channel), halves sides by means instead of a filter, and is told labels where G is.
 - Both learn by Adam with --beta1 and --beta2 (0.5 and 0.9 in the papers). G's learning rate falls linearly if at all,
   not as a cosine, and D's stays.
 - EMDM's geometric losses are those of motion, and have no counterpart in images.
@@ -32,21 +32,20 @@ Departures from the papers and their releases:
 D computes in float32 whatever G computes in, since R1 differentiates twice.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..denoiser import ModelMeanType, ModelVarType
 from ..errors import UserError
 from ..flags import POSITIVE, WIDTH, FlagGroup, at_least, flag
-from ..networks import UNetFlags, known
+from ..networks import UNetFlags
 from ..networks.latent import LatentFlags
-from ..nn import mean_flat
+from ..networks.levels import channel_multipliers
+from ..nn import mean_flat, timestep_embedding
 from ..schedule import per_sample
-from ..unet import EncoderUNetModel
 from .objective import AuxiliaryNetwork, Loss, Objective
 
 
@@ -70,20 +69,24 @@ class AdversarialFlags(FlagGroup):
     r1_interval: int = flag(15, "Steps from one such penalty to the next.", legal=at_least(1), lasting=True)
 
 
-@known
-class Discriminator(EncoderUNetModel):
-    """One number for each pair (x_s, x_t), by ADM's encoder.
+class Discriminator(nn.Module):
+    """One number for each pair (x_s, x_t): convolutions without normalisation, each level with half the side.
 
-    The arguments are UNetModel's.
-
-    :param in_channels: of one image.
+    :param image_channels: of one image.
+    :param widths: channels of the levels.
+    :param num_classes: if given, it is told labels.
     """
 
-    def __init__(self, *, in_channels, out_channels=1, num_classes=None, **config):
-        super().__init__(in_channels=2 * in_channels, out_channels=1, **config)
-        self.classes = num_classes
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, self.emb_channels)
+    def __init__(self, image_channels, widths, num_classes=None):
+        super().__init__()
+        self.width = widths[0]
+        self.embed = nn.Sequential(nn.Linear(self.width, 4 * self.width), nn.SiLU())
+        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, 4 * self.width)
+        self.start = nn.Conv2d(2 * image_channels, self.width, 1)
+        pairs = zip([self.width, *widths], widths)
+        self.blocks = nn.ModuleList(_Block(*pair, 4 * self.width, down=i > 0) for i, pair in enumerate(pairs))
+        self.last = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
+        self.out = nn.Linear(widths[-1], 1)
 
     def forward(self, x_s, x_t, timesteps, y=None):
         """[N], high for pairs that look true.
@@ -92,8 +95,44 @@ class Discriminator(EncoderUNetModel):
         :param timesteps: [N], of x_t.
         :param y: labels [N], where there are classes; -1 is none.
         """
-        emb = self._embed(timesteps, None if self.classes is None else y)
-        return self.out(self._descend(torch.cat([x_s, x_t], dim=1), emb)[-1])[:, 0]
+        emb = self.embed(timestep_embedding(timesteps, self.width))
+        if self.label_emb is not None:
+            emb = emb + self.label_emb(y.clamp(min=0)) * (y >= 0)[:, None]
+        h = self.start(torch.cat([x_s, x_t], dim=1))
+        for block in self.blocks:
+            h = block(h, emb)
+        h = _activated(self.last(torch.cat([h, _deviation(h)], dim=1)))
+        return self.out(h.mean(dim=(2, 3)))[:, 0]
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a skip connection; `down` halves the sides."""
+
+    def __init__(self, channels, out_channels, emb_channels, down):
+        super().__init__()
+        self.first = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.of_emb = nn.Linear(emb_channels, out_channels)
+        self.skip = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.down = down
+
+    def forward(self, x, emb):
+        h = self.first(_activated(x)) + self.of_emb(emb)[:, :, None, None]
+        h, x = self.second(_activated(h)), self.skip(x)
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        return (h + x) / 2**0.5
+
+
+def _activated(x):
+    return F.leaky_relu(x, 0.2)
+
+
+def _deviation(h):
+    """The mean deviation within groups of up to 4 of h [N, C, H, W], as a channel (Karras et al. 2018, section 3)."""
+    groups = h.unflatten(0, (-1, 4)) if len(h) % 4 == 0 else h[None]
+    spread = (groups.var(dim=1, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    return spread.repeat_interleave(groups.shape[1]).view(-1, 1, 1, 1).expand(-1, 1, *h.shape[2:])
 
 
 class AdversarialObjective(Objective):
@@ -130,9 +169,10 @@ class AdversarialObjective(Objective):
         own, values = parsed[AdversarialFlags], parsed.values()
         if "large_size" in values:
             raise UserError("--objective adversarial has no enlarged images to judge; expected scripts/image_train.py")
-        unet = replace(parsed[UNetFlags], dropout=0.0, use_fp16=False, use_bf16=False)
-        unet = replace(unet, num_channels=own.discriminator_channels or unet.num_channels)
-        network = unet.build(Discriminator, unet.image_size, learn_sigma=False)
+        unet, size = parsed[UNetFlags], values["image_size"]
+        mult = channel_multipliers(unet.channel_mult, size)
+        widths = [int(m * (own.discriminator_channels or unet.num_channels)) for m in mult]
+        network = Discriminator(unet.image_channels, widths, unet.num_classes if unet.class_cond else None)
         rates = {"lr": own.discriminator_lr, "betas": (values["beta1"], values["beta2"])}
         discriminator = AuxiliaryNetwork(network, torch.optim.Adam(network.parameters(), **rates))
         return cls(diffusion, discriminator, values["latent_dim"], own.rec_weight, own.r1_gamma, own.r1_interval)
@@ -169,11 +209,8 @@ class AdversarialObjective(Objective):
 
     def _teach(self, x_s, drawn, x_t, time, labels):
         """Tell the discriminator its loss; returns what it says [N] of true and of drawn x_s."""
-        if penalised := self.r1_gamma > 0 and self.steps % self.r1_interval == 0:
-            with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-                real = self.discriminator.network(x_s.requires_grad_(), x_t, time, labels)
-        else:
-            real = self.discriminator(x_s, x_t, time, labels)
+        penalised = self.r1_gamma > 0 and self.steps % self.r1_interval == 0
+        real = self.discriminator(x_s.requires_grad_(penalised), x_t, time, labels)
         fake = self.discriminator(drawn, x_t, time, labels)
         losses = F.softplus(-real) + F.softplus(fake)
         if penalised:

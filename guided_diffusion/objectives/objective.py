@@ -7,7 +7,6 @@ import torch
 
 from .. import dist_util, logger
 from ..errors import UserError
-from ..networks import for_training
 from ..training.precision import BAD_STEPS, Precision
 
 
@@ -33,12 +32,10 @@ class AuxiliaryNetwork:
     :param optimizer: a torch.optim.Optimizer of its parameters; None freezes it.
     :param dtype: what its losses were computed in; under torch.float16 they are scaled, see Precision.
     :param grad_clip: largest norm of its gradient; 0 never clips.
-    :ivar network: on the device. It can be differentiated twice; its fast copy, which calls of this object ask, cannot.
     """
 
     def __init__(self, network, optimizer=None, dtype=torch.float32, grad_clip=0.0):
         self.network = network.to(dist_util.dev()).requires_grad_(optimizer is not None)
-        self.fast = for_training(self.network)
         self.optimizer = optimizer
         self.trainer = Precision(network, dtype, grad_clip=grad_clip)
         self._images = 0
@@ -46,12 +43,12 @@ class AuxiliaryNetwork:
 
     def __call__(self, *args, **kwargs):
         """The output of the network, whose gradients reach its weights: for its own losses."""
-        return self.fast(*args, **kwargs)
+        return self.network(*args, **kwargs)
 
     def fixed(self, *args, **kwargs):
         """The output of the network, whose gradients reach the arguments alone: for losses of the trained network."""
         weights = {name: p.detach() for name, p in self.network.named_parameters()}
-        return torch.func.functional_call(self.fast, weights, args, kwargs)
+        return torch.func.functional_call(self.network, weights, args, kwargs)
 
     def backward(self, losses):
         """Add the gradients of its losses [n] of a microbatch, which must not reach the trained network."""

@@ -32,7 +32,12 @@ def random_crop_arr(pil_image, image_size, min_crop_frac=0.8, max_crop_frac=1.0,
 def augmented(picture, size, random_crop, random_flip, rng):
     """Pixels of a crop, mirrored or not; `rng` as of `random_crop_arr`."""
     pixels = random_crop_arr(picture, size, rng=rng) if random_crop else center_crop_arr(picture, size)
-    return pixels[:, ::-1] if random_flip and rng.random() < 0.5 else pixels
+    return mirrored(pixels, rng) if random_flip else pixels
+
+
+def mirrored(pixels, rng):
+    """Every second picture the other way round."""
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 
 def _scale_smaller_side(pil_image, target):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import BatchSampler, Dataset, RandomSampler, SequentialSampler, default_collate
 
 from . import dist_util, files
-from .crops import augmented, center_crop_arr, random_crop_arr  # noqa: F401 (published names of this module)
+from .crops import center_crop_arr, mirrored, random_crop_arr
 from .errors import UserError
 from .image_files import is_hidden, open_picture
 from .image_stream import DataFlags, Images, at_least_or_refuse, batches, describe, read_ahead  # noqa: F401 (likewise)
@@ -174,6 +174,13 @@ class ImageDataset(Dataset):
     def __getitem__(self, idx):
         source = self.local_images[idx]
         picture = as_picture(source) if isinstance(source, np.ndarray) else open_picture(source, 3)[0]
-        pixels = augmented(picture, self.resolution, self.random_crop, self.random_flip, self.rng or random)
+        # by the names of this module, which clients replace
+        if self.random_crop:
+            own = {} if self.rng is None else {"rng": self.rng}
+            pixels = random_crop_arr(picture, self.resolution, **own)
+        else:
+            pixels = center_crop_arr(picture, self.resolution)
+        if self.random_flip:
+            pixels = mirrored(pixels, self.rng or random)
         extra = {} if self.local_classes is None else {"y": np.array(self.local_classes[idx], dtype=np.int64)}
         return pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1, extra

@@ -266,7 +266,7 @@ def create_model_and_diffusion(
     **further,
 ):
     """(UNetModel, SpacedDiffusion) of published flags; see `create_model` and `create_gaussian_diffusion`."""
-    return _network_and_diffusion(create_model, **locals())
+    return _network_and_diffusion("create_model", **locals())
 
 
 @_takes(_by_name(create_classifier, create_gaussian_diffusion))
@@ -290,7 +290,7 @@ def create_classifier_and_diffusion(
     **further,
 ):
     """(EncoderUNetModel, SpacedDiffusion) of published flags; see `create_classifier`."""
-    return _network_and_diffusion(create_classifier, **locals())
+    return _network_and_diffusion("create_classifier", **locals())
 
 
 @_takes(_by_name(sr_create_model, create_gaussian_diffusion))
@@ -320,18 +320,25 @@ def sr_create_model_and_diffusion(
     **further,
 ):
     """(SuperResModel, SpacedDiffusion) of published flags; see `sr_create_model`."""
-    return _network_and_diffusion(sr_create_model, **locals())
+    return _network_and_diffusion("sr_create_model", **locals())
 
 
-def _network_and_diffusion(create, *, learn_sigma, diffusion_steps, further, **values):
-    """The network that `create` makes of the values it takes, and the process of the others."""
-    values |= further
-    names = inspect.signature(create).parameters
-    if "learn_sigma" in names:
+# what each takes, whatever a client puts in its place
+_TAKEN = {
+    create.__name__: set(inspect.signature(create).parameters)
+    for create in (create_model, create_classifier, sr_create_model)
+}
+
+
+def _network_and_diffusion(name, *, learn_sigma, diffusion_steps, further, **values):
+    """The network that this module's function of a name makes of the values it takes, and the process of the others."""
+    create, values = globals()[name], {**values, **further}
+    taken = _TAKEN[name] | set(inspect.signature(create).parameters)
+    if "learn_sigma" in taken:
         values["learn_sigma"] = learn_sigma
-    others = {k: v for k, v in values.items() if k not in names}
+    others = {k: v for k, v in values.items() if k not in taken}
     diffusion = create_gaussian_diffusion(steps=diffusion_steps, **{**others, "learn_sigma": learn_sigma})
-    return create(**{k: v for k, v in values.items() if k in names}), diffusion
+    return create(**{k: v for k, v in values.items() if k in taken}), diffusion
 
 
 def add_dict_to_argparser(parser, default_dict):

@@ -5,6 +5,7 @@ import copy
 import os
 
 import torch
+from torch.optim import AdamW
 
 from . import checkpoints, dist_util, files, logger
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, MixedPrecisionTrainer
@@ -85,7 +86,7 @@ class TrainLoop:
 
         self._load_and_sync_parameters()
         self.mp_trainer = MixedPrecisionTrainer(model=model, use_fp16=use_fp16, fp16_scale_growth=fp16_scale_growth)
-        self.opt = torch.optim.AdamW(self.mp_trainer.master_params, lr=lr, weight_decay=weight_decay)
+        self.opt = AdamW(self.mp_trainer.master_params, lr=lr, weight_decay=weight_decay)
         if self.resume_step:
             self._load_optimizer_state()
             self.ema_params = [self._load_ema_parameters(rate) for rate in self.ema_rate]

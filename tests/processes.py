@@ -18,6 +18,12 @@ LAUNCHER_MARKS = ("SLURM_", "PMI", "OMPI_", "MPI_", "MV2_", "TORCHELASTIC_", "MA
 # Seconds after which a process that should have ended by itself is said to hang, on a machine however busy.
 HANGS = 250
 
+
+def slow(*values):
+    """Values of a parameter that the slow suite alone tries."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 needs_mpirun = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: pip install mpich mpi4py")
 
 

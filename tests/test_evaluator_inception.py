@@ -115,6 +115,7 @@ def test_a_reference_of_ones_own_data(weights, tmp_path):
     assert report["reference"]["type"] == "npz of statistics and images"
 
 
+@pytest.mark.slow
 def test_statistics_alone_need_no_images_of_the_reference(weights, tmp_path):
     stored = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
     np.savez(tmp_path / "statistics.npz", **stored)

@@ -17,7 +17,7 @@ import pytest
 import script_runs
 import torch
 from PIL import Image
-from processes import HANGS, MPIRUN, Job, clean_env, needs_mpirun
+from processes import HANGS, MPIRUN, Job, clean_env, needs_mpirun, slow
 
 from evaluations.exposure import measures, sums
 from evaluations.exposure.measures import Delta, Errors, Measure, Norms, Variance
@@ -407,7 +407,7 @@ def test_two_ranks_write_the_same_bytes(place, measured, tmp_path):
     assert outputs(tmp_path) == outputs(measured[0])
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpirun)])
+@pytest.mark.parametrize("ranks", [*slow(1), pytest.param(2, marks=needs_mpirun)])
 def test_a_killed_run_goes_on_to_the_same_bytes(place, measured, tmp_path, ranks):
     launcher = [] if ranks == 1 else [MPIRUN, "-n", ranks]
     words = [*launcher, sys.executable, script_runs.FOLDER / "exposure_bias.py", *command(place, tmp_path)]

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import script_runs
+from processes import slow
 from script_runs import CLASSIFIER, NETWORK, PROCESS, SUPER_RES
 
 CALLS = ("fsync", "replace", "remove")
@@ -23,6 +24,7 @@ SCRIPTS = {
     "image_nll": [*MODEL, "--data_dir", "{place}/data", "--num_samples", 4, "--batch_size", 2],
     "image_invert": [*MODEL, "--data_dir", "{place}/data", "--num_samples", 4, "--batch_size", 2],
 }
+OFTEN = ["image_train", "image_sample"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def survives(name, place, tmp_path, moments):
     return calls
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*OFTEN, *slow(*(name for name in SCRIPTS if name not in OFTEN))])
 def test_killed_at_some_calls(place, tmp_path, name):
     rng = np.random.default_rng(len(name))
     survives(name, place, tmp_path, lambda calls: rng.choice(np.arange(1, calls + 1), 2, replace=False).tolist())

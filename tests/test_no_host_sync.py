@@ -8,6 +8,7 @@ import contextlib
 import pytest
 import sampled
 import torch
+from processes import slow
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -93,17 +94,17 @@ def made(name, schedule="linear", methods=None, **more):
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("method", [method.__name__ for method in STACK])
-def test_no_method_makes_a_solver_wait(method, name):
-    for schedule in ("linear", "cosine"):
-        if method == "ClassifierGuidance":
-            walked(made(name, schedule, guide=lambda x, t: -x))
-        elif method in ("Clipping", "Thresholding"):
-            walked(made(name, schedule, thresholding="dynamic"))
-            walked(made(name, schedule, clip=False))
-        for methods in ON.get(method, []):
-            if methods.get("do_time_shift") and facts(name).fixed_ends and methods["time_shift_variant"] != "net":
-                continue  # refused
-            walked(made(name, schedule, methods), cond=method == "ClassifierFreeGuidance")
+@pytest.mark.parametrize("schedule", ["cosine", *slow("linear")])
+def test_no_method_makes_a_solver_wait(schedule, method, name):
+    if method == "ClassifierGuidance":
+        walked(made(name, schedule, guide=lambda x, t: -x))
+    elif method in ("Clipping", "Thresholding"):
+        walked(made(name, schedule, thresholding="dynamic"))
+        walked(made(name, schedule, clip=False))
+    for methods in ON.get(method, []):
+        if methods.get("do_time_shift") and facts(name).fixed_ends and methods["time_shift_variant"] != "net":
+            continue  # refused
+        walked(made(name, schedule, methods), cond=method == "ClassifierFreeGuidance")
 
 
 def facts(name):

@@ -115,6 +115,7 @@ def test_a_run_remembers_its_objective_and_may_change_it(table, images, tmp_path
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_two_ranks_killed_go_on_bit_for_bit(images, tmp_path):
     def start(folder, steps):
         worker = Path(__file__).parent / "workers" / "with_critic.py"

@@ -8,14 +8,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from processes import mpirun, needs_mpirun, srun, torchrun
+from processes import mpirun, needs_mpirun, slow, srun, torchrun
 
 from guided_diffusion import logger
 from guided_diffusion.distributed import peers
 from guided_diffusion.jobs import sampling, slow_steps
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, *slow(1)])
 def test_a_killed_rank_ends_the_job_and_is_named(victim):
     """srun is the launcher that ends nobody: the ranks have to do it themselves."""
     done = srun(3, "dying.py", str(victim))

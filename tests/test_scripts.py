@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import MPIRUN, mpirun, needs_mpirun
+from processes import MPIRUN, mpirun, needs_mpirun, slow
 from processes import run as start
 from script_runs import (
     FOLDER,
@@ -366,7 +366,7 @@ def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
         }  # the logger's, which are there once it begins
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpirun)])
+@pytest.mark.parametrize("ranks", [*slow(1), pytest.param(2, marks=needs_mpirun)])
 def test_a_global_batch_is_shared_by_the_ranks(data, tmp_path, ranks):
     words = ["--data_dir", data, "--out_dir", tmp_path, *NETWORK, *PROCESS, "--iterations", 1, "--num_workers", 0]
     words = [FOLDER / "image_train.py", *words, "--global_batch", 6]

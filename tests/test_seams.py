@@ -3,6 +3,7 @@
 Objectives have test_objectives.py, metrics test_evaluator.py.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -44,79 +45,110 @@ TRAINING = {
 }
 
 
-def enrolled(name, *flags, ranks=1):
-    launcher = [MPIRUN, "-n", ranks] if ranks > 1 else []
-    done = run(*launcher, sys.executable, WORKERS / "enrolled.py", name, *flags, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    data = script_runs.draw_images(folder / "data")
-    flags = [*script_runs.TRAINING, *script_runs.PROCESS, *script_runs.NETWORK, "--learn_sigma", True, "--lr", 0.05]
-    flags += ["--class_cond", True, "--num_classes", 3, "--class_dropout", 0.5, "--by_brightness", True]
-    enrolled("image_train", "--data_dir", data, "--out_dir", folder / "run", *flags)
-    return folder / "run" / "model000002.pt"
-
-
-@pytest.fixture(scope="module")
-def plain(model, tmp_path_factory):
-    return {guided: images(model, tmp_path_factory.mktemp("plain"), *guide(guided)) for guided in (False, True)}
-
-
 def guide(guided):
     return ["--guidance_scale", 2] if guided else []
 
 
-def images(model, folder, *flags, ranks=1, count=4):
-    run_flags = ["--model_path", model, "--out_dir", folder, "--num_samples", count, "--batch_size", 2]
-    run_flags += ["--timestep_respacing", 5, *([] if "--solver" in flags else ["--solver", "lazy"])]
-    enrolled("image_sample", *run_flags, *flags, ranks=ranks)
-    with np.load(next(folder.glob("samples_*.npz"))) as npz:
+def sampling(folder, *flags, count=4):
+    """The command of `count` images in folder/name, as image_sample's words."""
+    words = ["image_sample", "--model_path", folder.parent / "model" / "model000002.pt", "--out_dir", folder]
+    words += ["--num_samples", count, "--batch_size", 2, "--timestep_respacing", 5]
+    return [*words, *([] if "--solver" in flags else ["--solver", "lazy"]), *flags]
+
+
+def images(folder):
+    with np.load(folder / "samples_4x16x16x3.npz") as npz:
         return npz["arr_0"]
 
 
-@needs_mpirun
-@pytest.mark.parametrize("seam", SAMPLING)
+def training(folder, iterations, *flags):
+    words = ["image_train", "--data_dir", folder.parent / "data", "--out_dir", folder, "--iterations", iterations]
+    words += [*script_runs.NETWORK, *script_runs.PROCESS, "--class_cond", True, "--num_classes", 3]
+    words += "--batch_size 4 --log_interval 1 --num_workers 0 --learn_sigma True --save_interval 1".split()
+    return [*words, *flags]
+
+
+def weights(folder, step=3):
+    return (folder / f"model{step:06d}.pt").read_bytes()
+
+
+def run_all(path, commands, ranks=1):
+    """Run commands one after the other in one job, since each process would import everything anew."""
+    path.write_text(json.dumps([list(map(str, words)) for words in commands]))
+    launcher = [MPIRUN, "-n", ranks] if ranks > 1 else []
+    done = run(*launcher, sys.executable, WORKERS / "enrolled.py", path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of what one process made."""
+    place = tmp_path_factory.mktemp("seams")
+    script_runs.draw_images(place / "data")
+    dropped = ["--class_dropout", 0.5, "--by_brightness", True, "--lr", 0.05]
+    commands = [training(place / "model", 2, *dropped)]
+    for guided in (False, True):
+        commands.append(sampling(place / f"plain_{guided}", *guide(guided)))
+        for seam, flags in SAMPLING.items():
+            commands.append(sampling(place / f"{seam}_{guided}", *flags, *guide(guided)))
+    for seam, flags in SAMPLING.items():
+        parts = place / f"{seam}_parts"
+        commands += [sampling(parts, *flags, *guide(True), count=count) for count in (2, 4)]
+    commands += [sampling(place / "identity", *IDENTITY), training(place / "no_paper", 3)]
+    for seam, flags in TRAINING.items():
+        repeated = flags if seam == "conditioning" else []
+        commands += [training(place / f"{seam}_whole", 3, *flags), training(place / f"{seam}_run", 2, *flags)]
+        commands.append(training(place / f"{seam}_run", 3, "--resume_checkpoint", "auto", *repeated))
+    run_all(place / "alone.json", commands)
+    return place
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(alone):
+    commands = [
+        sampling(alone / f"{seam}_{guided}_ranks", *flags, *guide(guided))
+        for seam, flags in SAMPLING.items()
+        for guided in (False, True)
+    ]
+    commands += [training(alone / f"{seam}_ranks", 2, *flags) for seam, flags in TRAINING.items()]
+    run_all(alone / "ranks.json", commands, ranks=2)
+    return alone
+
+
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_paper_of_sampling_is_a_file_and_a_line(seam, guided, model, plain, tmp_path):
-    """It moves the images, guided or not; they are the same on 2 ranks, and in a folder that goes on."""
-    flags = [*SAMPLING[seam], *guide(guided)]
-    once = images(model, tmp_path / "once", *flags)
-    assert not np.array_equal(once, plain[guided])
-    assert np.array_equal(images(model, tmp_path / "ranks", *flags, ranks=2), once)
+@pytest.mark.parametrize("seam", SAMPLING)
+def test_a_paper_of_sampling_is_a_file_and_a_line(seam, guided, alone):
+    """It moves the images, guided or not, and in a folder that goes on they are the same."""
+    once = images(alone / f"{seam}_{guided}")
+    assert not np.array_equal(once, images(alone / f"plain_{guided}"))
     if guided:
-        images(model, tmp_path / "parts", *flags, count=2)
-        (tmp_path / "parts" / "samples_2x16x16x3.npz").unlink()
-        assert np.array_equal(images(model, tmp_path / "parts", *flags), once)
+        assert np.array_equal(images(alone / f"{seam}_parts"), once)
 
 
-def test_papers_at_their_identity_change_no_bit(model, plain, tmp_path):
-    assert np.array_equal(images(model, tmp_path / "same", *IDENTITY), plain[False])
+@needs_mpirun
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("seam", SAMPLING)
+def test_two_ranks_make_the_same_images(seam, guided, on_two_ranks):
+    name = f"{seam}_{guided}"
+    assert np.array_equal(images(on_two_ranks / f"{name}_ranks"), images(on_two_ranks / name))
+
+
+def test_papers_at_their_identity_change_no_bit(alone):
+    assert np.array_equal(images(alone / "identity"), images(alone / "plain_False"))
+
+
+@pytest.mark.parametrize("seam", TRAINING)
+def test_a_paper_of_training_is_a_file_and_a_line(seam, alone):
+    """It moves the weights, and goes on byte for byte, its flag without being repeated."""
+    whole = weights(alone / f"{seam}_whole")
+    assert whole != weights(alone / "no_paper")
+    assert weights(alone / f"{seam}_run") == whole
 
 
 @needs_mpirun
 @pytest.mark.parametrize("seam", TRAINING)
-def test_a_paper_of_training_is_a_file_and_a_line(seam, tmp_path):
-    """It moves the weights, goes on byte for byte, its flag without being repeated, and runs on 2 ranks."""
-    data = script_runs.draw_images(tmp_path / "data")
-    common = [*script_runs.NETWORK, *script_runs.PROCESS, "--class_cond", True, "--num_classes", 3, "--data_dir", data]
-    common += "--batch_size 4 --log_interval 1 --num_workers 0 --learn_sigma True --save_interval 1".split()
-
-    def train(folder, iterations, *flags, ranks=1):
-        enrolled(
-            "image_train", *common, "--out_dir", tmp_path / folder, "--iterations", iterations, *flags, ranks=ranks
-        )
-        return (tmp_path / folder / f"model{iterations:06d}.pt").read_bytes()
-
-    whole = train("whole", 3, *TRAINING[seam])
-    assert whole != train("plain", 3)
-    train("parts", 2, *TRAINING[seam])
-    repeated = TRAINING[seam] if seam == "conditioning" else []
-    assert train("parts", 3, "--resume_checkpoint", "auto", *repeated) == whole
-    train("ranks", 2, *TRAINING[seam], ranks=2)
+def test_a_paper_of_training_runs_on_two_ranks(seam, on_two_ranks):
+    assert weights(on_two_ranks / f"{seam}_ranks", step=2)
 
 
 # -- how they combine ------------------------------------------------------------------------------

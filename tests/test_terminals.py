@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from open_sockets import sockets
-from processes import HANGS, MPIRUN, Job, clean_env, needs_mpirun, srun
+from processes import HANGS, MPIRUN, Job, clean_env, needs_mpirun, slow, srun
 from script_runs import FOLDER, NETWORK, PROCESS, draw_images
 
 from guided_diffusion.checkpoints import manifest
@@ -42,8 +42,8 @@ def start(words, **options):
 # ---------------------------------------------------------------------------- a reader that goes away
 
 
-@pytest.mark.parametrize("gone", ["stdout", "both", "stderr"])
-@pytest.mark.parametrize("when", ["at once", "later"])
+@pytest.mark.parametrize("gone", ["both", *slow("stdout", "stderr")])
+@pytest.mark.parametrize("when", ["later", *slow("at once")])
 def test_a_reader_that_goes_away_ends_nothing(data, tmp_path, gone, when):
     read, write = os.pipe()
     streams = {"stdout": write if gone != "stderr" else subprocess.DEVNULL}
@@ -59,7 +59,7 @@ def test_a_reader_that_goes_away_ends_nothing(data, tmp_path, gone, when):
     assert log.count("grad_norm") == 6 and "saving" in log
 
 
-@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(0, 1, 2), *slow((1,), (2,), (1, 2))])
 def test_streams_that_were_closed_before_it_began(data, tmp_path, closed):
     shell = " ".join(f"{n}>&-" if n else "0<&-" for n in closed)
     words = ["sh", "-c", f'exec "$@" {shell}', "sh", *training(data, tmp_path / "out", 2)]
@@ -98,7 +98,7 @@ def test_a_full_disk_behind_the_terminal_ends_nothing(monkeypatch):
 # --------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", *slow("SIGINT", "SIGHUP", "SIGUSR1")])
 def test_signals_save_and_end(data, tmp_path, name):
     number = getattr(signal, name)
     with Job(training(data, tmp_path / "out", 10**6), tmp_path) as job:
@@ -152,8 +152,7 @@ def test_sampling_stops_at_a_hangup_and_goes_on(tmp_path):
     "env",
     [
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "POSIX"},
+        *slow({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX"}),
     ],
 )
 @pytest.mark.parametrize("name", ["schön-日本", b"bytes\xff".decode("utf-8", "surrogateescape")])
@@ -175,17 +174,19 @@ def test_what_a_terminal_cannot_show_is_escaped(data, tmp_path, env, name):
 
 LEFT_OVER = [
     ("PMIX_RANK=0", 0),
-    ("PMIX_RANK=0 PMIX_NAMESPACE=1.0 PMIX_SERVER_URI2=x", 0),
     ("PMIX_RANK=0 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=1", 0),
+    ("PMI_RANK=0 PMI_SIZE=2 PMI_FD=77", 2),
+    ("PMI_RANK=1 PMI_SIZE=2 PMI_FD=x", 2),
+]
+RARER = [
+    ("PMIX_RANK=0 PMIX_NAMESPACE=1.0 PMIX_SERVER_URI2=x", 0),
     ("PMI_RANK=0 PMI_SIZE=1", 0),
     ("PMI_RANK=0 PMI_SIZE=1 PMI_FD=77", 0),
-    ("PMI_RANK=0 PMI_SIZE=2 PMI_FD=77", 2),
     ("PMI_RANK=0 PMI_SIZE=2 PMI_FD=0", 2),
-    ("PMI_RANK=1 PMI_SIZE=2 PMI_FD=x", 2),
 ]
 
 
-@pytest.mark.parametrize("env, status", LEFT_OVER, ids=[env for env, _ in LEFT_OVER])
+@pytest.mark.parametrize("env, status", [*LEFT_OVER, *(pytest.param(*left, marks=pytest.mark.slow) for left in RARER)])
 def test_what_a_launcher_left_is_no_launcher(tmp_path, env, status):
     words = [sys.executable, FOLDER / "image_sample.py", "--model_path", "models/digits16.pt", "--out_dir", tmp_path]
     words += ["--num_samples", 1, "--timestep_respacing", 1]

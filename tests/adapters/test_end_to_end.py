@@ -87,7 +87,7 @@ def test_images_from_python_are_those_of_the_script(model, tmp_path):
 
 
 @processes.needs_mpirun
-@pytest.mark.parametrize("model", ["latents", "dit_file", "edm"], indirect=True)
+@pytest.mark.parametrize("model", ["edm", *processes.slow("latents", "dit_file")], indirect=True)
 def test_images_of_one_rank_and_of_two(model, tmp_path):
     name, words = model
     script_runs.run("image_sample", "--model_path", *words, *SAMPLING, "--out_dir", tmp_path / "one")

@@ -218,6 +218,14 @@ def test_archives_are_read_too(folder, tmp_path, zipped):
     assert sorted(x.sum().item() for x in batch) == pytest.approx(sorted(x.sum().item() for x in own), abs=1e-4)
 
 
+@pytest.mark.parametrize("name, random_crop", [("center_crop_arr", False), ("random_crop_arr", True)])
+def test_a_crop_that_a_client_puts_into_the_module_is_taken(folder, monkeypatch, name, random_crop):
+    paths = list(listed(folder))
+    monkeypatch.setattr(image_datasets, name, lambda picture, size: np.full((size, size, 3), 51, np.uint8))
+    pixels, _ = ImageDataset(SIZE, paths, random_crop=random_crop)[0]
+    assert pixels.shape == (3, SIZE, SIZE) and np.allclose(pixels, 51 / 127.5 - 1)
+
+
 def test_folders_are_classes_where_names_have_none(tmp_path):
     for i, name in enumerate(["dog/1.png", "cat/2.png", "cat/3.png"]):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -84,7 +84,7 @@ def differ(a, b):
 
 
 SAMPLE = [*words(NETWORK), *FEW]
-ON_RANKS = [1, pytest.param(2, marks=needs_mpirun)]
+ON_RANKS = [1, pytest.param(2, marks=[needs_mpirun, pytest.mark.slow])]
 
 
 # the script, what it is called with, and the project's own script with its flags

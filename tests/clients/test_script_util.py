@@ -189,6 +189,23 @@ def test_a_class_that_a_client_puts_into_the_module_is_the_one_that_is_made(name
     assert Own in map(type, made)
 
 
+@pytest.mark.parametrize(
+    "name, of", [("create_model", ""), ("create_classifier", "classifier_"), ("sr_create_model", "sr_")]
+)
+def test_a_function_that_a_client_puts_into_the_module_makes_the_network(name, of, monkeypatch):
+    """As most wrap it: `lambda *args, **kwargs: ...`."""
+    own, told = getattr(script_util, name), []
+    defaults = {"": "model_and_diffusion", "sr_": "sr_model_and_diffusion"}.get(of, "classifier_and_diffusion")
+    values = {**getattr(script_util, f"{defaults}_defaults")(), "num_channels": 32, "classifier_width": 64}
+    create = getattr(script_util, f"{of}create_model_and_diffusion" if of != "classifier_" else f"create_{defaults}")
+    values = {k: v for k, v in values.items() if k in inspect.getfullargspec(create).args}
+    before, _ = create(**values)
+    monkeypatch.setattr(script_util, name, lambda *args, **kwargs: told.append(kwargs) or own(*args, **kwargs))
+    after, diffusion = create(**values)
+    assert {k: v.shape for k, v in after.state_dict().items()} == {k: v.shape for k, v in before.state_dict().items()}
+    assert len(told) == 1 and diffusion.num_timesteps == 1000
+
+
 # -- methods: what reaches the process, against outputs of the releases ------------------------------
 
 COSINE = {"noise_schedule": "cosine", "learn_sigma": True}

@@ -1,11 +1,11 @@
-"""Run scripts/NAME.py with the papers of tests/papers.py in the tables, a line each: NAME FLAGS..."""
+"""As script_list.py, with the papers of tests/papers.py in the tables, a line each."""
 
 import runpy
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
+WORKERS = Path(__file__).parent
+sys.path.insert(0, str(WORKERS.parent))
 
 import papers  # noqa: E402
 
@@ -18,6 +18,4 @@ SOLVERS["lazy"] = papers.Lazy
 STACK += [papers.Dimmed, papers.Late, papers.Pulled, papers.Slowed]
 CONDITIONINGS.append(papers.Brightness)
 NETWORKS["diffusion"] = papers.BRIGHT
-sys.argv = sys.argv[1:]
-sys.path.insert(0, str(TESTS.parent / "scripts"))
-runpy.run_path(str(TESTS.parent / "scripts" / f"{sys.argv[0]}.py"), run_name="__main__")
+runpy.run_path(str(WORKERS / "script_list.py"), run_name="__main__")

@@ -236,6 +236,7 @@ def test_a_latent_moves_the_output_by_its_direction_alone():
 def test_a_discriminator_knows_both_states_time_class_and_spread():
     torch.manual_seed(0)
     judge = Discriminator(3, [8, 16], num_classes=3)
+    nn.init.normal_(judge.out.weight)
     x, y, time = torch.randn(2, 4, 3, 8, 8), torch.zeros(4, dtype=torch.long), torch.zeros(4)
     said = judge(*x, time, y)
     assert said.shape == (4,)

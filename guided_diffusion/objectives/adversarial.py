@@ -48,6 +48,10 @@ from ..nn import mean_flat, timestep_embedding
 from ..schedule import per_sample
 from .objective import AuxiliaryNetwork, Loss, Objective
 
+# of the discriminator's activations below 0, and what keeps the variance of what passes them
+SLOPE = 0.2
+GAIN = nn.init.calculate_gain("leaky_relu", SLOPE)
+
 
 @dataclass
 class AdversarialFlags(FlagGroup):
@@ -87,6 +91,10 @@ class Discriminator(nn.Module):
         self.blocks = nn.ModuleList(_Block(*pair, 4 * self.width, down=i > 0) for i, pair in enumerate(pairs))
         self.last = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
         self.out = nn.Linear(widths[-1], 1)
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(layer.weight, gain=GAIN)
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, x_s, x_t, timesteps, y=None):
         """[N], high for pairs that look true.
@@ -102,7 +110,7 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             h = block(h, emb)
         h = _activated(self.last(torch.cat([h, _deviation(h)], dim=1)))
-        return self.out(h.mean(dim=(2, 3)))[:, 0]
+        return self.out(h.sum(dim=(2, 3)) / h[0, 0].numel() ** 0.5)[:, 0]
 
 
 class _Block(nn.Module):
@@ -125,7 +133,7 @@ class _Block(nn.Module):
 
 
 def _activated(x):
-    return F.leaky_relu(x, 0.2)
+    return F.leaky_relu(x, SLOPE)
 
 
 def _deviation(h):

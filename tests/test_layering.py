@@ -32,7 +32,7 @@ LAYERS = [
     ["seams"],
     ["sampling"],
     ["networks.levels", "networks.fast"],
-    ["networks.latent"],
+    ["networks.latent", "networks.vae"],
     ["networks.*"],
     ["networks"],
     ["objectives.objective", "training.log"],

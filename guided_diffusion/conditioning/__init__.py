@@ -5,8 +5,9 @@ from .classes import Classes
 from .conditioning import Conditioning
 from .latent import Latents
 from .low_resolution import LowResolution
+from .vae import Drafts
 
-CONDITIONINGS = [Classes, LowResolution, Latents]
+CONDITIONINGS = [Classes, LowResolution, Latents, Drafts]
 
 
 def training_groups():

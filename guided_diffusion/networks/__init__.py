@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import classifier, unet
+from . import classifier, unet, vae
 from .classifier import ClassifierFlags
 from .fast import (  # noqa: F401 (the package's own names)
     DIRECT,
@@ -20,6 +20,7 @@ from .fast import (  # noqa: F401 (the package's own names)
 from .latent import LatentFlags
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
+from .vae import DraftFlags, VaeFlags
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,18 @@ NETWORKS = {
         mult_flag="classifier_channel_mult",
         defaults=CHANNEL_MULTS,
     ),
+    "vae": Network(
+        "an autoencoder",
+        "vae_latent_dim",
+        (VaeFlags,),
+        vae.create,
+        vae.flags_of_shapes,
+        process="none",
+    ),
     "diffusion": Network(
         "a diffusion network",
         "num_channels",
-        (UNetFlags, LatentFlags),
+        (UNetFlags, LatentFlags, DraftFlags),
         unet.create,
         unet.diffusion_flags_of_shapes,
         mult_flag="channel_mult",

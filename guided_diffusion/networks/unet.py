@@ -26,6 +26,7 @@ from .levels import (
     scale_shift,
     sizes,
 )
+from .vae import DraftUNet
 
 # the published 128 -> 512 upsampler is built as the one to 256
 SUPER_RES_CHANNEL_MULTS = {**CHANNEL_MULTS, 512: CHANNEL_MULTS[256]}
@@ -134,10 +135,18 @@ class SuperResFlags(FlagGroup):
 
 
 def create(parsed):
-    """The UNetModel of Parsed flags, which have --learn_sigma too, and may have --latent_dim."""
-    values = parsed.values()
-    latent_dim = values.get("latent_dim")
-    cls = partial(LatentUNet, latent_dim=latent_dim) if latent_dim else UNetModel
+    """The UNetModel of Parsed flags, which have --learn_sigma too, and may have --latent_dim or --vae_path.
+
+    :raises UserError: where they have both.
+    """
+    values, cls = parsed.values(), UNetModel
+    latent_dim, vae_path = values.get("latent_dim"), values.get("vae_path")
+    if latent_dim and vae_path:
+        raise UserError("--latent_dim and --vae_path make networks of different papers; expected one of them")
+    if latent_dim:
+        cls = partial(LatentUNet, latent_dim=latent_dim)
+    if vae_path:
+        cls = partial(DraftUNet, form=values["vae_form"])
     return parsed[UNetFlags].create(values["learn_sigma"], cls)
 
 

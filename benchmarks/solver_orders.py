@@ -31,7 +31,9 @@ ENDS = half_log_snr(SCHEDULE.alpha_bar(torch.tensor([17999, 399]))).tolist()
 STEPS = (5, 7, 10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320)
 
 # every deterministic solver at each of its orders; bdia alone is that of gamma 0.5
-CHOICES = {name: make for name, make in SOLVERS.items() if name not in ("ddpm", "dpmpp_sde_2m", "deis", "unipc")}
+# stochastic, or with orders of their own
+SPECIAL = ("ddpm", "dpmpp_sde_2m", "consistency", "deis", "unipc")
+CHOICES = {name: make for name, make in SOLVERS.items() if name not in SPECIAL}
 CHOICES["bdia 1"] = partial(SOLVERS["bdia"], gamma=1.0)
 CHOICES |= {f"deis tAB{k}": partial(SOLVERS["deis"], order=k) for k in (1, 2, 3)}
 CHOICES |= {f"unipc {k} {b}": partial(SOLVERS["unipc"], order=k, variant=b) for k in (1, 2, 3) for b in ("bh1", "bh2")}

@@ -51,7 +51,7 @@ def scorer(parsed):
     def after_step(loop):
         if loop.step % flags.eval_interval:
             return False
-        batches = partial(_samples, parsed, loop.model)
+        batches = partial(_samples, parsed, loop.model, loop.objective.sampled_by)
         count, channels = flags.eval_samples, unet.image_channels
         samples = ImageSet("eval_samples", "", "", count, (size, size), batches, [], channels=channels)
         with loop.ema_weights():
@@ -65,10 +65,11 @@ def scorer(parsed):
     return after_step
 
 
-def _samples(parsed, model, batch_size, rank, size):
+def _samples(parsed, model, sampler, batch_size, rank, size):
     total = parsed[EvalFlags].eval_samples
     told = conditioning.of_training(parsed).shown(total, None, None)
     for first in range(rank * batch_size, total, size * batch_size):
         count = min(batch_size, total - first)
         cond = {name: value[first : first + count] for name, value in told.items()}
-        yield first, preview_sampler(parsed[DiffusionFlags], count, cond, values=parsed.values())(model, first)
+        sample = preview_sampler(parsed[DiffusionFlags], count, cond, sampler=sampler, values=parsed.values())
+        yield first, sample(model, first)

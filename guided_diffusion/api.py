@@ -39,7 +39,7 @@ from .images import HALF_A_LEVEL, to_uint8
 from .inversion import EXACT, advice, by_ddim, decode, encode
 from .jobs import folder_lock
 from .jobs.launch import RunFlags, warn_of_unread
-from .networks import ClassifierFlags, ConvFlags, UNetFlags, compute_by
+from .networks import ConvFlags, UNetFlags, compute_by
 from .process import DiffusionFlags, Process, SpacingFlags
 from .sampling import Record
 from .solvers.bdia import Before
@@ -60,7 +60,6 @@ NETWORK = [CheckpointFlags, *checkpoints.DIFFUSION.groups, ConvFlags, DiffusionF
 _TOLD = [group for group in conditioning.sampling_groups(UNetFlags) if group not in NETWORK]
 SAMPLER = [SampleFlags, SolverFlags, *_TOLD, SpacingFlags, *methods.of_sampling()]
 # a sampling that is guided by a classifier has these too
-GUIDANCE = [*(method for method in methods.STACK if not method.by_default), ClassifierFlags]
 
 _OF_RUNS = dict.fromkeys(field.name for field in flags_of(RunFlags) if field.name != "preset")
 _OF_NETWORK = {field.name for group in NETWORK for field in flags_of(group)} - set(marked([DiffusionFlags], "free"))
@@ -277,7 +276,7 @@ class Model:
     ) -> tuple[Parsed, Process]:
         """(the resolved Parsed flags, the Process) of a sampling, its classes in numbers."""
         values = {**values, "timestep_respacing": _respacing(steps, values)}
-        groups = [*SAMPLER, *(GUIDANCE if values.get("classifier_path") else [])]
+        groups = [*SAMPLER, *(checkpoints.GUIDANCE if values.get("classifier_path") else [])]
         parsed, process = checkpoints.load_guided(self._resolved(values, groups, overrides))
         warn_of_unread(parsed)
         return with_classes_counted(parsed), process
@@ -299,7 +298,7 @@ class Model:
         parsed = stated({**self._given, **told}, [*NETWORK, *groups], overrides)
         if self._found is None:
             known = {name: value for name, value in self._loaded.values().items() if name in _OF_NETWORK}
-            parsed = parsed.with_values(known)
+            parsed = checkpoints.as_meant(parsed.with_values(known), self._given["model_path"], log=False)
         else:
             whole = adapters.resolve(parsed, self._found, self._given["model_path"], log=False)
             if not np.array_equal(whole[DiffusionFlags].betas, self._loaded[DiffusionFlags].betas):

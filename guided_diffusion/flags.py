@@ -103,6 +103,7 @@ def flag(
     hidden=False,
     noising=False,
     classes=False,
+    relearnt=False,
     idle=False,
     content=False,
     released=False,
@@ -128,6 +129,7 @@ def flag(
     :param hidden: it changes what a network does and its tensors do not show it, so a checkpoint alone leaves it open.
     :param noising: it says how images are noised, or the time of it told, so a noisy classifier shares it.
     :param classes: it says which classes a network knows, which --init_from may change.
+    :param relearnt: it says what a network's output means, which --init_from may change, as training learns it anew.
     :param idle: it changes no image of a sampling run.
     :param content: it names a file of which the content decides, not the name.
     :param released: scripts of its paper's own release have it, so a client's command line means it by that name.
@@ -145,6 +147,7 @@ def flag(
         "hidden": hidden,
         "noising": noising,
         "classes": classes,
+        "relearnt": relearnt,
         "idle": idle,
         "content": content,
         "released": released,

@@ -20,6 +20,7 @@ from .image_stream import report
 from .images import to_uint8
 from .jobs import progress
 from .networks import for_inference
+from .process import SpacingFlags
 from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
@@ -212,20 +213,21 @@ def watched_images(process, network, noise, cond, watch=None):
     return pair_of(network).decode(x), bad_from
 
 
-def batch_maker(process, network, conditioning: Conditioning, noise_at):
+def batch_maker(process, network, conditioning: Conditioning, noise_at, finished=lambda x, cond: x):
     """`indices -> {"arr_0": images uint8 [n, H, W, C], "arr_1": labels}`, the labels where there are any.
 
     Where images are not finite, "bad_from" is that of `watched_images`.
 
     :param conditioning: a Conditioning of sampling.
     :param noise_at: `indices -> noise`, as of `noise_of`.
+    :param finished: `(x [n, C, H, W], cond) -> images`, what is made of the samples in the end.
     """
 
     def make_batch(indices):
         noise = noise_at(indices)
         cond = on_device(conditioning.of_indices(noise, indices))
         x, bad_from = watched_images(process, network, noise, cond)
-        arrays = as_arrays(x, cond.get("y"))
+        arrays = as_arrays(finished(x, cond), cond.get("y"))
         return arrays | {"bad_from": bad_from.cpu().numpy()} if bad_from.any() else arrays
 
     return make_batch
@@ -282,18 +284,20 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def preview_sampler(flags, count, cond, steps=25, values=None):
+def preview_sampler(flags, count, cond, steps=25, sampler=(), values=None):
     """`network, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param flags: DiffusionFlags.
     :param count: N.
     :param cond: {name: tensor [N, ...]} of what the network is told.
     :param steps: of DDIM, at most.
+    :param sampler: {flag: value} of another sampler, as an Objective names it.
     :param values: {flag: value} of the network, which methods may share; None has their defaults.
     """
-    kept = str(min(steps, flags.diffusion_steps))
-    process = dataclasses.replace(flags, timestep_respacing=kept).create(
-        methods.at_defaults(values or {}), SolverFlags(use_ddim=True)
+    chosen = {"solver": "ddim", "spacing": "published", "timestep_respacing": str(min(steps, flags.diffusion_steps))}
+    chosen |= dict(sampler)
+    process = dataclasses.replace(flags, timestep_respacing=chosen["timestep_respacing"]).create(
+        methods.at_defaults(values or {}), SolverFlags(solver=chosen["solver"]), SpacingFlags(spacing=chosen["spacing"])
     )
 
     def preview(network, first=0):

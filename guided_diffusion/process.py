@@ -56,8 +56,9 @@ class DiffusionFlags(FlagGroup):
         "What the network predicts: the noise, the clean image, or the velocity.",
         choices=tuple(PREDICTIONS),
         hidden=True,
+        relearnt=True,
     )
-    predict_xstart: bool = flag(False, "The published spelling of --prediction x0.", spells="prediction")
+    predict_xstart: bool = flag(False, "The published spelling of --prediction x0.", spells="prediction", relearnt=True)
     rescale_timesteps: bool = flag(False, "The network sees timesteps scaled to 0..1000.", hidden=True, noising=True)
     rescale_learned_sigmas: bool = flag(
         False,

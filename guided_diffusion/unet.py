@@ -528,19 +528,21 @@ class UNetModel(_Torso):
     def _torso(self):
         return [*super()._torso(), self.output_blocks]
 
-    def forward(self, x, timesteps, y=None, **told):
+    def forward(self, x, timesteps, y=None):
         """Predict from noisy images.
 
         :param x: [N, in_channels, ...].
         :param timesteps: [N] in 0..1000, fractions allowed.
         :param y: labels [N] in 0..num_classes-1, for a network with classes and for no other; -1 adds no class
             embedding, as is needed for classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
-        :param told: what a subclass embeds beside them, in its `_embed`.
         :return: [N, out_channels, ...] in x's dtype.
         :raises UserError: for sides that the levels do not divide, and for labels that are missing or too many.
         """
         self._check_labels(x, y)
-        emb = self._embed(timesteps, y, **told)
+        return self._predict(x, self._embed(timesteps, y))
+
+    def _predict(self, x, emb):
+        """What it says of inputs x [N, in_channels, ...], given embeddings [N, emb_channels] of all else."""
         *skips, h = self._descend(x, emb)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)

@@ -13,7 +13,7 @@ from PIL import Image
 from refusals import one_sentence
 
 import guided_diffusion as gd
-from guided_diffusion import api
+from guided_diffusion import api, checkpoints
 from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs.launch import RunFlags
 
@@ -431,7 +431,7 @@ def test_a_trial_is_told_what_to_compare(named, data):
 # -- the face and the scripts ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("script", "more"), [("image_sample", []), ("classifier_sample", api.GUIDANCE)])
+@pytest.mark.parametrize(("script", "more"), [("image_sample", []), ("classifier_sample", checkpoints.GUIDANCE)])
 def test_the_flags_are_those_of_the_scripts(script, more):
     groups, _ = script_runs.groups_of(script)
     of_jobs = {"RngFlags", "ShardFlags", RunFlags.__name__}

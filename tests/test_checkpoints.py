@@ -110,7 +110,8 @@ def test_shapes_reveal_channels_and_which_network_it_is(channels, learn_sigma):
             **dict(classifier_num_head_channels=32),
         }
     )
-    parsed = flags.parse(words, [UNetFlags, SuperResFlags, ClassifierFlags, DiffusionFlags], "")
+    groups = dict.fromkeys(group for network in NETWORKS.values() for group in network.groups)
+    parsed = flags.parse(words, [*groups, DiffusionFlags], "")
     for name, network in NETWORKS.items():
         with torch.device("meta"):
             made = network.create(parsed)
@@ -584,6 +585,7 @@ NETWORK_TOYS = {
     "diffusion": TRUTH,
     "super_res": {**{k: v for k, v in TRUTH.items() if k != "image_size"}, "large_size": 16, "small_size": 8},
     "classifier": {**CLASSIFIER_TRUTH, **PROCESS},
+    "inpaint": {**{k: v for k, v in TRUTH.items() if k not in ("class_cond", "num_classes")}, "reference_cond": True},
 }
 
 
@@ -606,8 +608,10 @@ def answers(name, network):
     inputs = [torch.linspace(-1, 1, 3 * 256).reshape(1, 3, 16, 16), torch.tensor([7.0])]
     if name == "super_res":
         inputs.append(torch.linspace(-1, 1, 3 * 64).reshape(1, 3, 8, 8))
+    if name == "inpaint":
+        inputs += [torch.linspace(-1, 1, channels * 256).reshape(1, channels, 16, 16) for channels in (3, 1, 4)]
     with torch.no_grad():
-        return network(*inputs, **({} if name == "classifier" else {"y": torch.tensor([3])}))
+        return network(*inputs, **({"y": torch.tensor([3])} if "y" in getattr(network, "takes", ()) else {}))
 
 
 def untold(name, file):

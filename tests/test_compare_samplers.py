@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import picture
 from evaluations.comparison.rows import Row
 from evaluations.comparison.tables import csv_table, markdown
+from evaluations.precision_recall import precision_recall
 from evaluations.tables import CSV_ENCODING
 from guided_diffusion import checkpoints, conditioning, files, flags
 from guided_diffusion.errors import UserError
@@ -115,6 +117,52 @@ def test_distances_are_those_of_image_sample(compared, models, tmp_path, name, g
         found = float(rows_of(compared)[name, "5"][f"distance_{repeat}"])
         # scipy's root of a singular product is what limits the agreement
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+GUIDED = """plain:
+guided: --classifier_path {classifier} --classifier_scale {{sweep 0,3}}
+scaled: --use_ddim {{sweep True,False}} --eps_scaler {{sweep 1.0 1.1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def guided(models, tmp_path_factory):
+    """The folder of a comparison over scales of guidance, with precision, recall and a judge."""
+    out_dir, judge = tmp_path_factory.mktemp("guided"), models / "judge"
+    script_runs.train_classifier(models / "data", judge, "--seed", 5)
+    settings = out_dir / "settings.txt"
+    settings.write_text(GUIDED.format(classifier=models / "classifier" / "model000002.pt"))
+    more = ["--settings", settings, "--precision_recall", True, "--judge", judge / "model000002.pt"]
+    script_runs.run("compare_samplers", *command(models, out_dir / "out", ("--steps", "5")), *more)
+    return out_dir / "out"
+
+
+def test_a_sweep_is_a_row_for_each_value(guided):
+    names = ["plain", "guided 0", "guided 3", *(f"scaled {ddim} {k}" for ddim in (True, False) for k in (1.0, 1.1))]
+    rows = rows_of(guided)
+    assert list(rows) == [(name, "5") for name in names]
+    for same in ("guided 0", "scaled False 1.0"):
+        assert rows[same, "5"]["distance_0"] == rows["plain", "5"]["distance_0"]
+    assert len({rows[name, "5"]["distance_0"] for name in names}) == len(names) - 2
+
+
+def test_guided_rows_are_scored_as_images_of_classifier_sample(guided, models, tmp_path):
+    real = torch.from_numpy(features(models, np.load(models / "real.npz")["arr_0"])).float()
+    classifier, row, seen = models / "classifier" / "model000002.pt", rows_of(guided)["guided 3", "5"], []
+    for repeat in range(2):
+        shared = ["--num_samples", 12, "--batch_size", 5, "--seed", 7 + repeat, "--timestep_respacing", 5]
+        shared += ["--model_path", models / "diffusion" / "model000002.pt", "--out_dir", tmp_path / str(repeat)]
+        script_runs.run("classifier_sample", *shared, "--classifier_path", classifier, "--classifier_scale", 3)
+        path = tmp_path / str(repeat) / "samples_12x16x16x3.npz"
+        judged = ["--classifier_path", models / "judge" / "model000002.pt", "--samples", path]
+        said = script_runs.run("classifier_accuracy", *judged, folder=script_runs.FOLDER.parent / "evaluations")
+        made = torch.from_numpy(features(models, np.load(path)["arr_0"])).float()
+        distance = textbook_distance(made.double().numpy(), real.double().numpy())
+        assert float(row[f"distance_{repeat}"]) == pytest.approx(distance, rel=1e-4, abs=1e-7)
+        seen.append([*precision_recall(real, made), int(re.search(r"(\d+) of 12", said)[1]) / 12])
+    for name, values in zip(("precision", "recall", "agreement"), zip(*seen)):
+        assert float(row[name]) == pytest.approx(np.mean(values), abs=1e-6), name
+        assert float(row[f"{name}_spread"]) == pytest.approx(np.std(values, ddof=1), abs=1e-6), name
 
 
 def test_all_samplers_start_from_the_same_noise(compared):
@@ -319,6 +367,10 @@ def test_the_picture_has_room_for_names_and_distances():
             "setting 'a': --timestep_respacing 5 keeps 5 timesteps where --steps has 3",
         ),
         ("a|b:", [], "has a | in its name"),
+        ("a: --eps_scaler {sweep }", [], "setting 'a': {sweep} has no values"),
+        ("a: --classifier_scale 2", [], "setting 'a': --classifier_scale is for guidance"),
+        ("a: ", ["--precision_recall", "True", "--num_samples", "3"], "--precision_recall True needs more than 3"),
+        ("a: ", ["--judge", "nowhere.pt"], "--judge: checkpoint nowhere.pt does not exist"),
         ("a: ", ["--steps", "5,5"], "--steps is '5,5'"),
         ("a: ", ["--steps", "0"], "--steps is '0'"),
         ("a: ", ["--calls", "7,7"], "--calls is '7,7'"),
@@ -374,7 +426,7 @@ def test_the_plan_tells_a_network_what_its_conditionings_say(monkeypatch, tmp_pa
     script = launched.read("compare_samplers")
     (tmp_path / "model.json").write_text(json.dumps({"num_channels": 32, "image_size": 16}))
     words = ["--model_path", tmp_path / "model.pt", "--timestep_respacing", 4, "--guidance_scale", scale]
-    groups = [*script.groups, papers.BrightnessFlags]
+    groups = [group for group in script.groups if group not in checkpoints.GUIDANCE] + [papers.BrightnessFlags]
     parsed = flags.parse([*map(str, words), "--by_brightness", str(bool(told))], groups, "", script.overrides)
     if refused:
         with pytest.raises(UserError, match="--guidance_scale 3.0 needs a network that is told classes"):

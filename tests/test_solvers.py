@@ -24,7 +24,7 @@ from guided_diffusion.solvers import DDIM, DDPM, DEIS, PNDM, SOLVERS, DPMSolverP
 from guided_diffusion.solvers.flags import READERS, SolverFlags
 
 SHAPE = (3, 3, 8, 8)
-STOCHASTIC = ("ddpm", "dpmpp_sde_2m")
+STOCHASTIC = ("ddpm", "dpmpp_sde_2m", "consistency")
 INTERPOLATING = ("deis", "dpmpp_2m", "dpmpp_3m", "dpmpp_3m_exact", "dpmpp_sde_2m", "unipc")
 NEW = [name for name in SOLVERS if name not in ("ddpm", "ddim")]
 

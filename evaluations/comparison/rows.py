@@ -19,8 +19,10 @@ import torch
 
 from evaluations.activations import activations_of
 from evaluations.batches import open_images
+from evaluations.classifier_accuracy import predictions
 from evaluations.features import Extractor, FeatureFlags
 from evaluations.fid import Moments, frechet_distance, moments_of
+from evaluations.precision_recall import NEIGHBOURS, precision_recall
 from guided_diffusion import checkpoints, conditioning, dist_util, files, flags, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
@@ -44,6 +46,7 @@ class Row:
     :ivar seconds: of one process per image, without the features.
     :ivar findings: {column: number, or None where it does not apply} of what its methods found.
     :ivar images: uint8 [n, H, W, C] to show, the same indices in every row.
+    :ivar scores: {name: number of each repeat} of further scores, the same names in every row.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Row:
     seconds: float
     findings: dict
     images: np.ndarray
+    scores: dict = dataclasses.field(default_factory=dict)
 
 
 class Sampler(NamedTuple):
@@ -76,22 +80,39 @@ class Target(NamedTuple):
     :ivar extract: the Extractor of the features.
     :ivar moments: of the real images' features; None on ranks other than 0.
     :ivar compare: CompareFlags.
+    :ivar features: of the real images, [N, D], with --precision_recall True on rank 0.
+    :ivar judge: the classifier of --judge, or None.
     """
 
     size: tuple
     extract: Extractor
     moments: Moments | None
     compare: CompareFlags
+    features: torch.Tensor | None = None
+    judge: torch.nn.Module | None = None
 
 
 def read_target(parsed):
     """The Target of a command line."""
-    images = open_images(parsed[CompareFlags].reference, "reference")
+    compare = parsed[CompareFlags]
+    images = open_images(compare.reference, "reference")
     if images.count < 2:
         raise UserError(f"--reference {images.path} holds {images.count} images; a Frechet distance needs at least 2")
+    fewest = min(images.count, parsed[SampleFlags].num_samples)
+    if compare.precision_recall and fewest <= NEIGHBOURS:
+        raise UserError(f"--precision_recall True needs more than {NEIGHBOURS} images in each set; here are {fewest}")
+    judge = None
+    if compare.judge:
+        judge, _, known = checkpoints.open_network(compare.judge, "judge", "classifier")
+        size = known["image_size"]
+        if images.size != (size, size):
+            real = "x".join(map(str, images.size))
+            raise UserError(f"--judge {compare.judge} takes images of {size}x{size}; --reference has {real}")
     extract = parsed[FeatureFlags].create()
-    found = activations_of(images, extract, parsed[SampleFlags].batch_size, keep=False)
-    return Target(images.size, extract, None if found is None else found.moments, parsed[CompareFlags])
+    found = activations_of(images, extract, parsed[SampleFlags].batch_size, keep=compare.precision_recall)
+    if found is None:
+        return Target(images.size, extract, None, compare, judge=judge)
+    return Target(images.size, extract, found.moments, compare, found.features, judge)
 
 
 # -- making -------------------------------------------------------------------------------------------
@@ -130,7 +151,7 @@ def made_row(sampler, target):
     told = conditioning.of_sampling(parsed)
 
     def make(work):
-        """(features [n, D], images to show, seconds) of a batch."""
+        """(features [n, D], images to show, seconds, whether the judge agrees [n] or None) of a batch."""
         repeat, indices = work
         noise = IndexedNoise(sampling.seed + repeat, indices)
         cond = on_device(told.of_indices(noise, indices))
@@ -142,7 +163,12 @@ def made_row(sampler, target):
             causes = "".join(f"; {cause}" for cause in process.suspects())
             raise UserError(f"{sampler.name}: {bad} of {len(x)} images are not finite numbers{causes}")
         shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
-        return target.extract(made).pool.cpu(), made[:shown], seconds
+        agree = None
+        if target.judge is not None:
+            if "y" not in cond:
+                raise UserError(f"--judge {compare.judge} compares classes; expected a class-conditional network")
+            agree = predictions(target.judge, torch.as_tensor(made), len(made)) == cond["y"].cpu().numpy()
+        return target.extract(made).pool.cpu(), made[:shown], seconds, agree
 
     starts = range(0, sampling.num_samples, sampling.batch_size)
     batches = [range(i, min(i + sampling.batch_size, sampling.num_samples)) for i in starts]
@@ -151,8 +177,14 @@ def made_row(sampler, target):
     add_up(process)
     if made is None:
         return None
-    features, shown, seconds = zip(*made, strict=True)
-    sets = [torch.cat(features[i : i + len(batches)]) for i in range(0, len(made), len(batches))]
+    features, shown, seconds, agree = zip(*made, strict=True)
+    parts = [slice(i, i + len(batches)) for i in range(0, len(made), len(batches))]
+    sets, scores = [torch.cat(features[part]) for part in parts], {}
+    if target.features is not None:
+        pairs = [precision_recall(target.features, each) for each in sets]
+        scores |= {name: list(map(float, values)) for name, values in zip(("precision", "recall"), zip(*pairs))}
+    if target.judge is not None:
+        scores["agreement"] = [float(np.concatenate(agree[part]).mean()) for part in parts]
     count = compare.repeats * sampling.num_samples
     return Row(
         sampler.name,
@@ -163,6 +195,7 @@ def made_row(sampler, target):
         seconds=sum(seconds) / count,
         findings={column: value for method in process.methods for column, value in method.findings(process).items()},
         images=np.concatenate(shown),
+        scores=scores,
     )
 
 
@@ -181,8 +214,10 @@ def dealt(items, work):
 def decisive(sampler, target):
     """What decides a row, as JSON can hold it, for rank 0 to call."""
     path, compare = sampler.parsed[CheckpointFlags].model_path, target.compare
+    guiding = sampler.parsed.values().get("classifier_path")
     return {
-        "row": (sampler.name, str(sampler.budget), compare.repeats, compare.columns),
+        "row": (sampler.name, str(sampler.budget), compare.repeats, compare.columns, compare.precision_recall),
+        "classifiers": [files.sha256(named) for named in (guiding, compare.judge) if named],
         "flags": sampler.parsed.values(),
         "model": (files.sha256(path), checkpoints.read_flags(path)),
         "features": target.extract.facts,

@@ -1,17 +1,19 @@
 """The settings of a comparison: a text file with a line NAME: FLAGS for each sampler, and placeholders in the flags."""
 
 import contextlib
+import itertools
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from guided_diffusion import files, flags, methods
+from guided_diffusion import checkpoints, files, flags, methods
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import THREADS, FlagGroup, at_least, flag
 
 # what all samplers of a comparison share
 COMMON = ("num_samples", "batch_size", "seed", "per_class")
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+SWEEP = re.compile(r"\{sweep ([^{}]*)\}")
 
 
 @dataclass
@@ -35,6 +37,12 @@ class CompareFlags(FlagGroup):
     reference: str = flag("", "Real images: an npz with arr_0 (uint8 [N, H, W, 3]) or a folder.", essential="reference")
     columns: int = flag(
         8, "Images of each sampler in the picture, at each number of steps or calls.", legal=at_least(1, THREADS)
+    )
+    precision_recall: bool = flag(
+        False, "Precision and recall of each set too; the features of all real images are kept in memory."
+    )
+    judge: str = flag(
+        "", "Checkpoint of a classifier, not of a guiding one, that says how many images are of their class."
     )
 
 
@@ -71,11 +79,25 @@ class Settings:
         arguments = words(fill_in(text, steps, budget, known))
         if "--help" in arguments or "-h" in arguments:
             raise UserError("--help is for the command line")
-        return methods.settled(flags.parse(arguments, self.groups, name, fill=fill))
+        return methods.settled(_without_a_classifier(flags.parse(arguments, self.groups, name, fill=fill)))
+
+
+def _without_a_classifier(parsed):
+    """The Parsed flags without those of guidance where no classifier is named."""
+    if parsed.values().get("classifier_path"):
+        return parsed
+    kept = replace(parsed, groups={k: made for k, made in parsed.groups.items() if k not in checkpoints.GUIDANCE})
+    stray = parsed.given - kept.values().keys()
+    if stray:
+        raise UserError(f"--{min(stray)} is for guidance; expected --classifier_path beside it")
+    return kept
 
 
 def read_settings(path):
-    """{name: flags as one text} of a settings file; empty lines and lines that begin with # do not count."""
+    """{name: flags as one text} of a settings file; empty lines and lines that begin with # do not count.
+
+    A line with {sweep A,B,C} stands for one with each of the values, called NAME A, NAME B, NAME C.
+    """
     try:
         lines = files.read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -89,12 +111,23 @@ def read_settings(path):
             raise UserError(f"--settings {path}, line {number} is {line.strip()!r}; expected NAME: FLAGS")
         if "|" in name:
             raise UserError(f"--settings {path}, line {number} has a | in its name, which a table cannot show")
-        if name in settings:
-            raise UserError(f"--settings {path}, line {number} has the name {name!r} a second time")
-        settings[name] = text
+        for each, flags_of_it in swept(name, text):
+            if each in settings:
+                raise UserError(f"--settings {path}, line {number} has the name {each!r} a second time")
+            settings[each] = flags_of_it
     if not settings:
         raise UserError(f"--settings {path} has no line NAME: FLAGS")
     return settings
+
+
+def swept(name, text):
+    """(name, flags) of each combination of the values of {sweep A,B,C} in the flags of a line."""
+    values = [match[1].replace(",", " ").split() for match in SWEEP.finditer(text)]
+    if not all(values):
+        raise UserError(f"setting {name!r}: {{sweep}} has no values; expected such as {{sweep 0,0.5,1}}")
+    for chosen in itertools.product(*values):
+        left = iter(chosen)
+        yield " ".join([name, *chosen]), SWEEP.sub(lambda _, left=left: next(left), text)
 
 
 def fill_in(text, steps, budget, known):

@@ -11,7 +11,7 @@ from ..averages import young
 from ..errors import UserError
 from ..flags import FlagGroup, Parsed, flag, marked
 from ..methods import STACK, guided
-from ..networks import NETWORKS, ConvFlags, SuperResFlags, UNetFlags, compiled, for_inference
+from ..networks import NETWORKS, ClassifierFlags, ConvFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
 from .resolve import (  # noqa: F401 (likewise)
     described,
@@ -23,8 +23,12 @@ from .resolve import (  # noqa: F401 (likewise)
     resolve,
     resumed,
 )
+from .sampler import as_meant, check_meant, meant_for  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER, VAE = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier", "vae"))
+
+# the flag groups of a run that a classifier guides
+GUIDANCE = [*(method for method in STACK if not method.by_default), ClassifierFlags]
 
 
 @dataclass
@@ -100,7 +104,7 @@ def _create(found, parsed, path):
 def load_network(parsed):
     """The network of --model_path.
 
-    A script with flags for the sizes of a super-resolution network expects one.
+    A script with the flags of another network, such as the sizes of a super-resolution network, expects that.
 
     :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
@@ -120,6 +124,7 @@ def load_process(parsed, *methods):
     """
     path = parsed[CheckpointFlags].model_path
     made, trained = process.of_flags(parsed, *methods), read_flags(path)
+    check_meant(made, trained, path)
     for method in STACK:
         for remark in method.remarks(trained):
             logger.log(f"{path}: {remark}")
@@ -171,7 +176,8 @@ def resolved(parsed, log=True):
     """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
     source, found = parsed[CheckpointFlags], of_others(parsed)
     if found is None:
-        return resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+        told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
+        return as_meant(told, source.model_path, log)
     if _network(parsed) is not DIFFUSION:
         raise UserError(f"--model_path {source.model_path} is {found.what}; expected {_network(parsed).what}")
     return adapters.resolve(parsed, found, source.model_path, log)
@@ -190,7 +196,9 @@ def _others_at(path, family="", vae="", flag="model_path", key=""):
 
 
 def _network(parsed):
-    return SUPER_RES if SuperResFlags in parsed.groups else DIFFUSION
+    """The first Network with a whole diffusion process whose flags a script has."""
+    whole = (network for network in NETWORKS.values() if network.process == "all")
+    return next((network for network in whole if parsed.groups.keys() >= {*network.groups}), DIFFUSION)
 
 
 def load_classifier(parsed, path, flag="classifier_path"):

@@ -89,9 +89,10 @@ def resumed(parsed, path, network):
 def initialise(parsed, path, network):
     """The Parsed flags of a training run that takes its first weights from `path`, or as they are where that is empty.
 
-    It may have other classes than the checkpoint.
+    It may have other classes than the checkpoint, and predict something else.
     """
-    return resolve(parsed, path, network, flag="init_from", free=parsed.marked("classes")) if path else parsed
+    free = parsed.marked("classes") | parsed.marked("relearnt")
+    return resolve(parsed, path, network, flag="init_from", free=free) if path else parsed
 
 
 def recognised(path, flag):

@@ -5,9 +5,10 @@ from .classes import Classes
 from .conditioning import Conditioning
 from .latent import Latents
 from .low_resolution import LowResolution
+from .masked import Masked
 from .vae import Drafts
 
-CONDITIONINGS = [Classes, LowResolution, Latents, Drafts]
+CONDITIONINGS = [Classes, LowResolution, Masked, Latents, Drafts]
 
 
 def training_groups():

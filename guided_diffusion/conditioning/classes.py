@@ -52,6 +52,7 @@ class Classes(Conditioning):
     training = (ClassDropoutFlags,)
     sampling = (ClassFlags,)
     network = UNetFlags
+    left_out_by = "class_dropout"
 
     def __init__(self, num_classes, chosen=(), dropout=0.0):
         self.num_classes = num_classes

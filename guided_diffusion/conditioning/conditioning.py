@@ -8,12 +8,14 @@ class Conditioning:
     :cvar sampling: flag groups that sampling scripts take for it.
     :cvar network: the flag group of the network that sampling tells it; None for all.
     :cvar shows_images: what previews of training are told is of images of the data.
+    :cvar left_out_by: the flag of training that lets a network know what it is `dropped` to; "" for none.
     """
 
     training = ()
     sampling = ()
     network = None
     shows_images = False
+    left_out_by = ""
 
     @classmethod
     def of_training(cls, parsed):

@@ -26,10 +26,15 @@ class LowResolution(Conditioning):
         return cls(parsed[SuperResFlags].small_size) if SuperResFlags in parsed.groups else None
 
     def of_data(self, x, labels):
-        return {"low_res": F.interpolate(x, self.small_size, mode="area")}
+        return {"low_res": shrunk(x, self.small_size)}
 
     def shown(self, count, x, labels):
         return self.of_data(x, labels)
 
     def of_indices(self, noise, indices):
         return {"low_res": self.base[torch.tensor(indices) % len(self.base)]}
+
+
+def shrunk(x, size):
+    """Images x [N, C, H, W] as means over areas, [N, C, size, size]."""
+    return F.interpolate(x, size, mode="area")

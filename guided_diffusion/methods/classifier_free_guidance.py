@@ -81,10 +81,12 @@ class ClassifierFreeGuidance(Method):
                 f"--guidance_interval {self.guidance_interval} holds the noise / signal of no step of this grid: "
                 "nothing is guided"
             )
-        if self.guidance_scale != 1 and trained and not trained.get("class_dropout"):
+        names = [kind.left_out_by for kind in conditioning.CONDITIONINGS if kind.left_out_by]
+        if self.guidance_scale != 1 and trained and not any(trained.get(name) for name in names):
+            name = next((name for name in reversed(names) if name in trained), names[0])
             yield (
-                f"--guidance_scale {self.guidance_scale} asks the network without classes, and it was trained without "
-                "--class_dropout: it has never seen such a question"
+                f"--guidance_scale {self.guidance_scale} asks the network without what it is told, and it was trained "
+                f"without --{name}: it has never seen such a question"
             )
 
 

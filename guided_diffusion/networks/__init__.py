@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import classifier, unet, vae
+from . import classifier, inpaint, unet, vae
 from .classifier import ClassifierFlags
 from .fast import (  # noqa: F401 (the package's own names)
     DIRECT,
@@ -14,9 +14,9 @@ from .fast import (  # noqa: F401 (the package's own names)
     described,
     for_inference,
     for_training,
-    known,
     slow_halves,
 )
+from .inpaint import InpaintFlags
 from .latent import LatentFlags
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
@@ -61,6 +61,15 @@ NETWORKS = {
         size_flag="large_size",
         mult_flag="channel_mult",
         defaults=SUPER_RES_CHANNEL_MULTS,
+    ),
+    "inpaint": Network(
+        "an inpainting network",
+        "reference_cond",
+        (UNetFlags, InpaintFlags),
+        inpaint.create,
+        inpaint.reveal,
+        mult_flag="channel_mult",
+        defaults=CHANNEL_MULTS,
     ),
     "classifier": Network(
         "a classifier",

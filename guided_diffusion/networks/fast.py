@@ -395,15 +395,17 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, TimestepEmbedSequential, Upsample, D
 LAYERS = (nn.Conv2d, nn.Linear, PointwiseConv, GroupNorm32, ResBlock, AttentionBlock)
 PARTS = (SiLU, nn.Dropout, QKVAttention, QKVAttentionLegacy)
 METHODS = ("forward", "_forward", "__call__")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # as they are defined, so that a class which somebody patched is known
 DEFINED = {kind: [getattr(kind, name, None) for name in METHODS] for kind in (*NETWORKS, *CONTAINERS, *LAYERS, *PARTS)}
 
 
-def known(network):
-    """Let a class of networks have fast copies: a subclass of one of NETWORKS that leaves to it what its parts do."""
-    DEFINED[network] = [getattr(network, name, None) for name in METHODS]
-    return network
+def enrolled(kind):
+    """The class, from now on known here: a network whose own forward uses the parts of one of NETWORKS as that does."""
+    DEFINED[kind] = [getattr(kind, name, None) for name in METHODS]
+    return kind
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _untouched(*modules):

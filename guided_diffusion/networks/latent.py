@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..flags import WIDTH, FlagGroup, at_least, flag
 from ..nn import SiLU, linear
 from ..unet import UNetModel
-from .fast import known
+from .fast import enrolled
 
 
 def latent_dim_flag():
@@ -29,7 +29,7 @@ class LatentFlags(FlagGroup):
     latent_dim: int = latent_dim_flag()
 
 
-@known
+@enrolled
 class LatentUNet(UNetModel):
     """A UNetModel that is told `z`, whose embedding adds to that of the time: it scales and shifts normalisations.
 
@@ -47,9 +47,14 @@ class LatentUNet(UNetModel):
         """As UNetModel's, and `z`."""
         return (*super().takes, "z")
 
-    def _embed(self, timesteps, y=None, z=None):
-        """As UNetModel's; z [N, latent_dim] is normalised to mean square 1 (Karras et al. 2019, section 2)."""
+    def forward(self, x, timesteps, y=None, z=None):
+        """As UNetModel.forward.
+
+        :param z: [N, latent_dim], normalised to mean square 1 (Karras et al. 2019, section 2).
+        :raises UserError: without `z` too.
+        """
         if z is None:
             raise UserError("A network with --latent_dim needs z, which --objective adversarial gives in training")
+        self._check_labels(x, y)
         normalised = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
-        return super()._embed(timesteps, y) + self.latent_embed(normalised)
+        return self._predict(x, self._embed(timesteps, y) + self.latent_embed(normalised))

@@ -169,6 +169,8 @@ def flags_of_shapes(state, image_size=None, inputs=1):
     :raises LookupError: if it is no such network; so do ValueError and ZeroDivisionError.
     """
     channels = channels_of(state, inputs)
+    if state["out.2.weight"].shape[0] not in (channels, 2 * channels):
+        raise ValueError("predictions of another number of channels")
     width = state["time_embed.0.weight"].shape[1]
     outputs = blocks(state, "output_blocks")
     upsampling = [re.match(r"output_blocks\.(\d+)\.[12]\.(conv|in_layers)\.", key) for key in state]

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..flags import WIDTH, FlagGroup, at_least, flag
 from ..nn import SiLU
 from ..unet import SuperResModel
-from .fast import known
+from .fast import enrolled
 from .levels import (
     IMAGE_CHANNELS,
     blocks,
@@ -132,7 +132,7 @@ def flags_of_shapes(state, image_size=None):
     return {**found, "vae_channel_mult": mult_text(width / widths[0] for width in widths)}
 
 
-@known
+@enrolled
 class DraftUNet(SuperResModel):
     """A UNet that sees, beside the noisy image, the image of an autoencoder that it is to refine.
 

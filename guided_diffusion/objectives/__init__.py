@@ -6,8 +6,12 @@ from .. import logger
 from ..flags import FlagGroup, flag
 from .adversarial import AdversarialObjective
 from .classifier import ClassifierObjective, ValidationFlags
+from .consistency_distillation import ConsistencyDistillation
 from .diffusion import DiffusionObjective
 from .objective import AuxiliaryNetwork, Loss, Objective
+from .progressive_distillation import ProgressiveDistillation
+from .scale_distillation import ScaleDistillation
+from .unrolled import Unrolled
 
 __all__ = [
     "OBJECTIVES",
@@ -20,7 +24,14 @@ __all__ = [
 ]
 
 # Those of diffusion networks. A classifier has but one.
-OBJECTIVES = {"diffusion": DiffusionObjective, "adversarial": AdversarialObjective}
+OBJECTIVES = {
+    "diffusion": DiffusionObjective,
+    "progressive_distillation": ProgressiveDistillation,
+    "consistency_distillation": ConsistencyDistillation,
+    "scale_distillation": ScaleDistillation,
+    "unrolled": Unrolled,
+    "adversarial": AdversarialObjective,
+}
 
 
 @dataclass

@@ -33,6 +33,7 @@ D computes in float32 whatever G computes in, since R1 differentiates twice.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,7 @@ class AdversarialObjective(Objective):
     """
 
     flags = (AdversarialFlags, LatentFlags)
+    sampled_by: ClassVar = {"solver": "ddpm"}
 
     def __init__(self, diffusion, discriminator, latent_dim=0, rec_weight=0.0, r1_gamma=0.02, r1_interval=15):
         if diffusion.model_mean_type is not ModelMeanType.START_X:

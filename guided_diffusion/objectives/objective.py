@@ -1,7 +1,7 @@
 """What an objective is, and the networks that it may own beside the one that is trained."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -135,10 +135,15 @@ class Objective:
     :cvar flags: flag groups of scripts that offer it.
     :cvar memory: what a state file holds of it, in words.
     :ivar num_timesteps: T, of which the log has quartiles.
+    :ivar sampled_by: {flag: value} of the sampler that its networks are meant for; {} where any will do. It lies beside
+        their checkpoints: previews take it, and sampling scripts where their command lines say nothing else.
+    :ivar timesteps: the training timesteps that its networks have seen; None for all.
     """
 
     flags = ()
     memory = "what --objective has learnt"
+    sampled_by: ClassVar = {}
+    timesteps = None
 
     @classmethod
     def create(cls, parsed, diffusion):
@@ -148,6 +153,9 @@ class Objective:
         :param diffusion: a GaussianDiffusion.
         """
         raise NotImplementedError
+
+    def begin(self, model):
+        """Take note of the trained network, whose first weights are read, before training begins or goes on."""
 
     def __call__(self, model, x, cond):
         """The Loss of a microbatch, once for each of a step, under the autocast of the trained network.

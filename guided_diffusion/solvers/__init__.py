@@ -8,6 +8,7 @@ its class (see `Solver`).
 from functools import partial
 
 from .bdia import BDIA
+from .consistency import Consistency
 from .ddim import DDIM
 from .ddpm import DDPM
 from .deis import DEIS
@@ -37,6 +38,7 @@ SOLVERS = {
     "unipc": UniPC,
     "heun": Heun,
     "bdia": BDIA,
+    "consistency": Consistency,
 }
 
 

@@ -17,7 +17,7 @@ class _Choice(FlagGroup):
         choices=("", *SOLVERS),
         essential="solver",
     )
-    use_ddim: bool = flag(False, "The published spelling of --solver ddim.")
+    use_ddim: bool = flag(False, "The published spelling of --solver ddim.", spells="solver")
 
     def __post_init__(self):
         super().__post_init__()

@@ -77,7 +77,7 @@ class TrainFlags(FlagGroup):
     init_from: str = flag(
         "",
         "Checkpoint to take the weights from and nothing else, with --resume_checkpoint auto where that finds none; "
-        "its classes may differ.",
+        "its classes may differ, and what it predicts.",
     )
     checkpoint_key: str = flag(
         "", "Key of the weights in an --init_from that holds several, such as state_dict or ema.", shared=True

@@ -93,15 +93,22 @@ def train_diffusion(parsed, network, after_step=None):
         batch, extra = first_batch(dataset, parsed)
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
+    objective = objectives.create(parsed, diffusion)
     loop = Loop(
         model=model.to(dist_util.dev()),
-        objective=objectives.create(parsed, diffusion),
+        objective=objective,
         data=data,
         flags=settings,
-        resolved=with_facts(parsed, dataset),
+        resolved=with_facts(parsed, dataset) | checkpoints.meant_for(objective.sampled_by, objective.timesteps),
         dtype=unet.dtype,
         conditioning=told_of,
-        preview=preview_sampler(process, count, told.shown(count, images, labels), values=parsed.values()),
+        preview=preview_sampler(
+            process,
+            count,
+            told.shown(count, images, labels),
+            sampler=objective.sampled_by,
+            values=parsed.values(),
+        ),
         after_step=after_step(parsed) if after_step else None,
     )
     loop.run_loop() if goes else loop.rehearse()

@@ -73,6 +73,7 @@ class Loop:
         self.samples = self.step * flags.batch_size * dist_util.world_size()
         self.files.load_model(model)
         dist_util.sync_params(model.parameters())
+        objective.begin(model)
         self.precision = Precision(model, dtype, flags.fp16_scale_growth, flags.grad_clip)
         if not math.isfinite(self.precision.param_norm()):
             raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")

@@ -1,0 +1,56 @@
+"""The sampler that a network is meant for, where its training fixed one: what of it lies beside a checkpoint."""
+
+from .. import logger
+from ..errors import UserError
+from ..flags import marked
+from ..sampling import no_coupling
+from .read import read_flags
+
+SAMPLED_BY, TIMESTEPS = "sampled_by", "trained_timesteps"
+
+
+def meant_for(sampled_by, timesteps):
+    """{key: value} to lie beside a checkpoint.
+
+    :param sampled_by: {flag: value}; {} where any will do.
+    :param timesteps: the training timesteps that the network has seen; None for all.
+    """
+    said = {SAMPLED_BY: sampled_by, TIMESTEPS: timesteps}
+    return {key: value for key, value in said.items() if value}
+
+
+def as_meant(parsed, path, log=True):
+    """The Parsed flags, with those of the checkpoint's sampler that neither command line nor script has set.
+
+    :param log: whether to say so.
+    """
+    known, defaults, values = read_flags(path).get(SAMPLED_BY, {}), parsed.defaults(), parsed.values()
+    spelt = {other for one, other in marked(parsed.groups, "spells").items() if one in parsed.given}
+    free = values.keys() - parsed.given - spelt
+    open_ones = {k: v for k, v in known.items() if k in free and values[k] == defaults[k]}
+    if open_ones and log:
+        words = " ".join(f"--{k} {v}" for k, v in open_ones.items())
+        logger.log(f"{path}: sampled by {words}, which it was trained for")
+    return parsed.with_values(open_ones)
+
+
+def check_meant(process, trained, path):
+    """Compare a Process that samples with what the network was trained for; the log says where it knows no times.
+
+    :param trained: the flags beside the checkpoint at `path`.
+    :raises UserError: if a method moves the times of one that knows few.
+    """
+    known = trained.get(TIMESTEPS)
+    if not known:
+        return
+    if process.coupling is not no_coupling or process.clock is not None:
+        raise UserError(
+            f"{path} knows {len(known)} timesteps alone, and a method of this command line moves them; expected none"
+        )
+    foreign = sorted(set(process.grid) - set(known))
+    if foreign:
+        words = " ".join(f"--{k} {v}" for k, v in trained.get(SAMPLED_BY, {}).items())
+        logger.warn(
+            f"{path} was not trained at {len(foreign)} of the {len(process.grid)} timesteps of this grid, such as "
+            f"{foreign[-1]}; it is meant for {words}"
+        )

@@ -1,0 +1,89 @@
+"""A frozen diffusion network from which another one learns."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import checkpoints, logger
+from ..errors import UserError
+from ..flags import FlagGroup, flag
+from ..networks import SuperResFlags, UNetFlags, for_inference
+from ..process import DiffusionFlags
+from .objective import AuxiliaryNetwork
+
+
+@dataclass
+class TeacherFlags(FlagGroup):
+    """The teacher."""
+
+    teacher: str = flag(
+        "",
+        "Checkpoint of the diffusion network, model*.pt or ema_*.pt, that --objective distills.",
+        lasting=True,
+        essential="start_steps",
+    )
+
+
+def refuse_eps(parsed):
+    """Validate that a student of few steps can tell the image at the noisiest timestep.
+
+    :param parsed: the resolved Parsed flags of its training.
+    """
+    if parsed[DiffusionFlags].prediction == "eps":
+        raise UserError(
+            "--prediction eps says almost nothing of the image at the noisiest timestep, where each of few steps has "
+            "to begin; expected --prediction v or x0, whatever the teacher predicts"
+        )
+
+
+class Teacher(AuxiliaryNetwork):
+    """A network whose predicted images are held in [-1, 1], as its sampler holds them.
+
+    :param network: `network(x, t, **cond)`.
+    :param process: its Process.
+    """
+
+    def __init__(self, network, process):
+        super().__init__(network)
+        self.process = process
+        self.asked = for_inference(network)
+
+    @classmethod
+    def open(cls, parsed, diffusion):
+        """The teacher of a command line.
+
+        :param parsed: the resolved Parsed flags, which have TeacherFlags.
+        :param diffusion: the GaussianDiffusion of the network that learns.
+        :raises UserError: if there is none, or if it is of other images, classes or noise.
+        """
+        path, values = parsed[TeacherFlags].teacher, parsed.values()
+        if not path:
+            raise UserError("--teacher is not given; expected the checkpoint of a diffusion network (.pt)")
+        expected = "super_res" if SuperResFlags in parsed.groups else "diffusion"
+        network, process, flags = checkpoints.open_network(path, "teacher", expected)
+        size = checkpoints.NETWORKS[expected].size_flag
+        names = [size, "image_channels", "class_cond", *(["num_classes"] if parsed[UNetFlags].class_cond else [])]
+        for name in names:
+            if flags[name] != values[name]:
+                raise UserError(f"--teacher {path} has --{name} {flags[name]}; expected {values[name]}, as of this run")
+        schedules = process.schedule, diffusion.schedule
+        levels = [schedule.alpha_bar(torch.arange(schedule.num_timesteps)) for schedule in schedules]
+        if len(levels[0]) != len(levels[1]) or not torch.allclose(*levels):
+            raise UserError(
+                f"--teacher {path} was trained with other noise; expected the --noise_schedule, --diffusion_steps and "
+                "--rescale_zero_terminal_snr of this run"
+            )
+        return cls(network, process)
+
+    @torch.no_grad()
+    def predict(self, x, t, cond):
+        """Its Prediction of x [N, C, ...] at training timesteps t [N], float32."""
+        prediction = self.process.denoiser(self.asked, cond)(x, t)
+        return prediction.with_x0(prediction.x0.clamp(-1, 1))
+
+    def load_state_dict(self, state):
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        super().load_state_dict(state)
+        if any(not torch.equal(value, before[name]) for name, value in self.network.state_dict().items()):
+            logger.warn("--teacher has other weights than that which this run began with, and goes on with")
+        self.asked = for_inference(self.network)

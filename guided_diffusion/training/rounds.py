@@ -1,0 +1,85 @@
+"""Training in rounds, in each of which the student of the round before is the teacher, and takes half its steps."""
+
+from dataclasses import dataclass, replace
+
+from .. import files, logger
+from ..checkpoints import resume
+from ..errors import UserError
+from ..flags import STEPS, FlagGroup, at_least, flag
+from ..jobs.launch import RunFlags
+from ..objectives.teacher import TeacherFlags
+from ..process import DiffusionFlags
+from .flags import TrainFlags
+from .job import train_diffusion
+
+
+@dataclass
+class RoundFlags(FlagGroup):
+    """The rounds."""
+
+    start_steps: int = flag(
+        16,
+        "Steps of the teacher's DDIM in the first round; the student of each round takes half as many.",
+        legal=at_least(2, STEPS),
+        essential="start_steps",
+    )
+    end_steps: int = flag(
+        1,
+        "Steps of the last round's student: --start_steps halved so many times as one likes.",
+        legal=at_least(1, STEPS),
+        essential="start_steps",
+    )
+
+    def students(self):
+        """The steps of the student of each round.
+
+        :raises UserError: if halving does not lead from the first to the last.
+        """
+        steps = [self.start_steps]
+        while steps[-1] % 2 == 0 and steps[-1] > self.end_steps:
+            steps.append(steps[-1] // 2)
+        if steps[-1] != self.end_steps or len(steps) == 1:
+            raise UserError(
+                f"--start_steps {self.start_steps} halved does not come to --end_steps {self.end_steps}; expected "
+                f"one of {', '.join(map(str, _halved(self.start_steps))) or 'none, for it is odd'}"
+            )
+        return steps[1:]
+
+
+def _halved(steps):
+    while steps % 2 == 0:
+        steps //= 2
+        yield steps
+
+
+def distill(parsed, network, after_step=None):
+    """Train a student in rounds, each in a folder of its own below the output folder, and for --iterations steps.
+
+    A round whose checkpoint of the last step is there is not repeated, and one that was stopped goes on.
+
+    :param parsed: the command line, which has RoundFlags and those of the objective, without --objective,
+        --student_steps, --init_from and --resume_checkpoint.
+    :param network, after_step: as for `train_diffusion`.
+    """
+    last, folder = parsed[TrainFlags].last_step(), logger.get_dir()
+    teacher, students = parsed[TeacherFlags].teacher, parsed[RoundFlags].students()
+    if last is None:
+        raise UserError("--iterations is 0; expected the number of optimiser steps of each round")
+    for steps in students:
+        told = {
+            "objective": "progressive_distillation",
+            "student_steps": steps,
+            "teacher": teacher,
+            "init_from": teacher,
+            "resume_checkpoint": resume.AUTO,
+            "prediction": parsed[DiffusionFlags].prediction,
+        }
+        of_round = replace(parsed.with_values(told), given=parsed.given | told.keys(), absent=frozenset())
+        with logger.scoped_configure(files.join(folder, f"{steps:04d}_steps")):
+            logger.log(f"a student of {steps} steps, by {teacher}")
+            train_diffusion(of_round, network, after_step)
+            rate = next(iter(parsed[TrainFlags].ema_rates()), None)
+            name = f"model{last:06d}.pt" if rate is None else f"ema_{rate}_{last:06d}.pt"
+            teacher = files.join(logger.get_dir(), name)
+        if parsed[RunFlags].dry_run:
+            return

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import classifier, inpaint, unet
+from . import classifier, inpaint, unet, vae
 from .classifier import ClassifierFlags
 from .fast import (  # noqa: F401 (the package's own names)
     DIRECT,
@@ -17,8 +17,10 @@ from .fast import (  # noqa: F401 (the package's own names)
     slow_halves,
 )
 from .inpaint import InpaintFlags
+from .latent import LatentFlags
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
+from .vae import DraftFlags, VaeFlags
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,20 @@ NETWORKS = {
         mult_flag="classifier_channel_mult",
         defaults=CHANNEL_MULTS,
     ),
+    "vae": Network(
+        "an autoencoder",
+        "vae_latent_dim",
+        (VaeFlags,),
+        vae.create,
+        vae.flags_of_shapes,
+        process="none",
+    ),
     "diffusion": Network(
         "a diffusion network",
         "num_channels",
-        (UNetFlags,),
+        (UNetFlags, LatentFlags, DraftFlags),
         unet.create,
-        unet.flags_of_shapes,
+        unet.diffusion_flags_of_shapes,
         mult_flag="channel_mult",
         defaults=CHANNEL_MULTS,
     ),

@@ -57,7 +57,6 @@ class DraftFlags(FlagGroup):
         "1",
         "How (DiffuseVAE): 1 gives the image beside x_t, 2 diffuses around it as well.",
         choices=("1", "2"),
-        hidden=True,
     )
     # the VAE itself, once it is opened
     vae: Any = field(default=None, repr=False, compare=False)

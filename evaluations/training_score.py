@@ -71,4 +71,5 @@ def _samples(parsed, model, sampler, batch_size, rank, size):
     for first in range(rank * batch_size, total, size * batch_size):
         count = min(batch_size, total - first)
         cond = {name: value[first : first + count] for name, value in told.items()}
-        yield first, preview_sampler(parsed[DiffusionFlags], count, cond, sampler=sampler)(model, first)
+        sample = preview_sampler(parsed[DiffusionFlags], count, cond, sampler=sampler, values=parsed.values())
+        yield first, sample(model, first)

@@ -56,8 +56,9 @@ Images: TypeAlias = "np.ndarray | torch.Tensor"
 Denoiser: TypeAlias = Callable[[torch.Tensor, torch.Tensor], Prediction]
 
 # what is decided once, as a network is loaded, and what each sampling may have otherwise
-NETWORK = [CheckpointFlags, UNetFlags, ConvFlags, DiffusionFlags]
-SAMPLER = [SampleFlags, SolverFlags, *conditioning.sampling_groups(UNetFlags), SpacingFlags, *methods.of_sampling()]
+NETWORK = [CheckpointFlags, *checkpoints.DIFFUSION.groups, ConvFlags, DiffusionFlags]
+_TOLD = [group for group in conditioning.sampling_groups(UNetFlags) if group not in NETWORK]
+SAMPLER = [SampleFlags, SolverFlags, *_TOLD, SpacingFlags, *methods.of_sampling()]
 # a sampling that is guided by a classifier has these too
 
 _OF_RUNS = dict.fromkeys(field.name for field in flags_of(RunFlags) if field.name != "preset")

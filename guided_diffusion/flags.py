@@ -110,6 +110,7 @@ def flag(
     shared=False,
     needs="",
     spells="",
+    opens="",
     many=False,
     essential="",
     words=None,
@@ -135,6 +136,7 @@ def flag(
     :param shared: groups that stand side by side have it in common, though each says it in its own words.
     :param needs: the flag without which, where that is False, nothing reads this one; "" for none.
     :param spells: the flag of which it is another spelling; "" for none.
+    :param opens: a name in networks.NETWORKS: of the checkpoint that it names, which the field of this name holds.
     :param many: it holds any number of texts, with spaces between, quoted as in a shell.
     :param words: {text: number} that a whole number may also be written as.
     :param essential: the flag of which scripts have this among the first that one needs, perhaps itself; "" for none.
@@ -152,6 +154,7 @@ def flag(
         "shared": shared,
         "needs": needs,
         "spells": spells,
+        "opens": opens,
         "many": many,
         "essential": essential,
     }

@@ -284,7 +284,7 @@ def as_arrays(images, labels=None):
     return arrays if labels is None else {**arrays, "arr_1": labels.cpu().numpy()}
 
 
-def preview_sampler(flags, count, cond, steps=25, sampler=()):
+def preview_sampler(flags, count, cond, steps=25, sampler=(), values=None):
     """`network, first=0 -> uint8 [N, H, W, C]` for the previews of training: images first, first + 1, ... by DDIM.
 
     :param flags: DiffusionFlags.
@@ -292,11 +292,12 @@ def preview_sampler(flags, count, cond, steps=25, sampler=()):
     :param cond: {name: tensor [N, ...]} of what the network is told.
     :param steps: of DDIM, at most.
     :param sampler: {flag: value} of another sampler, as an Objective names it.
+    :param values: {flag: value} of the network, which methods may share; None has their defaults.
     """
     chosen = {"solver": "ddim", "spacing": "published", "timestep_respacing": str(min(steps, flags.diffusion_steps))}
     chosen |= dict(sampler)
     process = dataclasses.replace(flags, timestep_respacing=chosen["timestep_respacing"]).create(
-        methods.at_defaults(), SolverFlags(solver=chosen["solver"]), SpacingFlags(spacing=chosen["spacing"])
+        methods.at_defaults(values or {}), SolverFlags(solver=chosen["solver"]), SpacingFlags(spacing=chosen["spacing"])
     )
 
     def preview(network, first=0):

@@ -13,7 +13,7 @@ from .flags import STEPS, FlagGroup, at_least, flag
 from .learned_variance import outside
 from .methods.method import no_corruption
 from .sampling import chain, chain_clocks, chain_corrections, no_coupling, sample
-from .schedule import NoiseSchedule, get_named_beta_schedule, rescale_zero_terminal_snr
+from .schedule import SCHEDULES, NoiseSchedule, get_named_beta_schedule, rescale_zero_terminal_snr
 from .solvers.ddpm import floor_of
 from .solvers.flags import SolverFlags
 from .spacing import SPACINGS, space_timesteps, spaced
@@ -34,7 +34,7 @@ class DiffusionFlags(FlagGroup):
         1000, "Number of training timesteps T.", legal=at_least(1, STEPS), hidden=True, noising=True
     )
     noise_schedule: str = flag(
-        "linear", "How the noise grows over the timesteps.", choices=("linear", "cosine"), hidden=True, noising=True
+        "linear", "How the noise grows over the timesteps.", choices=SCHEDULES, hidden=True, noising=True
     )
     rescale_zero_terminal_snr: bool = flag(
         False,

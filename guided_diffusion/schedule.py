@@ -12,6 +12,7 @@ from .scalars import bounded, bounds, everywhere, log, per_sample, ratio, real, 
 __all__ = [
     "NEARLY_NOISE",
     "PURE_NOISE",
+    "SCHEDULES",
     "NoiseSchedule",
     "Posterior",
     "betas_for_alpha_bar",
@@ -39,12 +40,22 @@ def _cosine_alpha_bar(u):
     return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
+def _vp_alpha_bar(u):
+    """Song et al. 2021 ("Score-Based Generative Modeling"), equation 33, from time 1e-3 (u = 0) to 1."""
+    time = 1e-3 + (1 - 1e-3) * u
+    return math.exp(-(20 - 0.1) / 2 * time**2 - 0.1 * time)
+
+
+# names of `get_named_beta_schedule`
+SCHEDULES = ("linear", "cosine", "vp")
+
+
 def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
     """Betas [T] (float64) of a named schedule.
 
     "linear" is Ho et al. 2020 (1e-4 to 0.02 at T = 1000), scaled by 1000 / T so that other T end at
     the same noise; it exists for T > 20 only, where each beta stays below 1. "cosine" is
-    Nichol & Dhariwal 2021.
+    Nichol & Dhariwal 2021. "vp" is the continuous form of linear at T levels, for few of them too.
     """
     steps = num_diffusion_timesteps
     if steps < 1:
@@ -53,12 +64,14 @@ def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
         if steps <= 20:
             raise UserError(
                 f"--diffusion_steps {steps} is too few for the linear schedule, whose betas reach 20 / steps: "
-                "use at least 21, or --noise_schedule cosine"
+                "use at least 21, or --noise_schedule cosine or vp"
             )
         return np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64)
     if schedule_name == "cosine":
         return betas_for_alpha_bar(steps, _cosine_alpha_bar)
-    raise UnknownName(f"--noise_schedule is {schedule_name!r}; expected linear or cosine")
+    if schedule_name == "vp":
+        return betas_for_alpha_bar(steps, _vp_alpha_bar, max_beta=1)
+    raise UnknownName(f"--noise_schedule is {schedule_name!r}; expected linear, cosine or vp")
 
 
 def rescale_zero_terminal_snr(betas):

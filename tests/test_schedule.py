@@ -28,8 +28,14 @@ def cosine_beta(i, steps):
     return min(0.999, 1 - level[1] / level[0])
 
 
+def vp_beta(i, steps):
+    # the mean of beta(t) = 0.1 + 19.9 t over a step, times its length
+    length = (1 - 1e-3) / steps
+    return -math.expm1(-length * (0.1 + 19.9 * (1e-3 + (i + 0.5) * length)))
+
+
 @pytest.mark.parametrize("steps", ALL_T)
-@pytest.mark.parametrize("name, formula", [("linear", linear_beta), ("cosine", cosine_beta)])
+@pytest.mark.parametrize("name, formula", [("linear", linear_beta), ("cosine", cosine_beta), ("vp", vp_beta)])
 def test_named_betas(name, formula, steps):
     betas = get_named_beta_schedule(name, steps)
     assert betas.dtype == np.float64

@@ -20,6 +20,7 @@ from ..networks import UNetFlags
 from ..networks.levels import attention_rates, channel_multipliers, mult_text
 from ..nn import GROUPS
 
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -99,10 +100,13 @@ def scheduler_of(process):
             f"--rescale_timesteps True tells a network times scaled by 1000 / {steps}, which diffusers does not; "
             "expected False"
         )
+    if process.noise_schedule not in BETA_SCHEDULES:
+        known = " or ".join(BETA_SCHEDULES)
+        raise UserError(f"--noise_schedule {process.noise_schedule} has no name in diffusers; expected {known}")
     variance = "fixed_small" if process.sigma_small else "fixed_large"
     config = {
         "num_train_timesteps": steps,
-        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[process.noise_schedule],
+        "beta_schedule": BETA_SCHEDULES[process.noise_schedule],
         "rescale_betas_zero_snr": process.rescale_zero_terminal_snr,
         "prediction_type": PREDICTIONS[process.prediction],
         "variance_type": "learned_range" if process.learn_sigma else variance,

@@ -1,7 +1,7 @@
 """Checkpoints: from a file, and what a command line says of it, to a network and its process."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from .. import adapters, dist_util, files, logger, process
 from ..averages import young
 from ..errors import UserError
-from ..flags import FlagGroup, Parsed, flag
+from ..flags import FlagGroup, Parsed, flag, flags_of, marked
 from ..methods import STACK, guided
 from ..networks import NETWORKS, ClassifierFlags, ConvFlags, UNetFlags, compiled, for_inference
 from .read import load_into, parts, peek, read_flags, sidecar_path, take, write  # noqa: F401 (the package's own names)
@@ -26,6 +26,7 @@ from .resolve import (  # noqa: F401 (likewise)
 from .sampler import as_meant, check_meant, meant_for  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
+VAE = NETWORKS["autoencoder"]
 
 # the flag groups of a run that a classifier guides
 GUIDANCE = [*(method for method in STACK if not method.by_default), ClassifierFlags]
@@ -73,7 +74,15 @@ def open_network(path, flag="model_path", expected=None, family="", vae="", **gi
     parsed = resolve(parsed, path, network, flag=flag)
     model = _open(parsed, path, network, flag)
     made = next((parsed[group].create() for group in process_groups(network)), None)
-    return model, made, {k: v for k, v in parsed.values().items() if k in described(network)}
+    return model, made, _told(parsed, network)
+
+
+def _told(parsed, network):
+    """{flag: value} of what Parsed flags say of a Network; what they do not say of its variants is left out."""
+    said = described(network)
+    for group in network.variants:
+        said -= {field.name for field in flags_of(group) if getattr(parsed[group], field.name) == field.default}
+    return {name: value for name, value in parsed.values().items() if name in said}
 
 
 def _stated(network, given):
@@ -90,7 +99,7 @@ def _open_found(found, path, expected, given):
     if expected not in (None, "diffusion"):
         raise UserError(f"{path} is {found.what}; expected {NETWORKS[expected].what}")
     parsed = adapters.resolve(_stated(DIFFUSION, given), found, path)
-    return _create(found, parsed, path), parsed[process.DiffusionFlags].create(), parsed.values()
+    return _create(found, parsed, path), parsed[process.DiffusionFlags].create(), _told(parsed, DIFFUSION)
 
 
 def _create(found, parsed, path):
@@ -149,12 +158,23 @@ def load_diffusion(parsed):
     return parsed, network, made
 
 
+def with_networks(parsed):
+    """The Parsed flags with the networks that they name, each in its group, by flags that are marked to open one."""
+    groups = dict(parsed.groups)
+    for kind, group in groups.items():
+        for name, network in marked([kind], "opens").items():
+            if path := getattr(group, name):
+                groups[kind] = replace(group, **{network: open_network(path, name, expected=network)[0]})
+    return replace(parsed, groups=groups)
+
+
 def load_guided(parsed):
-    """(the resolved Parsed flags, the Process) with the classifier that guides, where there are flags of one.
+    """(the resolved Parsed flags, the Process) with the classifier that guides, where there are flags of one, and the
+    other networks that flags name.
 
     :param parsed: those that `load_network` returned; see `load_classifier`, `load_process`.
     """
-    path = parsed.values().get("classifier_path")
+    parsed, path = with_networks(parsed), parsed.values().get("classifier_path")
     if path is None:
         return parsed, load_process(parsed)
     parsed, classifier = load_classifier(parsed, path)

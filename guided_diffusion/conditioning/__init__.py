@@ -3,10 +3,12 @@
 from ..errors import UserError
 from .classes import Classes
 from .conditioning import Conditioning
+from .latent import Latents
 from .low_resolution import LowResolution
 from .masked import Masked
+from .vae import Drafts
 
-CONDITIONINGS = [Classes, LowResolution, Masked]
+CONDITIONINGS = [Classes, LowResolution, Masked, Latents, Drafts]
 
 
 def training_groups():

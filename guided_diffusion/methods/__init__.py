@@ -7,17 +7,19 @@ couplings, corrections and corruptions follow each other.
 from dataclasses import replace
 
 from ..errors import UserError
-from ..flags import flags_of
+from ..flags import flags_of, marked
 from .classifier_free_guidance import ClassifierFreeGuidance
 from .classifier_guidance import ClassifierGuidance
 from .clipping import Clipping, Thresholding
 from .epsilon_scaling import EpsilonScaling
 from .input_perturbation import InputPerturbation
+from .latent import Latent
 from .method import Method
 from .time_shift import TimeShift
 
 STACK: list[type[Method]] = [
     InputPerturbation,
+    Latent,
     TimeShift,
     EpsilonScaling,
     ClassifierFreeGuidance,
@@ -32,9 +34,13 @@ def of_sampling():
     return [method for method in STACK if method.by_default and not _trains_alone(method)]
 
 
-def at_defaults():
-    """The methods of sampling as they are where no flag is given."""
-    return [method() for method in of_sampling()]
+def at_defaults(values):
+    """The methods of sampling as they are where no flag is given.
+
+    :param values: {flag: value} of the network, which decides flags that a method shares with it.
+    """
+    kinds = {method: marked([method], "shared") for method in of_sampling()}
+    return [kind(**{name: values[name] for name in shared if name in values}) for kind, shared in kinds.items()]
 
 
 def of_training():

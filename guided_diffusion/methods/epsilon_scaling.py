@@ -26,6 +26,8 @@ from .method import Method, Proposal, jackknife
 class EpsilonScaling(Method):
     """Epsilon Scaling (Ning et al. 2024)."""
 
+    corrects_bias = True
+
     eps_scaler: str = flag(
         "1.0",
         "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off.",

@@ -29,10 +29,12 @@ class Method(FlagGroup):
 
     :cvar by_default: scripts that sample or train take it; False: those alone that name it.
     :cvar columns: {column: (heading, format)} of `findings`, for tables.
+    :cvar corrects_bias: it takes predictions for means of what is left open, and corrects their bias.
     :cvar words: {word: column} by which later lines of a comparison may refer to a finding, as {word NAME}.
     """
 
     by_default = True
+    corrects_bias = False
     columns: ClassVar = {}
     words: ClassVar = {}
 

@@ -220,6 +220,7 @@ VARIANTS = {"adm": Adm, "paper": Paper, "net": Net, "target": Target}
 class TimeShift(Method):
     """Time Shift (Li et al. 2024)."""
 
+    corrects_bias = True
     columns: ClassVar = {"mean_shift": ("mean shift", "+.1f"), "edge": ("searches at an edge", ".0%")}
     words: ClassVar = {"shift": "mean_shift"}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import classifier, inpaint, unet
+from . import classifier, inpaint, unet, vae
 from .classifier import ClassifierFlags
 from .fast import (  # noqa: F401 (the package's own names)
     DIRECT,
@@ -17,8 +17,10 @@ from .fast import (  # noqa: F401 (the package's own names)
     slow_halves,
 )
 from .inpaint import InpaintFlags
+from .latent import LatentFlags
 from .levels import CHANNEL_MULTS
 from .unet import SUPER_RES_CHANNEL_MULTS, SuperResFlags, UNetFlags
+from .vae import DraftFlags, VaeFlags
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Network:
     :ivar what: in words.
     :ivar mark: a flag that the flags beside such a checkpoint have.
     :ivar groups: its flag groups; the first knows the `dtype` that it computes in.
+    :ivar variants: those of them that say nothing at their defaults, of which published networks know nothing.
     :ivar create: `Parsed -> network`, its weights in float32; `network.shape` is (C, H, W) of the images it takes.
     :ivar reveal: `(state dict, image size or None) -> {flag: value}`, with the size as image_size where it is known;
         raises a LookupError, ValueError or ZeroDivisionError for the tensors of another network.
@@ -46,6 +49,7 @@ class Network:
     size_flag: str = "image_size"
     mult_flag: str = ""
     defaults: dict = field(default_factory=dict)
+    variants: tuple = ()
 
 
 # A checkpoint is the first of them whose mark its flags have.
@@ -79,13 +83,22 @@ NETWORKS = {
         mult_flag="classifier_channel_mult",
         defaults=CHANNEL_MULTS,
     ),
+    "autoencoder": Network(
+        "an autoencoder",
+        "vae_latent_dim",
+        (VaeFlags,),
+        vae.create,
+        vae.flags_of_shapes,
+        process="none",
+    ),
     "diffusion": Network(
         "a diffusion network",
         "num_channels",
-        (UNetFlags,),
+        (UNetFlags, LatentFlags, DraftFlags),
         unet.create,
-        unet.flags_of_shapes,
+        unet.diffusion_flags_of_shapes,
         mult_flag="channel_mult",
         defaults=CHANNEL_MULTS,
+        variants=(LatentFlags, DraftFlags),
     ),
 }

@@ -9,6 +9,7 @@ import torch
 from ..errors import UserError
 from ..flags import COUNT_OR_UNSET, FRACTION, IMAGES, SIDE, THREADS, WIDTH, FlagGroup, at_least, flag
 from ..unet import SuperResModel, UNetModel
+from .latent import LatentUNet
 from .levels import (
     CHANNEL_MULTS,
     NUM_CLASSES,
@@ -25,6 +26,7 @@ from .levels import (
     scale_shift,
     sizes,
 )
+from .vae import DraftUNet
 
 # the published 128 -> 512 upsampler is built as the one to 256
 SUPER_RES_CHANNEL_MULTS = {**CHANNEL_MULTS, 512: CHANNEL_MULTS[256]}
@@ -133,8 +135,19 @@ class SuperResFlags(FlagGroup):
 
 
 def create(parsed):
-    """The UNetModel of Parsed flags, which have --learn_sigma too."""
-    return parsed[UNetFlags].create(parsed.values()["learn_sigma"])
+    """The UNetModel of Parsed flags, which have --learn_sigma too, and may have --latent_dim or --vae_path.
+
+    :raises UserError: where they have both.
+    """
+    values, cls = parsed.values(), UNetModel
+    latent_dim, vae_path = values.get("latent_dim"), values.get("vae_path")
+    if latent_dim and vae_path:
+        raise UserError("--latent_dim and --vae_path make networks of different papers; expected one of them")
+    if latent_dim:
+        cls = partial(LatentUNet, latent_dim=latent_dim)
+    if vae_path:
+        cls = partial(DraftUNet, form=values["vae_form"])
+    return parsed[UNetFlags].create(values["learn_sigma"], cls)
 
 
 def create_super_res(parsed):
@@ -178,6 +191,14 @@ def flags_of_shapes(state, image_size=None, inputs=1):
     if found["class_cond"]:
         found["num_classes"] = state["label_emb.weight"].shape[0]
     return {**found, **sizes(mult, attended, image_size, "attention_resolutions")}
+
+
+def diffusion_flags_of_shapes(state, image_size=None):
+    """`flags_of_shapes` of a UNetModel, or of a LatentUNet with latent_dim."""
+    found = flags_of_shapes(state, image_size)
+    if "latent_embed.0.weight" in state:
+        found["latent_dim"] = state["latent_embed.0.weight"].shape[1]
+    return found
 
 
 # a SuperResModel is given the small image beside the noisy one

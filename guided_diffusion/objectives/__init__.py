@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .. import logger
 from ..flags import FlagGroup, flag
+from .adversarial import AdversarialObjective
 from .classifier import ClassifierObjective, ValidationFlags
 from .consistency_distillation import ConsistencyDistillation
 from .diffusion import DiffusionObjective
@@ -29,6 +30,7 @@ OBJECTIVES = {
     "consistency_distillation": ConsistencyDistillation,
     "scale_distillation": ScaleDistillation,
     "unrolled": Unrolled,
+    "adversarial": AdversarialObjective,
 }
 
 

@@ -24,9 +24,9 @@ def training_images(parsed, network):
     :raises UserError: for data that cannot be used, or other classes than those of --resume_checkpoint.
     """
     flags, values = parsed[TrainFlags], parsed.values()
-    labelled = values.get("class_cond", True)  # a classifier has no such flag
+    labelled = values.get("class_cond", "num_classes" in values)  # a classifier has but the second
     counted = "num_classes" in parsed.given or flags.resume_checkpoint
-    known, count = image_labels.of_text(values.get("class_names", "")), values["num_classes"] if counted else None
+    known, count = image_labels.of_text(values.get("class_names", "")), values.get("num_classes") if counted else None
     told = (values[network.size_flag], labelled, count, flags.seed, values["image_channels"])
     dataset = parsed[DataFlags].dataset(*told, known=known, more=bool(flags.init_from))
     if flags.resume_checkpoint and not known and dataset.class_source in ("folder", "prefix"):

@@ -10,9 +10,11 @@ from ..checkpoints import resume
 from ..denoiser import refuse_untaken
 from ..errors import UserError
 from ..generate import preview_sampler
+from ..images import to_uint8
 from ..jobs import launch
-from ..networks import ClassifierFlags, ConvFlags, UNetFlags
+from ..networks import ClassifierFlags, ConvFlags, UNetFlags, VaeFlags
 from ..objectives import ClassifierObjective, ValidationFlags
+from ..objectives.vae import VaeObjective
 from ..process import DiffusionFlags, NoisingFlags
 from ..script_util import diffusion_of
 from .data import first_batch, next_batch, stream, training_images, with_facts
@@ -73,6 +75,7 @@ def train_diffusion(parsed, network, after_step=None):
     """
     parsed = begin(parsed, network)
     dataset, parsed = training_images(parsed, network)
+    parsed = checkpoints.with_networks(parsed)
     unet, process, settings = parsed[UNetFlags], parsed[DiffusionFlags], parsed[TrainFlags]
     model, diffusion = network.create(parsed), diffusion_of(process, methods.chosen(parsed))
     data = stream(dataset, parsed, next_batch(settings))
@@ -99,7 +102,13 @@ def train_diffusion(parsed, network, after_step=None):
         resolved=with_facts(parsed, dataset) | checkpoints.meant_for(objective.sampled_by, objective.timesteps),
         dtype=unet.dtype,
         conditioning=told_of,
-        preview=preview_sampler(process, count, told.shown(count, images, labels), sampler=objective.sampled_by),
+        preview=preview_sampler(
+            process,
+            count,
+            told.shown(count, images, labels),
+            sampler=objective.sampled_by,
+            values=parsed.values(),
+        ),
         after_step=after_step(parsed) if after_step else None,
     )
     loop.run_loop() if goes else loop.rehearse()
@@ -125,5 +134,30 @@ def train_classifier(parsed):
         resolved=with_facts(parsed, dataset),
         dtype=classifier.dtype,
         after_step=after_step,
+    )
+    loop.run_loop() if goes else loop.rehearse()
+
+
+def train_vae(parsed):
+    """Train an autoencoder of images; previews are images of latents drawn from the prior."""
+    parsed = begin(parsed, checkpoints.VAE)
+    dataset, parsed = training_images(parsed, checkpoints.VAE)
+    model, settings = parsed[VaeFlags].create(), parsed[TrainFlags]
+    data = stream(dataset, parsed, next_batch(settings))
+    goes = launch.announce(parsed)
+    settings = settings if goes else _rehearsed(settings)
+    z = torch.randn(SHOWN, model.latent_dim, generator=torch.Generator().manual_seed(0))
+
+    def preview(network):
+        with torch.no_grad():
+            return to_uint8(network.decode(z.to(dist_util.dev())))
+
+    loop = Loop(
+        model=model.to(dist_util.dev()),
+        objective=VaeObjective.create(parsed),
+        data=data,
+        flags=settings,
+        resolved=with_facts(parsed, dataset),
+        preview=preview,
     )
     loop.run_loop() if goes else loop.rehearse()

@@ -79,7 +79,8 @@ class Loop:
             raise UserError(f"the weights of {flags.resume_checkpoint or flags.init_from} are not finite numbers")
         # on a CPU its one kernel would round otherwise than runs that go on
         fused = True if self.device.type == "cuda" else None
-        self.opt = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=flags.weight_decay, fused=fused)
+        rates = {"lr": flags.lr, "betas": (flags.beta1, flags.beta2), "weight_decay": flags.weight_decay}
+        self.opt = torch.optim.AdamW(model.parameters(), **rates, fused=fused)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         self.fast_model = for_training(model)
         self.ddp_model = dist_util.data_parallel(self.fast_model, gradient_as_bucket_view=True)

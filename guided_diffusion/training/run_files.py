@@ -68,7 +68,8 @@ class RunFiles:
                 optimizer.load_state_dict(state)
                 _check_moments(optimizer)
             for group in optimizer.param_groups:  # the file has those of the run it is from
-                group.update(lr=self.flags.lr, weight_decay=self.flags.weight_decay)
+                betas = (self.flags.beta1, self.flags.beta2)
+                group.update(lr=self.flags.lr, betas=betas, weight_decay=self.flags.weight_decay)
         else:
             logger.warn(f"no {path}: the optimiser starts afresh")
 

@@ -33,7 +33,7 @@ setup(
     extras_require={
         "data": ["scikit-learn"],
         "safetensors": ["safetensors"],
-        "models": ["diffusers", "safetensors", "transformers"],
+        "models": ["diffusers", "huggingface_hub", "safetensors", "transformers"],
         "evaluator": ["tensorboard"],
         "plots": ["matplotlib"],
         "lsun": ["lmdb"],

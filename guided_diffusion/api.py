@@ -69,7 +69,8 @@ _OF_DATA = dict.fromkeys(["random_flip", "random_crop", "num_workers"])
 def load(model_path: Path, **flags: Any) -> Model:
     """Open a diffusion network, of this project or of others (docs/models.md).
 
-    :param model_path: a checkpoint, local or at any address blobfile reads; a folder of diffusers.
+    :param model_path: a checkpoint, local or at any address blobfile reads; a folder of diffusers, or its name on the
+        Hugging Face hub.
     :param flags: of the network, its process and its computation, such as use_fp16 or network, where the files do not
         say them; `device`, of the first network of the program; `preset`.
     :raises UserError: if there is no such network, or a flag is unknown, illegal or contradicts it.
@@ -83,7 +84,7 @@ def load(model_path: Path, **flags: Any) -> Model:
         if chosen != dist_util.dev():
             raise UserError(f"--device {device} contradicts {dist_util.dev()}, where this process computes already")
     known = {name: value for name, value in _given(own).items() if name in _OF_NETWORK}
-    return Model({**known, "model_path": str(model_path)})
+    return Model({**known, "model_path": adapters.on_disk(str(model_path))})
 
 
 @dataclass(frozen=True)

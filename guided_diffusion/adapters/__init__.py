@@ -16,7 +16,7 @@ from ..process import DiffusionFlags
 from . import diffusers, dit, edm
 from .family import PIXELS, Adapter, Found, pair_of
 
-__all__ = ["FAMILIES", "PIXELS", "Adapter", "Found", "find", "pair_of", "refuse_likelihood", "resolve"]
+__all__ = ["FAMILIES", "PIXELS", "Adapter", "Found", "find", "on_disk", "pair_of", "refuse_likelihood", "resolve"]
 
 # a file is of the first family whose keys it has; folders are those of diffusers
 FAMILIES = {"diffusers": diffusers.FAMILY, "dit": dit.FAMILY, **edm.FAMILIES}
@@ -30,6 +30,25 @@ ENDING = r"\.(pt|pth|ckpt|bin|safetensors)$"
 ALWAYS = {"use_fp16", "use_bf16", "timestep_respacing", "use_kl", "rescale_learned_sigmas", "sigma_small"}
 
 CONVERTS = "import pickle, torch; torch.save(pickle.load(open({path!r}, 'rb'))['ema'].state_dict(), {to!r})"
+
+
+def on_disk(path):
+    """The path itself, or the folder of a pipeline that a name of the Hugging Face hub stands for, downloaded once.
+
+    :raises UserError: for such a name, where the hub has no such pipeline or cannot be reached.
+    """
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", path) or re.search(ENDING, path) or files.exists(path):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors"])
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(
+            f"--model_path {path} does not exist; as a name of the Hugging Face hub it cannot be read here "
+            f"({type(error).__name__}): where there is a network, `hf download {path} --local-dir {path}` makes it the "
+            "folder that is expected"
+        ) from None
 
 
 def find(path, peek, name="", vae=""):
@@ -62,11 +81,6 @@ def _family(path, peek, name):
         return FAMILIES[name]
     if files.is_folder(path):
         return FAMILIES["diffusers"]
-    if not files.exists(path) and re.fullmatch(r"[\w-]+/[\w.-]+", path) and not re.search(ENDING, path):
-        raise UserError(
-            f"--model_path {path} does not exist; if it is a name of the Hugging Face hub, "
-            f"`hf download {path} --local-dir {path}` makes it the folder that is expected"
-        )
     state = peek(path)
     if "conv_in.weight" in state or "pos_embed.proj.weight" in state:
         raise UserError(f"--model_path {path} holds the weights of a model of diffusers; expected its folder")

@@ -55,7 +55,7 @@ class CheckpointFlags(FlagGroup):
 def open_network(path, flag="model_path", expected=None, family="", vae="", **given):
     """Open a checkpoint of any network, such as a teacher, a critic or an encoder, and networks of others.
 
-    :param path: local, or any address blobfile reads; a folder of diffusers.
+    :param path: local, or any address blobfile reads; a folder of diffusers, or its name on the Hugging Face hub.
     :param flag: the flag that names it, for errors.
     :param expected: a name in NETWORKS that it has to be; None takes all.
     :param family: whose network it is, a name in adapters.FAMILIES; "" tells by what lies there.
@@ -66,6 +66,7 @@ def open_network(path, flag="model_path", expected=None, family="", vae="", **gi
         they were noised; None for a network without one. `adapters.pair_of(network)` has its encode and decode.
     :raises UserError: if the file is missing, damaged or of another network, or `given` contradicts it.
     """
+    path = adapters.on_disk(path)
     found = _others_at(path, family, vae, flag)
     if found is not None:
         return _open_found(found, path, expected, given)
@@ -117,7 +118,8 @@ def load_network(parsed):
 
     :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
-    parsed, path, found = resolved(parsed), parsed[CheckpointFlags].model_path, of_others(parsed)
+    parsed = resolved(parsed)
+    path, found = parsed[CheckpointFlags].model_path, of_others(parsed)
     if found is not None:
         model = _create(found, parsed, path)
         _compute_by(parsed)
@@ -183,6 +185,7 @@ def load_guided(parsed):
 
 def resolved(parsed, log=True):
     """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
+    parsed = parsed.with_values({"model_path": adapters.on_disk(parsed[CheckpointFlags].model_path)})
     source, found = parsed[CheckpointFlags], of_others(parsed)
     if found is None:
         told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)

@@ -3,10 +3,13 @@
 import json
 
 import diffusers
+import numpy as np
 import pytest
+import script_runs
 import tiny_models
 import torch
 
+import guided_diffusion as gd
 from guided_diffusion import checkpoints, methods
 from guided_diffusion.adapters import pair_of
 from guided_diffusion.checkpoints import CheckpointFlags
@@ -297,6 +300,29 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, part, change, sentence):
     file.write_text(json.dumps(config))
     with pytest.raises(UserError, match=sentence):
         opened(path)
+
+
+def test_a_name_of_the_hub_is_the_folder_in_its_cache(tmp_path, monkeypatch):
+    """Laid out as huggingface_hub does; what it downloads is never a pickle."""
+    commit = "0" * 40
+    repository = tmp_path / "models--google--ddpm-tiny"
+    tiny_models.save(
+        repository / "snapshots" / commit, "DDPMPipeline", unet=tiny_models.unet(), scheduler=tiny_models.scheduler()
+    )
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    by_folder = gd.load(repository / "snapshots" / commit).sample(2, steps=2, progress=False)
+    assert np.array_equal(gd.load("google/ddpm-tiny").sample(2, steps=2, progress=False), by_folder)
+    _, network, _ = opened("google/ddpm-tiny")
+    assert network.shape == by_folder.transpose(0, 3, 1, 2).shape[1:]
+    printed = script_runs.run(
+        "image_sample", "--model_path", "google/ddpm-tiny", "--num_samples", 2, "--timestep_respacing", 2,
+        "--batch_size", 16, "--out_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert str(tmp_path / "out") in printed
+    with np.load(next((tmp_path / "out").glob("*.npz"))) as npz:
+        assert np.array_equal(npz["arr_0"], by_folder)
 
 
 def test_paths_without_a_network_are_refused(tmp_path):

@@ -37,7 +37,7 @@ def on_disk(path):
 
     :raises UserError: for such a name, where the hub has no such pipeline or cannot be reached.
     """
-    if not re.fullmatch(r"[\w-]+/[\w.-]+", path) or re.search(ENDING, path) or files.exists(path):
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) or re.search(ENDING, str(path)) or files.exists(path):
         return path
     try:
         from huggingface_hub import snapshot_download

@@ -11,7 +11,7 @@ from guided_diffusion.jobs import launch
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "scripts"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-EVALUATIONS = ["classifier_accuracy", "evaluator", "make_reference", "nearest"]
+EVALUATIONS = ["classifier_accuracy", "evaluator", "grain", "make_reference", "nearest"]
 
 
 class Script(NamedTuple):

@@ -219,6 +219,7 @@ class Model:
         """
         parsed, process = self._sampler({**flags, "classes": classes}, steps)
         told = _of_chosen(parsed)
+        process.denoiser(self.network, told(range(1)))  # what does not fit is refused now
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> Prediction:
             return process.denoiser(self.network, told(range(len(x))))(x, t)

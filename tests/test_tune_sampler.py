@@ -251,6 +251,7 @@ def test_what_is_written(tuned):
     assert "flags: --timestep_respacing 4 --use_ddim True" in printed and "chosen: " in printed
     with Image.open(out_dir / "tuning.png") as picture:
         assert picture.width > 1000
+    assert "± 0" not in {part for row in rows for part in row["numbers"].split(", ")}
     assert (out_dir / "tuning.md").read_text().startswith("| proposal | method | flags | measured | distance | gain |")
 
 
@@ -296,7 +297,7 @@ def test_a_preset_in_a_file_makes_the_images_of_its_flags(place, tmp_path):
         (["--num_samples", "2"], "--num_samples is 2; a standard error needs at least 3 images"),
         (["--timestep_respacing", "101"], "--timestep_respacing asks for 101 steps"),
         (["--data_dir", "nowhere"], "--data_dir nowhere is not there"),
-        (["--refine", "50", "--features", "resnet"], "--features is 'resnet'"),
+        (["--refine", "50"], "expected --features inception, classifier:PATH, dinov2:PATH, clip:PATH or torchscript"),
         (["--classes", "1"], "--classes is not a flag of this script"),
     ],
 )
@@ -305,6 +306,45 @@ def test_mistakes_get_one_sentence(place, tmp_path, capsys, more, sentence):
         script_runs.run("tune_sampler", *command(place, tmp_path / "out", *more))
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and sentence in said[-1]
+
+
+@pytest.mark.parametrize(
+    "features, sentence",
+    [
+        ("resnet", "--features is 'resnet'"),
+        ("classifier:nowhere.pt", "there is no file nowhere.pt"),
+        ("dinov2:nowhere", "there is no folder nowhere"),
+        ("torchscript:colours.pt", "is code that would run here; expected --trust_code True"),
+        ("classifier:photo32_classifier.pt", "takes images of 32x32; these are 16x16"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused_before_anything_is_measured(place, tmp_path, capsys, features, sentence):
+    kind, _, name = features.partition(":")
+    folders = (place, script_runs.FOLDER.parent / "models")
+    path = next((folder / name for folder in folders if (folder / name).is_file()), name)
+    with pytest.raises(SystemExit) as stop:
+        given = ["--refine", 40, "--features", f"{kind}:{path}" if name else kind]
+        script_runs.run("tune_sampler", *command(place, tmp_path / "out", *given))
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out" / "measured").exists()
+
+
+def test_features_without_a_trial_are_warned_of(place, tmp_path, capsys):
+    printed = script_runs.run("tune_sampler", *command(place, tmp_path / "out", "--features", "resnet"))
+    assert "--features does nothing without --refine" in printed + capsys.readouterr().err
+
+
+def test_a_sampler_that_nothing_can_be_measured_of_is_refused(place, tmp_path, capsys):
+    """Not said to have no better one, with a preset of itself."""
+    state = torch.load(place / "run" / "model000002.pt", weights_only=True)
+    state["out.2.bias"].fill_(3e38)
+    torch.save(state, tmp_path / "model000002.pt")
+    (tmp_path / "model000002.json").write_bytes((place / "run" / "model000002.json").read_bytes())
+    with pytest.raises(SystemExit):
+        words = command(place, tmp_path / "out", "--model_path", tmp_path / "model000002.pt")
+        script_runs.run("tune_sampler", *words, "--clip_denoised", False)
+    assert "is not a finite number from timestep 66 on" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "preset.json").exists()
 
 
 # -- presets in files ------------------------------------------------------------------------------

@@ -122,6 +122,8 @@ def _stand_in(parsed, made):
     def zeros(x, t, **cond):
         return x.new_zeros(len(x), factor * x.shape[1], *x.shape[2:])
 
+    found = checkpoints.of_others(parsed)
+    zeros.needs = found.needs if found is not None else ()
     return zeros, conditioning.of_sampling(parsed).of_indices(IndexedNoise(0, [0]), [0])
 
 

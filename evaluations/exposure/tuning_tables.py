@@ -46,7 +46,11 @@ def markdown(candidates):
 
 def _words(c):
     values = " ".join(f"--{name} {value}" for name, value in c.values.items())
-    numbers = ", ".join(f"{word} {value:.5g} ± {error:.2g}" for word, (value, error) in c.numbers.items())
+    # a number without an error was chosen, not measured
+    numbers = ", ".join(
+        f"{word} {value:.5g} ± {error:.2g}" if error else f"{word} {value:.5g}"
+        for word, (value, error) in c.numbers.items()
+    )
     return [c.name, c.method, values, numbers]
 
 
@@ -71,7 +75,7 @@ def drawn(plt, candidates, results, chosen):
         panel.invert_xaxis()
         panel.set_xlabel("timestep (noise to image)")
     lengths.set_ylabel("length of predicted noise along sampling,\nover that of the true noise along it")
-    lengths.legend(fontsize=9)
+    figures.legend(loc="outside lower left", fontsize=9)
     shifts.set_ylabel("timesteps from a state's own time\nto the one that fits its variance")
     if tried:
         trials, places = axes[0, 2], range(len(candidates))

@@ -204,8 +204,8 @@ def test_classes_of_a_unet_are_told(tmp_path):
     x, t, y = torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), torch.tensor([4, 0])
     with torch.no_grad():
         torch.testing.assert_close(network(x, t, y=y), unet(x, t, class_labels=y).sample)
-        with pytest.raises(UserError, match="no answer without a class"):
-            opened(path, "--guidance_scale", 2)[2].denoiser(network, {"y": y})(x, t)
+        with pytest.raises(UserError, match="without a class, where it has no answer"):
+            opened(path, "--guidance_scale", 2)[2].denoiser(network, {"y": y})
         with pytest.raises(UserError, match="told classes"):
             process.denoiser(network)(x, t)
 

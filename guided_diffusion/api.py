@@ -380,6 +380,7 @@ def exposure_bias(
     :param num_samples: of the real images, and of sampled ones.
     :param out_dir: folder that keeps what is measured, its tables and its figure; the same call goes on there.
     :param flags: as of `Model.sample`, without classes, which are those of the real images; and those of the data.
+        Classifier guidance counts as of `Model.sample`.
     :return: an evaluations.exposure.sampler.Result: `times` [S], and `curves[measure][curve]` with `values`, `errors`
         and `theory` [S], by increasing timestep.
     :raises UserError: as `Model.sample`, and for data that do not fit the model.
@@ -387,7 +388,8 @@ def exposure_bias(
     from evaluations.exposure import figure, measures, tables
     from evaluations.exposure.sampler import Opened
 
-    with _measured(model, data_dir, steps, {**flags, "num_samples": num_samples}, [], out_dir) as job:
+    groups = checkpoints.GUIDANCE if flags.get("classifier_path") else []
+    with _measured(model, data_dir, steps, {**flags, "num_samples": num_samples}, groups, out_dir) as job:
         opened = Opened.of(job.parsed, model.network, job.real, measures.MEASURES)
         result = opened.result("sampler", "", job.parsed, job.process)
         if out_dir and dist_util.is_main():
@@ -463,10 +465,9 @@ def _measured(
 
     values = {**values, "data_dir": data_dir, "timestep_respacing": _respacing(steps, values)}
     groups = [*(group for group in SAMPLER if group is not ClassFlags), DataFlags, *groups]
-    parsed = model._resolved(values, groups, _OF_DATA)
-    process = checkpoints.load_process(parsed)
+    parsed, process = checkpoints.load_guided(model._resolved(values, groups, _OF_DATA))
     warn_of_unread(parsed)
-    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], model.network)
+    real = open_real(parsed, model.network)
     with contextlib.ExitStack() as stack:
         folder = str(out_dir) if out_dir else stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(logger.scoped_configure(folder, None if out_dir else ["stdout"]))

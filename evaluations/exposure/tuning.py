@@ -11,10 +11,7 @@ from evaluations.features import KINDS, FeatureFlags
 from guided_diffusion import checkpoints, dist_util, files, flags, logger, methods, presets, process
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, Legal, flag
-from guided_diffusion.generate import SampleFlags
-from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import SpacingFlags
 from guided_diffusion.solvers.flags import SolverFlags
 
@@ -84,7 +81,7 @@ def tune(parsed):
     """
     refuse_without_features(parsed)
     parsed, network, made = checkpoints.load_diffusion(parsed)
-    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], network)
+    real = open_real(parsed, network)
     if not launch.announce(parsed):
         return
     found = tuning_of(parsed, network, made, real)

@@ -84,6 +84,8 @@ def load(model_path: Path, **flags: Any) -> Model:
         if chosen != dist_util.dev():
             raise UserError(f"--device {device} contradicts {dist_util.dev()}, where this process computes already")
     known = {name: value for name, value in _given(own).items() if name in _OF_NETWORK}
+    if known.get("vae"):
+        known["vae"] = adapters.on_disk(known["vae"], "vae")
     return Model({**known, "model_path": adapters.on_disk(str(model_path))})
 
 

@@ -59,7 +59,8 @@ Denoiser: TypeAlias = Callable[[torch.Tensor, torch.Tensor], Prediction]
 NETWORK = [CheckpointFlags, *checkpoints.DIFFUSION.groups, ConvFlags, DiffusionFlags]
 _TOLD = [group for group in conditioning.sampling_groups(UNetFlags) if group not in NETWORK]
 SAMPLER = [SampleFlags, SolverFlags, *_TOLD, SpacingFlags, *methods.of_sampling()]
-# a sampling that is guided by a classifier has these too
+# how far images may be beyond [-1, 1], as unclipped samples are
+BEYOND = 2.0
 
 _OF_RUNS = dict.fromkeys(field.name for field in flags_of(RunFlags) if field.name != "preset")
 _OF_NETWORK = {field.name for group in NETWORK for field in flags_of(group)} - set(marked([DiffusionFlags], "free"))
@@ -322,9 +323,14 @@ class Model:
             if array.dtype != np.uint8 or array.ndim != 4:
                 raise UserError(f"images are {array.dtype} {list(array.shape)}; expected uint8 [N, H, W, C]")
             pixels = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape or not len(pixels):
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
             expected = "x".join(map(str, shape))
             raise UserError(f"images are [N, C, H, W] = {list(pixels.shape)}; --model_path makes images of {expected}")
+        if not len(pixels):
+            raise UserError("images are none; expected at least 1")
+        low, high = map(float, pixels.aminmax())
+        if not -BEYOND <= low <= high <= BEYOND:
+            raise UserError(f"images reach from {low:g} to {high:g}; expected float tensors in [-1, 1], or uint8")
         return pixels
 
 
@@ -465,6 +471,10 @@ def _measured(
     """The _Measured of a job, which has its folder, or one that is deleted after it, alone."""
     from evaluations.exposure.real import open_real
 
+    if not isinstance(model, Model):
+        raise UserError(f"model is {type(model).__name__}; expected what load(...) returns")
+    if not isinstance(data_dir, (str, os.PathLike)):
+        raise UserError(f"data_dir is {type(data_dir).__name__}; expected the path of images")
     values = {**values, "data_dir": data_dir, "timestep_respacing": _respacing(steps, values)}
     groups = [*(group for group in SAMPLER if group is not ClassFlags), DataFlags, *groups]
     parsed, process = checkpoints.load_guided(model._resolved(values, groups, _OF_DATA))

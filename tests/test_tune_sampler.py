@@ -1,6 +1,7 @@
 """tune_sampler: known biases are found again, trials by a second computation, ranks, presets in files, mistakes."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from processes import HANGS, MPIRUN, clean_env, needs_mpirun
 from scipy.linalg import sqrtm
 
+from evaluations.exposure import figure, tuning_tables
 from evaluations.exposure.measures import Norms
 from evaluations.exposure.refine import BLOCKS, leaving_out
 from evaluations.exposure.sums import Curve
@@ -345,6 +347,35 @@ def test_a_sampler_that_nothing_can_be_measured_of_is_refused(place, tmp_path, c
         script_runs.run("tune_sampler", *words, "--clip_denoised", False)
     assert "is not a finite number from timestep 66 on" in capsys.readouterr().err
     assert not (tmp_path / "out" / "preset.json").exists()
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_nothing_in_the_figure_lies_across_anything_else(tried):
+    curve, times = Curve(np.linspace(0.9, 1.1, 5), np.array([[0.99], [1.01]]) * np.ones(5)), np.arange(5) * 200
+    shift = "--do_time_shift True --window 248 --cutoff 0 --time_shift_variant paper --time_shift_data_variance 0.4831"
+    results = {
+        "as it is": {
+            "norms": {"eps_along": curve, "eps_sampled": curve},
+            "variance": {"shift": curve},
+            "times": times,
+        },
+        shift: {"lengths": {"eps_sampled": curve}, "times": times},
+        "--eps_scaler 0.0043938734,1.0000713": {"lengths": {"eps_sampled": curve}, "times": times},
+    }
+    names = ["as it is", "opposite of the constant shift of that search"]
+    candidates = [Candidate(name, "", {}, {}, False, Trial(1.0, 0.1, 0.2, 0.1) if tried else None) for name in names]
+    plt = figure.pyplot()
+    with plt.rc_context(figure.STYLE):
+        drawing = tuning_tables.drawn(plt, candidates, results, candidates[0])
+        drawing.canvas.draw()
+        parts = [axes.get_tightbbox() for axes in drawing.axes]
+        parts += [key.get_window_extent() for key in drawing.legends]
+        plt.close(drawing)
+    assert len(parts) == 3 + tried
+    for part in parts:
+        assert part.x0 >= 0 and part.y0 >= 0 and part.x1 <= drawing.bbox.x1 and part.y1 <= drawing.bbox.y1
+    for one, other in itertools.combinations(parts, 2):
+        assert not one.overlaps(other)
 
 
 # -- presets in files ------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def _words(c):
 def drawn(plt, candidates, results, chosen):
     """A panel for each thing that was measured of all samplers, and one for the trials, where there were any."""
     tried = candidates[0].trial is not None
-    figures, axes = plt.subplots(1, 2 + tried, figsize=(6.5 * (2 + tried), 4.8), squeeze=False)
+    figures, axes = plt.subplots(1, 2 + tried, figsize=(6.5 * (2 + tried), 5.8), squeeze=False)
     lengths, shifts = axes[0, :2]
     along = next((curves["norms"]["eps_along"] for curves in results.values() if "norms" in curves), None)
     for number, (name, curves) in enumerate(results.items()):

@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import io
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.tensor_files import load_torchscript
 
 from . import inception_weights, vision_models
 from .metric import counted
@@ -217,20 +216,11 @@ def _torchscript(path, device):
     Resizing and normalising is its own affair.
     """
     name = f"--features torchscript:{path}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is old
-            network = torch.jit.load(io.BytesIO(files.read_bytes(path)), map_location=device).eval()
-    except RuntimeError as error:
-        raise UserError(f"{name} is not what torch.jit.save writes ({str(error).split('. ')[0]})") from error
+    network = load_torchscript(path, device, name)
 
     def compute(images):
         x = images.permute(0, 3, 1, 2).float() / 255
-        try:
-            made = network(x)
-        except (RuntimeError, torch.jit.Error) as error:
-            reason = str(error).strip().splitlines()[-1]  # below a trace
-            raise UserError(f"{name} fails on images {tuple(x.shape)}: {reason}") from error
+        made = network(x)
         if not isinstance(made, torch.Tensor) or made.ndim < 2 or len(made) != len(x):
             raise UserError(f"{name} does not return one row of features for each of {len(x)} images")
         return (made.float().flatten(1),)

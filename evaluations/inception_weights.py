@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 import tempfile
 import urllib.error
 import urllib.request
@@ -145,7 +144,7 @@ def fetch(file, path):
 
     :raises OSError: or HTTPException, if it cannot be had; nothing is left then.
     """
-    unfinished, digest = f"{path}.{secrets.token_hex(8)}.tmp", hashlib.sha256()
+    unfinished, digest = files.unfinished_name(path), hashlib.sha256()
     try:
         with urllib.request.urlopen(file.address, timeout=TIMEOUT) as source, open(unfinished, "wb") as target:
             size = int(source.headers.get("Content-Length", 0)) or None

@@ -9,6 +9,7 @@ socket (urllib3 tries IPv6).
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -30,13 +31,8 @@ JSON_LIMIT = 2**26
 remarks = []
 _remarked = set()
 
-# What this program writes under another name first, and that name.
-_OWN = (
-    r"(model|opt|state|manifest|preview_|ema_[0-9.]+_)\d+\.(pt|json|png)|(samples|images|finished|not_finite|progress)\w*"
-    r"\.(npz|png|chunk|json|csv)|\w+_\w+_\w+step\w*\.(npz|png)|(flags|grid|settings|comparison)\.\w+|"
-    r"(states|reconstructions|edits|\w+_terms)\.npz|inversion\.png|\.writable-\d+-\d+"
-)
-TEMPORARY = r"\.[0-9a-f]{16}\.tmp"
+# ends the name under which a file is written first
+TEMPORARY = r"\.[0-9a-f]{16}\.unfinished"
 _KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
 
 
@@ -221,8 +217,7 @@ def replacing(path):
         with _written_into(path) as file:
             yield file
         return
-    # process ids of machines that share a folder may agree
-    unfinished = f"{target}.{secrets.token_hex(8)}.tmp"
+    unfinished = unfinished_name(target)
     try:
         with open(unfinished, "wb") as file:
             yield file
@@ -238,6 +233,12 @@ def replacing(path):
         if isinstance(error, OSError) and error.filename is None:
             error.filename = path  # a full disk is told by write, which knows no name
         raise
+
+
+def unfinished_name(path):
+    """Where the file at a path is written first; see `remove_unfinished`."""
+    # process ids of machines that share a folder may agree
+    return f"{path}.{secrets.token_hex(8)}.unfinished"
 
 
 def _is_replaced(path, target):
@@ -295,15 +296,19 @@ def _sync_folder(folder):
 def remove_unfinished(folder, before):
     """Delete what earlier jobs left unfinished in a folder when they were killed: temporary files of this program.
 
+    Folders in it are swept too, but for those of other jobs, which have a lock.
+
     :param before: time in seconds of their last change; whoever calls it makes sure that nobody still writes those.
     """
     if is_remote(folder):
         return
-    for entry in list(os.scandir(folder)):
-        if re.fullmatch(rf"({_OWN}){TEMPORARY}|\.writable-\d+-\d+", entry.name, re.ASCII):
-            with contextlib.suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < before:
-                    os.remove(entry.path)
+    inner = [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    for swept in [folder, *(path for path in inner if not glob.glob(".lock*", root_dir=path, include_hidden=True))]:
+        for entry in list(os.scandir(swept)):
+            if re.fullmatch(rf".+{TEMPORARY}|\.writable-\d+-\d+", entry.name, re.ASCII):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < before:
+                        os.remove(entry.path)
 
 
 def write_text(path, text):

@@ -1,19 +1,18 @@
 """Rewards: what says how good images are, and a small network that learns to say so in its place."""
 
 import importlib
-import io
 import itertools
-import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from . import checkpoints, dist_util, files
+from . import checkpoints, dist_util
 from .errors import UserError
 from .flags import FlagGroup, flag
 from .networks import for_inference
+from .tensor_files import load_torchscript
 
 
 @dataclass
@@ -96,16 +95,7 @@ def _classifier(path, parsed):
 
 
 def _torchscript(path, parsed):
-    if not files.exists(path):
-        raise UserError(f"--reward torchscript:{path}: there is no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is old
-            network = torch.jit.load(io.BytesIO(files.read_bytes(path)), map_location=dist_util.dev()).eval()
-    except RuntimeError as error:
-        raise UserError(f"--reward torchscript:{path} is not what torch.jit.save writes") from error
-    for p in network.parameters():
-        p.requires_grad_(False)
+    network = load_torchscript(path, dist_util.dev(), f"--reward torchscript:{path}")
     return lambda images, cond: network(images)
 
 

@@ -1,4 +1,5 @@
-"""Files of tensors, as `torch.save` or safetensors write them: read so that none of them can run code.
+"""Files of tensors, as `torch.save` or safetensors write them: read so that none of them can run code. And networks in
+TorchScript, which are code.
 
 Whatever is wrong with one is a sentence with its name, and none takes more memory than it has bytes.
 """
@@ -7,6 +8,7 @@ import errno
 import io
 import pickle
 import re
+import warnings
 import zipfile
 
 import torch
@@ -116,6 +118,40 @@ def _expect_checkpoint(path, start):
         raise UserError(f"checkpoint {path} is empty")
     if not start.startswith((b"PK", b"\x80")):
         raise UserError(f"checkpoint {path} is no file of torch.save (it begins with {start!r})")
+
+
+def load_torchscript(path, device, name):
+    """A network that `torch.jit.save` wrote, in eval mode; it is code, so callers let no user run it unawares.
+
+    :param name: the flag and its value, for errors.
+    :return: `images -> whatever it gives`, which raises a UserError where the network fails.
+    :raises UserError: if it is damaged, or no such network.
+    """
+    try:
+        with files.open_read(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is old
+            if zipfile.is_zipfile(file) and (bad := zipfile.ZipFile(file).testzip()) is not None:
+                raise UserError(f"{name} is damaged: the checksum of its part {bad} is another")
+            file.seek(0)
+            network = torch.jit.load(file, map_location=device).eval()
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no file {path}") from None
+    except Exception as error:  # as above
+        reason = (str(error).splitlines() or ["it ends too soon"])[0].split(". ")[0]
+        raise UserError(f"{name} is not what torch.jit.save writes ({reason})") from error
+    for p in network.parameters():
+        p.requires_grad_(False)
+
+    def answer(images):
+        try:
+            return network(images)
+        except (RuntimeError, torch.jit.Error) as error:
+            reason = str(error).strip().splitlines()[-1]  # below a trace
+            raise UserError(f"{name} fails on images {tuple(images.shape)}: {reason}") from error
+
+    return answer
 
 
 def _expect_whole(path, file):

@@ -342,7 +342,7 @@ def test_a_reward_of_another_shape_is_refused():
         (["--reward", "classifier:nowhere.pt"], "nowhere.pt"),
         (["--reward", f"classifier:{ROOT / 'models' / 'digits16_classifier.pt'}"], "has --image_size 16; expected 8"),
         (["--reward", "torchscript:x.pt"], "is code that would run here; expected --trust_reward True"),
-        (["--reward", "torchscript:x.pt", "--trust_reward", True], "torchscript:x.pt: there is no such file"),
+        (["--reward", "torchscript:x.pt", "--trust_reward", True], "torchscript:x.pt: there is no file x.pt"),
         (["--reward", "python:no.such", "--trust_reward", True], "--reward python:no.such cannot be imported"),
         (["--reward_proxy", False, "--reward_proxy_lr", 1], "--reward_proxy_lr does nothing without --reward_proxy"),
     ],

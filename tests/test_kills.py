@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -12,9 +13,14 @@ from script_runs import CLASSIFIER, NETWORK, PROCESS, SUPER_RES
 
 CALLS = ("fsync", "replace", "remove")
 
-TRAIN = ["--batch_size", 4, "--iterations", 3, "--save_interval", 1, "--keep_checkpoints", 1, "--log_interval", 1]
-TRAIN += ["--num_workers", 0, "--resume_checkpoint", "auto", *PROCESS]
+RUN = ["--batch_size", 4, "--iterations", 3, "--save_interval", 1, "--keep_checkpoints", 1, "--log_interval", 1]
+RUN += ["--num_workers", 0, "--resume_checkpoint", "auto"]
+TRAIN = [*RUN, *PROCESS]
+ROUNDS = ["--prediction", "v", "--start_steps", 4, "--end_steps", 1]
 MODEL = ["--model_path", "{place}/model.pt", "--timestep_respacing", 2]
+FIVE = ["--num_samples", 5, "--batch_size", 2]
+SETTINGS = [*MODEL[:2], "--steps", 2, "--settings", "{place}/settings.txt", *FIVE]
+FEATURES = ["--features", "torchscript:{place}/colours.pt", "--trust_code", True]
 SCRIPTS = {
     "image_train": ["--data_dir", "{place}/data", "--sample_interval", 2, *NETWORK, *TRAIN],
     "super_res_train": ["--data_dir", "{place}/data", "--sample_interval", 2, *SUPER_RES, *TRAIN],
@@ -23,6 +29,15 @@ SCRIPTS = {
     "image_sample_1gpu": [*MODEL, "--num_samples", 5, "--batch_size", 2],
     "image_nll": [*MODEL, "--data_dir", "{place}/data", "--num_samples", 4, "--batch_size", 2],
     "image_invert": [*MODEL, "--data_dir", "{place}/data", "--num_samples", 4, "--batch_size", 2],
+    "vae_train": ["--data_dir", "{place}/data", "--image_size", 16, "--vae_channels", 8, *RUN],
+    "image_distill": ["--data_dir", "{place}/data", "--teacher", "{place}/model.pt", *ROUNDS, *NETWORK, *RUN[:-2]],
+    "inpaint_train": ["--data_dir", "{place}/data", *NETWORK, *TRAIN],
+    "inpaint_sample": ["--model_path", "{place}/inpaint.pt", *MODEL[2:], "--data_dir", "{place}/data", *FIVE],
+    "classifier_sample": [*MODEL, "--classifier_path", "{place}/classifier.pt", *FIVE],
+    "super_res_sample": ["--model_path", "{place}/upsampler.pt", *MODEL[2:], "--base_samples", "{place}/small", *FIVE],
+    "compare_samplers": [*SETTINGS, "--reference", "{place}/data", *FEATURES, "--repeats", 2],
+    "exposure_bias": [*SETTINGS, "--data_dir", "{place}/data"],
+    "tune_sampler": [*MODEL, "--use_ddim", True, "--data_dir", "{place}/data", *FIVE, "--refine", 40, *FEATURES],
 }
 OFTEN = ["image_train", "image_sample"]
 
@@ -31,9 +46,19 @@ OFTEN = ["image_train", "image_sample"]
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("kills")
     data = script_runs.draw_images(place / "data", 6)
-    made = script_runs.train_diffusion(data, place / "trained")
-    for ending in (".pt", ".json"):
-        (place / f"model{ending}").write_bytes(made.with_suffix(ending).read_bytes())
+    inpaint = [*NETWORK, "--learn_sigma", True]
+    trained = {
+        "model": script_runs.train_diffusion(data, place / "trained"),
+        "classifier": script_runs.train_classifier(data, place / "classifier"),
+        "upsampler": script_runs.train_super_res(data, place / "upsampler"),
+        "inpaint": script_runs.train("inpaint_train", data, place / "inpaint", *inpaint),
+    }
+    for name, made in trained.items():
+        for ending in (".pt", ".json"):
+            (place / f"{name}{ending}").write_bytes(made.with_suffix(ending).read_bytes())
+    script_runs.draw_images(place / "small", 5, size=8)
+    script_runs.mean_colours(place / "colours.pt", 16)
+    (place / "settings.txt").write_text("plain: --use_ddim True\nscaled: --use_ddim True --eps_scaler 1.02\n")
     return place
 
 
@@ -77,12 +102,14 @@ def files_of(out):
     found = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name, content = str(path.relative_to(out)), path.read_bytes().replace(str(out).encode(), b"OUT")
-        if name.startswith("manifest"):
+        if path.name.startswith("manifest"):
             content = {k: v for k, v in json.loads(content).items() if k in ("step", "files")}
             content["files"] = {
                 k: v for k, v in content["files"].items() if not k.endswith("json")
             }  # they name the folder
-        if not name.startswith((".lock", "log", "progress", "flags")):
+        if name in ("comparison.csv", "comparison.md"):  # they say how long it took
+            content = re.sub(rb"\d+(\.\d+)?", b"", content)
+        if not path.name.startswith((".lock", "log", "progress", "flags")) and path.parent.name != "rows":
             found[name] = content
     return found
 

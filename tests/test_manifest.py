@@ -223,26 +223,31 @@ LEFT = "0123456789abcdef"
 @pytest.mark.parametrize(
     "name, swept",
     [
-        (f"model000004.pt.{LEFT}.tmp", True),
-        (f"ema_0.9999_000004.pt.{LEFT}.tmp", True),
-        (f"manifest000004.json.{LEFT}.tmp", True),
-        (f"progress.csv.{LEFT}.tmp", True),
-        (f"samples_100x16x16x3.npz.{LEFT}.tmp", True),
-        (f"adm_cifar10_ddim5step.npz.{LEFT}.tmp", True),
-        (f"states.npz.{LEFT}.tmp", True),
+        (f"model000004.pt.{LEFT}.unfinished", True),
+        (f"ema_0.9999_000004.pt.{LEFT}.unfinished", True),
+        (f"manifest000004.json.{LEFT}.unfinished", True),
+        (f"progress.csv.{LEFT}.unfinished", True),
+        (f"samples_100x16x16x3.npz.{LEFT}.unfinished", True),
+        (f"adm_cifar10_ddim5step.npz.{LEFT}.unfinished", True),
+        (f"states.npz.{LEFT}.unfinished", True),
         (".writable-0-4321", True),
-        (f".writable-0-4321.{LEFT}.tmp", True),
-        ("thesis.2024.tmp", False),
+        (f".writable-0-4321.{LEFT}.unfinished", True),
+        ("thesis.2024.unfinished", False),
+        (f"exposure_bias.csv.{LEFT}.unfinished", True),
+        (f"rows/0123abcd.npz.{LEFT}.unfinished", True),
+        (f"scores of ours.png.{LEFT}.unfinished", True),
+        (f"{LEFT}.unfinished", False),
         (f"thesis.{LEFT}.tmp", False),
-        ("model000004.pt.2024.tmp", False),
-        (f"model000004.pt.{LEFT.upper()}.tmp", False),
-        (f"model000004.pt.{LEFT}.tmp.gz", False),
+        ("model000004.pt.2024.unfinished", False),
+        (f"model000004.pt.{LEFT.upper()}.unfinished", False),
+        (f"model000004.pt.{LEFT}.unfinished.gz", False),
         ("model000004.pt", False),
         (".writable-0-x", False),
     ],
 )
 def test_what_a_killed_process_left_unfinished_is_swept_and_nothing_else(tmp_path, name, swept):
     path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.touch()
     os.utime(path, (1000, 1000))
     files.remove_unfinished(str(tmp_path), 1000)
@@ -253,10 +258,19 @@ def test_what_a_killed_process_left_unfinished_is_swept_and_nothing_else(tmp_pat
         assert path.exists() != swept
 
 
+@pytest.mark.parametrize("lock", [".lock", ".lock-1-of-2"])
+def test_the_folder_of_another_job_is_not_swept(tmp_path, lock):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / lock).touch()
+    (tmp_path / "other" / f"model000004.pt.{LEFT}.unfinished").touch()
+    files.remove_unfinished(str(tmp_path), time.time() + 99)
+    assert len(names(tmp_path / "other")) == 2
+
+
 def test_a_folder_or_a_link_of_such_a_name_stays(tmp_path):
-    (tmp_path / f"model000004.pt.{LEFT}.tmp").mkdir()
+    (tmp_path / f"model000004.pt.{LEFT}.unfinished").mkdir()
     (tmp_path / "user").touch()
-    (tmp_path / f"model000006.pt.{LEFT}.tmp").symlink_to(tmp_path / "user")
+    (tmp_path / f"model000006.pt.{LEFT}.unfinished").symlink_to(tmp_path / "user")
     files.remove_unfinished(str(tmp_path), time.time() + 99)
     assert len(names(tmp_path)) == 3
 

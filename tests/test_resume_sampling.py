@@ -168,7 +168,7 @@ def survives(ranks, folder, sample, whole, seed, kills):
     assert status == 0, err
     assert (folder / NPZ).read_bytes() == whole
     left = {entry.name for entry in (folder / "samples.chunks").iterdir()}
-    assert left == {"settings.json", f"finished_{COUNT}.json"} and not list(folder.glob("*.tmp"))
+    assert left == {"settings.json", f"finished_{COUNT}.json"} and not list(folder.glob("*.unfinished"))
 
 
 @needs_mpirun
@@ -198,7 +198,7 @@ def test_a_signal_finishes_the_batches_in_hand_and_says_how_to_go_on(tmp_path, s
     assert ended == status and "Traceback" not in err
     kept = re.search(rf"stopped by {number.name}: (\d+) of {COUNT} images are kept, and the same command", err)
     assert int(kept[1]) == BATCH * chunks(tmp_path) < COUNT
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.unfinished"))
     printed = run("image_sample", *sample, "--out_dir", tmp_path)
     assert f"{kept[1]} of {COUNT} images are there already" in printed
     assert (tmp_path / NPZ).read_bytes() == whole
@@ -408,7 +408,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(small_disk, sample,
     sentence = refused(capsys, "image_sample", *sample, "--out_dir", disk)
     assert str(disk) in sentence and "No space left" in sentence and "the same command continues" in sentence
     kept = chunks(disk)
-    assert 0 < kept < COUNT / BATCH and not list(disk.rglob("*.tmp"))
+    assert 0 < kept < COUNT / BATCH and not list(disk.rglob("*.unfinished"))
     assert not remount("size=10m")
     assert f"{kept * BATCH} of {COUNT} images are there" in run("image_sample", *sample, "--out_dir", disk)
     assert (disk / NPZ).read_bytes() == whole

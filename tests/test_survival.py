@@ -47,7 +47,7 @@ def kill_at_random(job, folder, rng, whole_job):
     """Kill all ranks, or one, at a moment of its first 14 steps or more: half of the times while it saves."""
     job.trains(int(rng.integers(1, 15)))
     if rng.random() < 0.5:
-        while job.process.poll() is None and not list(folder.glob("*.pt.*.tmp")):
+        while job.process.poll() is None and not list(folder.glob("*.pt.*.unfinished")):
             time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.05))
     ranks = job.ranks()
@@ -68,13 +68,13 @@ def survive(images, tmp_path, ranks, precision, sampler, kills, seed):
 
     def ends_alike():
         assert [n for n in names if (tmp_path / "whole" / n).read_bytes() != (folder / n).read_bytes()] == []
-        assert not list(folder.glob("*.tmp"))
+        assert not list(folder.glob("*.unfinished"))
 
     for _ in range(10 * kills):
         whole_job = len(moments) % 2 == 0
         job = Job(words, tmp_path)
         if kill_at_random(job, folder, rng, whole_job) != 0:
-            moments.append((job.said.count("grad_norm"), sorted(path.name for path in folder.glob("*.tmp"))))
+            moments.append((job.said.count("grad_norm"), sorted(path.name for path in folder.glob("*.unfinished"))))
             if ranks > 1 and not whole_job:
                 assert "has died without a word" in job.said or "BAD TERMINATION" in job.said
         if len(moments) == kills:
@@ -142,7 +142,7 @@ def test_a_full_disk_ends_in_a_sentence(images, small_disk, tmp_path):
     assert job.ended() == 2 and "Traceback" not in job.said
     assert "No space left on device" in job.said and "make room and go on with --resume_checkpoint auto" in job.said
     assert "the checkpoint of step 4 is whole" in job.said and not list(small_disk.glob("*0008*"))
-    assert not list(small_disk.glob("*.tmp"))
+    assert not list(small_disk.glob("*.unfinished"))
     manifest.check(small_disk, 4)
 
 

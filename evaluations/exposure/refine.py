@@ -104,9 +104,7 @@ def _features(name, parsed, network, dataset, extract, count):
         }
     )
     store = SampleStore(files.join(logger.get_dir(), "tried"), dist_util.broadcast_object(key))
-    if dist_util.is_main():
-        files.make_folder(store.folder)
-    dist_util.barrier()
+    store.prepare()
     starts = range(0, count, sampling.batch_size)
     chunks = [range(i, min(i + sampling.batch_size, count)) for i in starts]
     fill(store, store.missing(chunks), count, make_batch, THEN, name)

@@ -119,9 +119,7 @@ def measured(out_dir, key, title, make_batch, count, batch_size, setup, measures
     if dist_util.broadcast_object(_load(path) is not None if dist_util.is_main() else None):
         logger.log(f"{title}: taken from {path}")
     else:
-        if dist_util.is_main():
-            files.make_folder(store.folder)
-        dist_util.barrier()
+        store.prepare()
         starts = range(0, count, batch_size)
         chunks = [range(i, min(i + batch_size, count)) for i in starts]
         fill(store, store.missing(chunks), count, make_batch, THEN, title)

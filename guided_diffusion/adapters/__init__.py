@@ -42,7 +42,7 @@ def on_disk(path, flag="model_path"):
     :param flag: that names it, for errors.
     :raises UserError: for such a name, where the hub has nothing of it or cannot be reached.
     """
-    if not re.fullmatch(r"[\w-]+/[\w.-]+", path) or re.search(ENDING, path) or files.exists(path):
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) or re.search(ENDING, str(path)) or files.exists(path):
         return path
     try:
         return _downloaded(path)

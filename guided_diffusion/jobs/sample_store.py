@@ -44,6 +44,13 @@ class SampleStore:
         self.stem = stem
         self.folder = files.join(out_dir, f"{stem}.chunks")
 
+    def prepare(self):
+        """Make the folder of a run without settings; every rank calls it, of the one job that is at work in it."""
+        if dist_util.is_main():
+            files.make_folder(self.folder)
+            files.remove_unfinished(self.folder, time.time())
+        dist_util.barrier()
+
     def begin(self, settings, alone, defaults=None):
         """Begin a run, or go on with one of the same settings; every rank has to call it.
 

@@ -110,6 +110,11 @@ def with_channels(images, taken, taker):
     raise UserError(f"{taker} takes images of {counted(taken, 'channel')}; these have {channels}")
 
 
+# of --features
+KINDS = "inception, classifier:PATH, dinov2:PATH, clip:PATH or torchscript:PATH"
+FOLDERS = ("dinov2", "clip")
+
+
 @dataclass
 class FeatureFlags(FlagGroup):
     """What images are compared by."""
@@ -144,7 +149,8 @@ class FeatureFlags(FlagGroup):
             compute, weights = network.to(device), network.fc.weight.detach().T
         elif kind in makers and path:
             if not files.exists(path):
-                raise UserError(f"--features {self.features}: there is no file {path}")
+                what = "folder" if kind in FOLDERS else "file"
+                raise UserError(f"--features {self.features}: there is no {what} {path}")
             if kind == "torchscript" and not self.trust_code:
                 raise UserError(
                     f"--features {self.features} is code that would run here; expected --trust_code True, where you "
@@ -152,10 +158,7 @@ class FeatureFlags(FlagGroup):
                 )
             (compute, channels), sha256 = makers[kind](path, device), files.sha256(path)
         else:
-            raise UserError(
-                f"--features is {self.features!r}; expected inception, classifier:PATH, dinov2:PATH, clip:PATH or "
-                "torchscript:PATH"
-            )
+            raise UserError(f"--features is {self.features!r}; expected {KINDS}")
         facts = {"name": self.features, "sha256": sha256, "dtype": self.feature_dtype}
         if self.feature_cache:
             files.make_folder(self.feature_cache)

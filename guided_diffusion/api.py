@@ -59,7 +59,8 @@ Denoiser: TypeAlias = Callable[[torch.Tensor, torch.Tensor], Prediction]
 NETWORK = [CheckpointFlags, *checkpoints.DIFFUSION.groups, ConvFlags, DiffusionFlags]
 _TOLD = [group for group in conditioning.sampling_groups(UNetFlags) if group not in NETWORK]
 SAMPLER = [SampleFlags, SolverFlags, *_TOLD, SpacingFlags, *methods.of_sampling()]
-# a sampling that is guided by a classifier has these too
+# how far images may be beyond [-1, 1], as unclipped samples are
+BEYOND = 2.0
 
 _OF_RUNS = dict.fromkeys(field.name for field in flags_of(RunFlags) if field.name != "preset")
 _OF_NETWORK = {field.name for group in NETWORK for field in flags_of(group)} - set(marked([DiffusionFlags], "free"))
@@ -84,6 +85,8 @@ def load(model_path: Path, **flags: Any) -> Model:
         if chosen != dist_util.dev():
             raise UserError(f"--device {device} contradicts {dist_util.dev()}, where this process computes already")
     known = {name: value for name, value in _given(own).items() if name in _OF_NETWORK}
+    if known.get("vae"):
+        known["vae"] = adapters.on_disk(known["vae"], "vae")
     return Model({**known, "model_path": adapters.on_disk(str(model_path))})
 
 
@@ -219,6 +222,7 @@ class Model:
         """
         parsed, process = self._sampler({**flags, "classes": classes}, steps)
         told = _of_chosen(parsed)
+        process.denoiser(self.network, told(range(1)))  # what does not fit is refused now
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> Prediction:
             return process.denoiser(self.network, told(range(len(x))))(x, t)
@@ -319,9 +323,14 @@ class Model:
             if array.dtype != np.uint8 or array.ndim != 4:
                 raise UserError(f"images are {array.dtype} {list(array.shape)}; expected uint8 [N, H, W, C]")
             pixels = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape or not len(pixels):
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
             expected = "x".join(map(str, shape))
             raise UserError(f"images are [N, C, H, W] = {list(pixels.shape)}; --model_path makes images of {expected}")
+        if not len(pixels):
+            raise UserError("images are none; expected at least 1")
+        low, high = map(float, pixels.aminmax())
+        if not -BEYOND <= low <= high <= BEYOND:
+            raise UserError(f"images reach from {low:g} to {high:g}; expected float tensors in [-1, 1], or uint8")
         return pixels
 
 
@@ -379,6 +388,7 @@ def exposure_bias(
     :param num_samples: of the real images, and of sampled ones.
     :param out_dir: folder that keeps what is measured, its tables and its figure; the same call goes on there.
     :param flags: as of `Model.sample`, without classes, which are those of the real images; and those of the data.
+        Classifier guidance counts as of `Model.sample`.
     :return: an evaluations.exposure.sampler.Result: `times` [S], and `curves[measure][curve]` with `values`, `errors`
         and `theory` [S], by increasing timestep.
     :raises UserError: as `Model.sample`, and for data that do not fit the model.
@@ -386,7 +396,8 @@ def exposure_bias(
     from evaluations.exposure import figure, measures, tables
     from evaluations.exposure.sampler import Opened
 
-    with _measured(model, data_dir, steps, {**flags, "num_samples": num_samples}, [], out_dir) as job:
+    groups = checkpoints.GUIDANCE if flags.get("classifier_path") else []
+    with _measured(model, data_dir, steps, {**flags, "num_samples": num_samples}, groups, out_dir) as job:
         opened = Opened.of(job.parsed, model.network, job.real, measures.MEASURES)
         result = opened.result("sampler", "", job.parsed, job.process)
         if out_dir and dist_util.is_main():
@@ -460,12 +471,15 @@ def _measured(
     """The _Measured of a job, which has its folder, or one that is deleted after it, alone."""
     from evaluations.exposure.real import open_real
 
+    if not isinstance(model, Model):
+        raise UserError(f"model is {type(model).__name__}; expected what load(...) returns")
+    if not isinstance(data_dir, (str, os.PathLike)):
+        raise UserError(f"data_dir is {type(data_dir).__name__}; expected the path of images")
     values = {**values, "data_dir": data_dir, "timestep_respacing": _respacing(steps, values)}
     groups = [*(group for group in SAMPLER if group is not ClassFlags), DataFlags, *groups]
-    parsed = model._resolved(values, groups, _OF_DATA)
-    process = checkpoints.load_process(parsed)
+    parsed, process = checkpoints.load_guided(model._resolved(values, groups, _OF_DATA))
     warn_of_unread(parsed)
-    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], model.network)
+    real = open_real(parsed, model.network)
     with contextlib.ExitStack() as stack:
         folder = str(out_dir) if out_dir else stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(logger.scoped_configure(folder, None if out_dir else ["stdout"]))

@@ -355,6 +355,7 @@ class Process:
     def denoiser(self, model, cond=None):
         """The finished stack `(x_t, t) -> Prediction` of a network.
 
+        :param model: names in its `needs`, where it has that, are what it has no answer without.
         :param cond: {name: tensor [N, ...]} of what it is told; a class that a network does not say it `takes` is
             for guidance by a classifier alone.
         :raises UserError: for anything else that it does not take, and what a method misses.
@@ -363,7 +364,7 @@ class Process:
         refuse_untaken(cond, takes)
         told = cond if takes is None else {name: cond[name] for name in takes if name in cond}
         for method in self.methods:
-            method.check_told(told)
+            method.check_told(told, getattr(model, "needs", ()))
         return bound(self.wrapped(self.counted(self.adapter(model, takes))), cond)
 
     def sample_records(self, solver, denoise, x, noise=torch.randn_like):

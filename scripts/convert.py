@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from guided_diffusion import checkpoints, dist_util, files, logger
+from guided_diffusion import adapters, checkpoints, dist_util, files, logger
 from guided_diffusion.adapters import adm_in_diffusers
 from guided_diffusion.adapters.family import extra
 from guided_diffusion.checkpoints import CheckpointFlags
@@ -50,7 +50,8 @@ def main(parsed):
         raise UserError(
             "--model_path and --to are not both given; expected a network, and diffusers, adm or safetensors"
         )
-    folder = files.is_folder(path)
+    path = adapters.on_disk(path)
+    parsed, folder = parsed.with_values({"model_path": path}), files.is_folder(path)
     if folder and to != "adm":
         raise UserError(f"--to {to} has no meaning for --model_path {path}, a folder of diffusers; expected --to adm")
     if to == "diffusers":

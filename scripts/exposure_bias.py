@@ -18,20 +18,23 @@ import image_sample
 
 from evaluations.comparison import SettingsFlags
 from evaluations.exposure import measure
+from guided_diffusion import checkpoints
 from guided_diffusion.conditioning.classes import ClassFlags
 from guided_diffusion.generate import RngFlags
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import ShardFlags
 
-# what a line of the settings file may set
+# of a sampler
 SAMPLER = [group for group in image_sample.GROUPS if group not in (RngFlags, ShardFlags, ClassFlags)]
-GROUPS = [*SAMPLER, DataFlags, SettingsFlags]
+# what a line of the settings file may set
+LINE = [*SAMPLER, *checkpoints.GUIDANCE]
+GROUPS = [*LINE, DataFlags, SettingsFlags]
 OVERRIDES = {"num_samples": 32, "steps": "20", "random_flip": None, "random_crop": None, "num_workers": None}
 
 
 def main(parsed):
-    measure(parsed, SAMPLER)
+    measure(parsed, LINE)
 
 
 if __name__ == "__main__":

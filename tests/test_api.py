@@ -376,7 +376,9 @@ PLAIN = np.zeros((2, 16, 16, 3), np.uint8)
         (PLAIN.astype(float), {}, ["float64", "uint8 [N, H, W, C]"]),
         (PLAIN[0], {}, ["[16, 16, 3]"]),
         (PLAIN[:, :8], {}, ["8", "3x16x16"]),
-        (PLAIN[:0], {}, ["3x16x16"]),
+        (PLAIN[:0], {}, ["at least 1"]),
+        (torch.full((2, 3, 16, 16), 255.0), {}, ["from 255 to 255", "[-1, 1]"]),
+        (torch.full((2, 3, 16, 16), float("nan")), {}, ["nan", "[-1, 1]"]),
         (torch.zeros(2, 16, 16, 3), {}, ["3x16x16"]),
         (PLAIN, {"classes": None}, ["--classes is not given"]),
         (PLAIN, {"solver": "ddim"}, ["--solver ddim", "bdia"]),
@@ -416,12 +418,13 @@ def test_what_cannot_be_scored(reference, samples, flags, words):
         ({"classes": [1]}, ["--classes is not a flag"]),
         ({"random_flip": True}, ["--random_flip is not a flag"]),
         ({"steps": 2000}, ["2000"]),
+        ({"data_dir": PLAIN}, ["data_dir is ndarray; expected the path"]),
+        ({"model": DIGITS}, ["model is str; expected what load(...) returns"]),
     ],
 )
 def test_what_cannot_be_measured(function, flags, words, named, data):
-    given = {"data_dir": data, "steps": 3, "num_samples": 4, **flags}
-    model = gd.load(named)
-    one_sentence(lambda: function(model, **given), *words)
+    given = {"model": gd.load(named), "data_dir": data, "steps": 3, "num_samples": 4, **flags}
+    one_sentence(lambda: function(**given), *words)
 
 
 def test_a_trial_is_told_what_to_compare(named, data):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from processes import HANGS, MPIRUN, Job, clean_env, needs_mpirun, slow
 
+import guided_diffusion as gd
 from evaluations.exposure import measures, sums
 from evaluations.exposure.measures import Delta, Errors, Measure, Norms, Variance
 from evaluations.exposure.measures.delta import normal_factor
@@ -446,6 +447,62 @@ def test_one_sampler_from_the_flags(place, measured, tmp_path):
     assert table_of(tmp_path / "own") == alone
 
 
+GUIDED = """free: --use_ddim True --guidance_scale 2
+classifier: --use_ddim True --classifier_path {classifier} --classifier_scale 20
+ancestral: --classifier_path {classifier} --classifier_scale 20
+"""
+
+
+@pytest.fixture(scope="module")
+def guiding(place):
+    return script_runs.train_classifier(place / "data", place / "classifier")
+
+
+@pytest.mark.parametrize("conditional", [True, *slow(False)])
+def test_guided_samplers_are_told_the_classes_of_the_real_images(place, guiding, tmp_path, conditional):
+    """Lengths are those of the network's eps at the states of Model.sample with these classes."""
+    path = place / "run" / "model000002.pt" if conditional else script_runs.train_diffusion(place / "data", tmp_path)
+    (tmp_path / "settings.txt").write_text(
+        "\n".join(GUIDED.format(classifier=guiding).splitlines()[0 if conditional else 1 :])
+    )
+    given = ["--settings", tmp_path / "settings.txt", "--model_path", path]
+    printed = script_runs.run("exposure_bias", *command(place, tmp_path / "out", *given))
+    assert "active: ClassifierGuidance" in printed or "; ClassifierGuidance" in printed
+    names = sorted(path.name for path in (place / "data").iterdir())
+    labels = [("ant", "bee", "cat").index(names[i].partition("_")[0]) for i in np.random.default_rng(0).permutation(24)]
+    model, rows = gd.load(path), table_of(tmp_path / "out")
+    flags = {"classifier_path": guiding, "classifier_scale": 20.0}
+    ways = {"free": {"use_ddim": True, "guidance_scale": 2.0}, "classifier": {"use_ddim": True, **flags}}
+    for name, way in {**ways, "ancestral": flags}.items():
+        found = [float(row["eps_sampled"]) for row in rows if row["setting"] == name]
+        if name == "free" and not conditional:
+            assert not found
+            continue
+        records = []
+        told = {"classes": labels[:9]}
+        model.sample(9, steps=4, batch_size=9, progress=False, callback=records.append, **told, **way)
+        cond = {"y": torch.tensor(labels[:9])} if conditional else {}
+        ask = model.process.denoiser(model.network, cond)
+        with torch.no_grad():
+            lengths = [float(ask(r.x, r.s).eps.flatten(1).norm(dim=1).mean()) for r in records[:-1]]
+        assert found[1:] == pytest.approx(lengths, rel=1e-4)
+    result = gd.exposure_bias(model, place / "data", steps=4, num_samples=9, batch_size=2, **flags)
+    assert result.curves["norms"]["eps_sampled"].values[::-1].tolist() == pytest.approx(found, rel=1e-6)
+    assert any("ClassifierGuidance" in method for method in result.active)
+
+
+def test_another_classifier_under_the_same_name_is_measured_anew(place, guiding, tmp_path):
+    classifier = tmp_path / "classifier.pt"
+    (tmp_path / "settings.txt").write_text(f"guided: --classifier_path {classifier} --classifier_scale 20\n")
+    (tmp_path / "classifier.json").write_bytes(guiding.with_suffix(".json").read_bytes())
+    state, made = torch.load(guiding, weights_only=True), []
+    for factor in (1, 3):
+        torch.save({key: value * factor for key, value in state.items()}, classifier)
+        script_runs.run("exposure_bias", *command(place, tmp_path / "out", "--settings", tmp_path / "settings.txt"))
+        made.append([row["eps_sampled"] for row in table_of(tmp_path / "out")])
+    assert made[0][0] == made[1][0] and made[0][1:] != made[1][1:]
+
+
 def test_calls_in_place_of_steps(place, tmp_path):
     (tmp_path / "settings.txt").write_text("heun: --solver heun\nddim: --use_ddim True\n")
     words = [*command(place, tmp_path / "out"), "--settings", tmp_path / "settings.txt", "--calls", "5"]
@@ -553,6 +610,7 @@ def test_data_that_do_not_fit_get_one_sentence(place, tmp_path, capsys, make, na
         ("a: --timestep_respacing ddim{N}", ["--steps", "60"], "setting 'a'"),
         ("a: --classes 3", [], "setting 'a': --classes is not a flag of this script"),
         ("a: --eps_scaler 0", [], "setting 'a': --eps_scaler is '0'"),
+        ("a: --classifier_scale 2", [], "setting 'a': --classifier_scale is for guidance; expected --classifier_path"),
         ("a:", ["--data_dir", ""], "--data_dir is not given"),
         ("a:", ["--data_dir", "nowhere"], "--data_dir nowhere is not there"),
         ("a:", ["--calls", "5"], "--calls 5 contradicts --steps 4"),

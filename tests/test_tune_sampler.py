@@ -1,6 +1,7 @@
 """tune_sampler: known biases are found again, trials by a second computation, ranks, presets in files, mistakes."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from processes import HANGS, MPIRUN, clean_env, needs_mpirun
 from scipy.linalg import sqrtm
 
+from evaluations.exposure import figure, tuning_tables
 from evaluations.exposure.measures import Norms
 from evaluations.exposure.refine import BLOCKS, leaving_out
 from evaluations.exposure.sums import Curve
@@ -251,6 +253,7 @@ def test_what_is_written(tuned):
     assert "flags: --timestep_respacing 4 --use_ddim True" in printed and "chosen: " in printed
     with Image.open(out_dir / "tuning.png") as picture:
         assert picture.width > 1000
+    assert "± 0" not in {part for row in rows for part in row["numbers"].split(", ")}
     assert (out_dir / "tuning.md").read_text().startswith("| proposal | method | flags | measured | distance | gain |")
 
 
@@ -296,7 +299,7 @@ def test_a_preset_in_a_file_makes_the_images_of_its_flags(place, tmp_path):
         (["--num_samples", "2"], "--num_samples is 2; a standard error needs at least 3 images"),
         (["--timestep_respacing", "101"], "--timestep_respacing asks for 101 steps"),
         (["--data_dir", "nowhere"], "--data_dir nowhere is not there"),
-        (["--refine", "50", "--features", "resnet"], "--features is 'resnet'"),
+        (["--refine", "50"], "expected --features inception, classifier:PATH, dinov2:PATH, clip:PATH or torchscript"),
         (["--classes", "1"], "--classes is not a flag of this script"),
     ],
 )
@@ -305,6 +308,74 @@ def test_mistakes_get_one_sentence(place, tmp_path, capsys, more, sentence):
         script_runs.run("tune_sampler", *command(place, tmp_path / "out", *more))
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and sentence in said[-1]
+
+
+@pytest.mark.parametrize(
+    "features, sentence",
+    [
+        ("resnet", "--features is 'resnet'"),
+        ("classifier:nowhere.pt", "there is no file nowhere.pt"),
+        ("dinov2:nowhere", "there is no folder nowhere"),
+        ("torchscript:colours.pt", "is code that would run here; expected --trust_code True"),
+        ("classifier:photo32_classifier.pt", "takes images of 32x32; these are 16x16"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused_before_anything_is_measured(place, tmp_path, capsys, features, sentence):
+    kind, _, name = features.partition(":")
+    folders = (place, script_runs.FOLDER.parent / "models")
+    path = next((folder / name for folder in folders if (folder / name).is_file()), name)
+    with pytest.raises(SystemExit) as stop:
+        given = ["--refine", 40, "--features", f"{kind}:{path}" if name else kind]
+        script_runs.run("tune_sampler", *command(place, tmp_path / "out", *given))
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out" / "measured").exists()
+
+
+def test_features_without_a_trial_are_warned_of(place, tmp_path, capsys):
+    printed = script_runs.run("tune_sampler", *command(place, tmp_path / "out", "--features", "resnet"))
+    assert "--features does nothing without --refine" in printed + capsys.readouterr().err
+
+
+def test_a_sampler_that_nothing_can_be_measured_of_is_refused(place, tmp_path, capsys):
+    """Not said to have no better one, with a preset of itself."""
+    state = torch.load(place / "run" / "model000002.pt", weights_only=True)
+    state["out.2.bias"].fill_(3e38)
+    torch.save(state, tmp_path / "model000002.pt")
+    (tmp_path / "model000002.json").write_bytes((place / "run" / "model000002.json").read_bytes())
+    with pytest.raises(SystemExit):
+        words = command(place, tmp_path / "out", "--model_path", tmp_path / "model000002.pt")
+        script_runs.run("tune_sampler", *words, "--clip_denoised", False)
+    assert "is not a finite number from timestep 66 on" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "preset.json").exists()
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_nothing_in_the_figure_lies_across_anything_else(tried):
+    curve, times = Curve(np.linspace(0.9, 1.1, 5), np.array([[0.99], [1.01]]) * np.ones(5)), np.arange(5) * 200
+    shift = "--do_time_shift True --window 248 --cutoff 0 --time_shift_variant paper --time_shift_data_variance 0.4831"
+    results = {
+        "as it is": {
+            "norms": {"eps_along": curve, "eps_sampled": curve},
+            "variance": {"shift": curve},
+            "times": times,
+        },
+        shift: {"lengths": {"eps_sampled": curve}, "times": times},
+        "--eps_scaler 0.0043938734,1.0000713": {"lengths": {"eps_sampled": curve}, "times": times},
+    }
+    names = ["as it is", "opposite of the constant shift of that search"]
+    candidates = [Candidate(name, "", {}, {}, False, Trial(1.0, 0.1, 0.2, 0.1) if tried else None) for name in names]
+    plt = figure.pyplot()
+    with plt.rc_context(figure.STYLE):
+        drawing = tuning_tables.drawn(plt, candidates, results, candidates[0])
+        drawing.canvas.draw()
+        parts = [axes.get_tightbbox() for axes in drawing.axes]
+        parts += [key.get_window_extent() for key in drawing.legends]
+        plt.close(drawing)
+    assert len(parts) == 3 + tried
+    for part in parts:
+        assert part.x0 >= 0 and part.y0 >= 0 and part.x1 <= drawing.bbox.x1 and part.y1 <= drawing.bbox.y1
+    for one, other in itertools.combinations(parts, 2):
+        assert not one.overlaps(other)
 
 
 # -- presets in files ------------------------------------------------------------------------------

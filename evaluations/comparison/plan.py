@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from guided_diffusion import checkpoints, conditioning, methods, process
+from guided_diffusion.conditioning.classes import class_count
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import int_list
 from guided_diffusion.generate import IndexedNoise
@@ -122,7 +123,12 @@ def _stand_in(parsed, made):
     def zeros(x, t, **cond):
         return x.new_zeros(len(x), factor * x.shape[1], *x.shape[2:])
 
-    return zeros, conditioning.of_sampling(parsed).of_indices(IndexedNoise(0, [0]), [0])
+    found = checkpoints.of_others(parsed)
+    zeros.needs = found.needs if found is not None else ()
+    told = conditioning.of_sampling(parsed).of_indices(IndexedNoise(0, [0]), [0])
+    if class_count(parsed) is not None:  # those of images, where no flag says which
+        told.setdefault("y", torch.tensor([0]))
+    return zeros, told
 
 
 def calls_of(parsed):

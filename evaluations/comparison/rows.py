@@ -214,17 +214,23 @@ def dealt(items, work):
 def decisive(sampler, target):
     """What decides a row, as JSON can hold it, for rank 0 to call."""
     path, compare = sampler.parsed[CheckpointFlags].model_path, target.compare
-    guiding = sampler.parsed.values().get("classifier_path")
     return {
         "row": (sampler.name, str(sampler.budget), compare.repeats, compare.columns, compare.precision_recall),
-        "classifiers": [files.sha256(named) for named in (guiding, compare.judge) if named],
+        "judge": compare.judge and files.sha256(compare.judge),
         "flags": sampler.parsed.values(),
-        "model": (files.sha256(path), checkpoints.read_flags(path)),
+        "files": named_files(sampler.parsed),
+        "model": checkpoints.read_flags(path),
         "features": target.extract.facts,
         "reference": [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in target.moments[:2]],
         "rounding": (dist_util.device_name(), torch.__version__),
         "code": digest_of_code(),
     }
+
+
+def named_files(parsed):
+    """{flag: SHA-256} of the files and folders that the networks of a sampler are read from."""
+    values = parsed.values()
+    return {name: files.sha256(values[name]) for name in sorted(parsed.marked("content")) if values.get(name)}
 
 
 def key_of(decisive):

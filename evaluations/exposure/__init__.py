@@ -10,10 +10,8 @@ from evaluations.comparison.settings import measured as numbers
 from evaluations.comparison.settings import named, read_settings
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.generate import SampleFlags
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.networks import UNetFlags
 
 from . import figure, measures, tables
 from .real import open_real
@@ -63,5 +61,5 @@ def _budgets(settings, parsed):
 def _result(name, budget, setting, data):
     """The Result of a setting."""
     resolved, network, process = checkpoints.load_diffusion(setting)
-    real = open_real(data, resolved[UNetFlags], resolved[SampleFlags], network)
+    real = open_real(resolved, network, data)
     return Opened.of(resolved, network, real, measures.MEASURES).result(name, budget, resolved, process)

@@ -1,5 +1,6 @@
 """The real images that exposure bias is measured with."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 from evaluations.batches import open_images
 from guided_diffusion import dist_util
 from guided_diffusion.adapters import pair_of
+from guided_diffusion.conditioning.classes import class_count
 from guided_diffusion.errors import UserError
-from guided_diffusion.generate import dataset_in_order, on_device
+from guided_diffusion.generate import SampleFlags, dataset_in_order, on_device
+from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.image_files import open_picture
 from guided_diffusion.images import MODES, to_uint8
 from guided_diffusion.methods.time_shift import pixel_variance
+from guided_diffusion.networks import UNetFlags
 
 from .sums import FEWEST
 from .walks import Gaussian
@@ -66,14 +70,16 @@ class RealImages:
         return self.encode(image.to(dist_util.dev())), on_device(cond)
 
 
-def open_real(flags, unet, sampling, network):
-    """The RealImages of --data_dir for a network; they are not resized.
+def open_real(parsed, network, flags=None):
+    """The RealImages of --data_dir for a network and what guides it; they are not resized.
 
-    :param flags: DataFlags.
-    :param unet: resolved UNetFlags.
-    :param sampling: SampleFlags.
+    :param parsed: resolved Parsed flags of a sampler.
+    :param flags: DataFlags, where those have none.
     :raises UserError: for too few images, and for images of another size or number of channels than the network's.
     """
+    flags, unet, sampling = flags or parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags]
+    # a classifier is told classes, even where its network is not
+    unet = dataclasses.replace(unet, class_cond=class_count(parsed) is not None)
     if sampling.num_samples < FEWEST:
         raise UserError(f"--num_samples is {sampling.num_samples}; a standard error needs at least {FEWEST} images")
     dataset, sampling = dataset_in_order(flags, unet, sampling)

@@ -12,7 +12,7 @@ import torch
 
 from evaluations.activations import activations_of
 from evaluations.batches import images_of_dataset
-from evaluations.comparison.rows import digest_of_code, key_of
+from evaluations.comparison.rows import digest_of_code, key_of, named_files
 from evaluations.fid import frechet_distance, moments_of
 from guided_diffusion import checkpoints, dist_util, files, logger, process
 from guided_diffusion.checkpoints import CheckpointFlags
@@ -93,10 +93,8 @@ def _features(name, parsed, network, dataset, extract, count):
     key = dist_util.is_main() and key_of(
         {
             "flags": {k: v for k, v in parsed.values().items() if k not in parsed.marked("idle")},
-            "model": (
-                files.sha256(parsed[CheckpointFlags].model_path),
-                checkpoints.read_flags(parsed[CheckpointFlags].model_path),
-            ),
+            "files": named_files(parsed),
+            "model": checkpoints.read_flags(parsed[CheckpointFlags].model_path),
             "classes": hashlib.sha256(
                 str(dataset.labels if dataset.labels is None else list(dataset.labels)).encode()
             ).hexdigest(),

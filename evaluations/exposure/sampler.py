@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evaluations.comparison.rows import digest_of_code, key_of
-from guided_diffusion import checkpoints, dist_util, files, logger
+from evaluations.comparison.rows import digest_of_code, key_of, named_files
+from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.flags import flags_of
 from guided_diffusion.generate import SampleFlags
@@ -59,7 +59,7 @@ class Opened(NamedTuple):
     :ivar network: on this rank's device.
     :ivar real: RealImages.
     :ivar measures: Measures.
-    :ivar digests: of the checkpoint and the code, on rank 0.
+    :ivar digests: of the files that flags name and the code, on rank 0.
     """
 
     parsed: object
@@ -70,9 +70,9 @@ class Opened(NamedTuple):
 
     @classmethod
     def of(cls, parsed, network, real, measures):
-        path = parsed[CheckpointFlags].model_path
         digests = dist_util.is_main() and {
-            "model": (files.sha256(path), checkpoints.read_flags(path)),
+            "files": named_files(parsed),
+            "model": checkpoints.read_flags(parsed[CheckpointFlags].model_path),
             "code": digest_of_code(),
             "rounding": rounding(),
         }

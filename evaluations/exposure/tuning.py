@@ -6,14 +6,12 @@ A method proposes its own flags (`Method.propose`); this asks all of them, and s
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evaluations.features import FeatureFlags
+from evaluations.batches import images_of_dataset
+from evaluations.features import KINDS, FeatureFlags
 from guided_diffusion import checkpoints, dist_util, files, flags, logger, methods, presets, process
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, Legal, flag
-from guided_diffusion.generate import SampleFlags
-from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.jobs import launch
-from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import SpacingFlags
 from guided_diffusion.solvers.flags import SolverFlags
 
@@ -83,7 +81,7 @@ def tune(parsed):
     """
     refuse_without_features(parsed)
     parsed, network, made = checkpoints.load_diffusion(parsed)
-    real = open_real(parsed[DataFlags], parsed[UNetFlags], parsed[SampleFlags], network)
+    real = open_real(parsed, network)
     if not launch.announce(parsed):
         return
     found = tuning_of(parsed, network, made, real)
@@ -97,13 +95,12 @@ def tune(parsed):
 
 
 def refuse_without_features(parsed):
-    """Validate that a trial of images is told what to compare them by."""
-    count = parsed[TuneFlags].refine
+    """Validate that a trial of images is told what to compare them by, and nothing else is."""
+    count, of_trials = parsed[TuneFlags].refine, {field.name for field in flags.flags_of(FeatureFlags)}
     if count and "features" not in parsed.given:
-        raise UserError(
-            f"--refine {count} compares features of images; expected --features inception, classifier:PATH or "
-            "torchscript:PATH"
-        )
+        raise UserError(f"--refine {count} compares features of images; expected --features {KINDS}")
+    if not count and (unread := sorted(of_trials & parsed.given)):
+        logger.warn(f"--{unread[0]} does nothing without --refine")
 
 
 def tuning_of(parsed, network, made, real):
@@ -113,13 +110,15 @@ def tuning_of(parsed, network, made, real):
     :param made: the Process of those.
     :param real: RealImages.
     """
-    results, count = {}, parsed[TuneFlags].refine
+    results, count, extract = {}, parsed[TuneFlags].refine, None
+    if count:  # a network that does not fit is refused before anything is measured
+        extract = parsed[FeatureFlags].create()
+        extract.dimensions(images_of_dataset(real.dataset, "data_dir", range(1)))
     candidates = [
         Candidate(IDENTITY, "", {}, {}, False),
-        *_candidates(parsed, made, _prober(parsed, network, real, results)),
+        *_candidates(parsed, made, _prober(parsed, network, real, results), results),
     ]
     if count:
-        extract = parsed[FeatureFlags].create()
         trials = tried(
             [(c.name, parsed.with_values(c.values)) for c in candidates], network, real.dataset, extract, count
         )
@@ -150,8 +149,12 @@ def _reason(chosen, candidates):
     return f"no gain above two standard errors, in {len(candidates) - 1} trials"
 
 
-def _candidates(parsed, made, probe):
-    """The Candidates that the methods of a Process propose, each of which makes a Process of its own."""
+def _candidates(parsed, made, probe, results):
+    """The Candidates that the methods of a Process propose, each of which makes a Process of its own.
+
+    :param results: what the probes have measured so far.
+    :raises UserError: for a sampler of which nothing can be measured; what a proposal excludes is a warning.
+    """
     now = parsed.values()
     for method in made.methods:
         try:
@@ -160,6 +163,8 @@ def _candidates(parsed, made, probe):
                 values = {name: value for name, value in proposal.values.items() if value != now[name]}
                 yield Candidate(proposal.name, type(method).__name__, values, proposal.numbers, proposal.near)
         except UserError as error:
+            if not results:
+                raise
             logger.warn(f"{type(method).__name__} proposes no more: {error}")
 
 

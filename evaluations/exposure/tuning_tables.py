@@ -46,14 +46,18 @@ def markdown(candidates):
 
 def _words(c):
     values = " ".join(f"--{name} {value}" for name, value in c.values.items())
-    numbers = ", ".join(f"{word} {value:.5g} ± {error:.2g}" for word, (value, error) in c.numbers.items())
+    # a number without an error was chosen, not measured
+    numbers = ", ".join(
+        f"{word} {value:.5g} ± {error:.2g}" if error else f"{word} {value:.5g}"
+        for word, (value, error) in c.numbers.items()
+    )
     return [c.name, c.method, values, numbers]
 
 
 def drawn(plt, candidates, results, chosen):
     """A panel for each thing that was measured of all samplers, and one for the trials, where there were any."""
     tried = candidates[0].trial is not None
-    figures, axes = plt.subplots(1, 2 + tried, figsize=(6.5 * (2 + tried), 4.8), squeeze=False)
+    figures, axes = plt.subplots(1, 2 + tried, figsize=(6.5 * (2 + tried), 5.8), squeeze=False)
     lengths, shifts = axes[0, :2]
     along = next((curves["norms"]["eps_along"] for curves in results.values() if "norms" in curves), None)
     for number, (name, curves) in enumerate(results.items()):
@@ -71,7 +75,7 @@ def drawn(plt, candidates, results, chosen):
         panel.invert_xaxis()
         panel.set_xlabel("timestep (noise to image)")
     lengths.set_ylabel("length of predicted noise along sampling,\nover that of the true noise along it")
-    lengths.legend(fontsize=9)
+    figures.legend(loc="outside lower left", fontsize=9)
     shifts.set_ylabel("timesteps from a state's own time\nto the one that fits its variance")
     if tried:
         trials, places = axes[0, 2], range(len(candidates))

@@ -55,6 +55,7 @@ class Listener:
     def __init__(self, network, process):
         self.network = network
         self.takes = getattr(network, "takes", None)
+        self.needs = getattr(network, "needs", ())
         self.shape = network.shape
         self.adapter = process.adapter(network, self.takes)
         self.answer = None

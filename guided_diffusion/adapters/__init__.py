@@ -7,6 +7,7 @@ denoises. `checkpoints.open_network` does all of it for a path.
 
 import dataclasses
 import re
+from pathlib import Path
 
 from .. import files, logger
 from ..errors import UserError
@@ -29,26 +30,46 @@ ENDING = r"\.(pt|pth|ckpt|bin|safetensors)$"
 # what a network of others may be asked for beside what is known of it
 ALWAYS = {"use_fp16", "use_bf16", "timestep_respacing", "use_kl", "rescale_learned_sigmas", "sigma_small"}
 
+# weights of other precisions, or before their average, of which diffusers reads none unasked
+VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
+
 CONVERTS = "import pickle, torch; torch.save(pickle.load(open({path!r}, 'rb'))['ema'].state_dict(), {to!r})"
 
 
-def on_disk(path):
-    """The path itself, or the folder of a pipeline that a name of the Hugging Face hub stands for, downloaded once.
+def on_disk(path, flag="model_path"):
+    """The path itself, or the folder that a name of the Hugging Face hub stands for, downloaded once.
 
-    :raises UserError: for such a name, where the hub has no such pipeline or cannot be reached.
+    :param flag: that names it, for errors.
+    :raises UserError: for such a name, where the hub has nothing of it or cannot be reached.
     """
     if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) or re.search(ENDING, str(path)) or files.exists(path):
         return path
     try:
-        from huggingface_hub import snapshot_download
+        return _downloaded(path)
+    except ImportError:
+        reason, advice = "no huggingface_hub", "pip install 'guided-diffusion[models]' adds that"
+    except (OSError, ValueError) as error:
+        reason = type(error).__name__
+        advice = (
+            f"where there is a network, `hf download {path} --local-dir {path}` makes it the folder that is expected"
+        )
+    raise UserError(
+        f"--{flag} {path} does not exist; as a name of the Hugging Face hub it cannot be read here ({reason}): {advice}"
+    )
 
-        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors"])
-    except (ImportError, OSError, ValueError) as error:
-        raise UserError(
-            f"--model_path {path} does not exist; as a name of the Hugging Face hub it cannot be read here "
-            f"({type(error).__name__}): where there is a network, `hf download {path} --local-dir {path}` makes it the "
-            "folder that is expected"
-        ) from None
+
+def _downloaded(name):
+    """The folder of a repository of the hub: configs and weights, as safetensors where it has them."""
+    from huggingface_hub import snapshot_download
+
+    def folder_with(weights):
+        return snapshot_download(name, allow_patterns=["*.json", weights], ignore_patterns=VARIANTS)
+
+    folder = folder_with("*.safetensors")
+    parts = {config.parent for config in Path(folder).rglob("config.json")}
+    if all(any(part.glob("*.safetensors")) for part in parts):
+        return folder
+    return folder_with("*.bin")  # which diffusers reads as weights alone
 
 
 def find(path, peek, name="", vae=""):

@@ -77,10 +77,13 @@ def _find(path, vae):
     if pair is not None:
         usual["clip_denoised"] = False
 
-    def create(parsed, state):
-        return Diffusers(_load(kind, parts[kind]), shape, classes, pair() if pair else PIXELS)
+    # a DiT has a class that stands for none
+    needs = ("y",) if classes is not None and kind == "UNet2DModel" else ()
 
-    return Found(f"{kind} of diffusers", known, create, usual, betas=betas, latent=pair is not None)
+    def create(parsed, state):
+        return Diffusers(_load(kind, parts[kind]), shape, classes, pair() if pair else PIXELS, needs)
+
+    return Found(f"{kind} of diffusers", known, create, usual, betas=betas, latent=pair is not None, needs=needs)
 
 
 FAMILY = Family("a model or pipeline of diffusers", find)
@@ -92,15 +95,13 @@ class Diffusers(Adapter):
     :param model: of diffusers.
     """
 
-    def __init__(self, model, shape, num_classes=None, pair=PIXELS):
-        super().__init__(shape, num_classes, pair)
+    def __init__(self, model, shape, num_classes=None, pair=PIXELS, needs=()):
+        super().__init__(shape, num_classes, pair, needs)
         self.model = model
 
     def answer(self, x, t, y):
-        if y is not None and hasattr(self.model, "transformer_blocks"):
+        if y is not None and not self.needs:
             y = y.where(y >= 0, self.num_classes)  # the class that stands for none
-        elif y is not None and (y < 0).any():
-            raise UserError("this network has no answer without a class, which guidance asks for")
         return self.model(x, t, class_labels=y).sample
 
 

@@ -196,13 +196,11 @@ class DiTAdapter(Adapter):
     """
 
     def __init__(self, model, shape, num_classes, pair=PIXELS):
-        super().__init__(shape, num_classes, pair)
+        labels = model.y_embedder.embedding_table.num_embeddings
+        super().__init__(shape, num_classes, pair, needs=("y",) if labels == num_classes else ())
         self.model = model
 
     def answer(self, x, t, y):
-        labels = self.model.y_embedder.embedding_table.num_embeddings
-        if labels == self.num_classes and (y < 0).any():
-            raise UserError("this network has no answer without a class, which guidance asks for")
         return self.model(x, t, y.where(y >= 0, self.num_classes))
 
 

@@ -40,6 +40,7 @@ class Found:
     :ivar reads: other flags of networks and processes that say something of it.
     :ivar betas: `{flag: value of the command line, where given, or usual} -> [T]`, for a schedule without a name here.
     :ivar latent: it denoises latents of an autoencoder.
+    :ivar needs: names of what it is told that it has no answer without.
     """
 
     what: str
@@ -49,6 +50,7 @@ class Found:
     reads: frozenset = frozenset()
     betas: Callable | None = None
     latent: bool = False
+    needs: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ class Adapter(nn.Module):
     :param shape: (C, H, W) of x.
     :param num_classes: that it is told as y [N], where -1 is no class; None for none.
     :param pair: translates between images and x.
+    :param needs: of what it is told, what it has no answer without.
     """
 
-    def __init__(self, shape, num_classes=None, pair=PIXELS):
+    def __init__(self, shape, num_classes=None, pair=PIXELS, needs=()):
         super().__init__()
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.takes = () if num_classes is None else ("y",)
         self.pair = pair
+        self.needs = needs
         self.dtype = torch.float32
 
     def convert_to(self, dtype):

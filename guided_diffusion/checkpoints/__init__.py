@@ -38,14 +38,19 @@ class CheckpointFlags(FlagGroup):
 
     model_path: str = flag(
         "",
-        "Checkpoint of the diffusion network, model*.pt or ema_*.pt; or a network of others, a file or a folder.",
+        "Checkpoint of the diffusion network, model*.pt or ema_*.pt; or a network of others, a file or a folder, or "
+        "the name of that on the Hugging Face hub.",
         content=True,
         essential="model_path",
     )
     network: str = flag(
         "", "Whose network --model_path is; empty tells by what lies there.", ("", adapters.OWN, *adapters.FAMILIES)
     )
-    vae: str = flag("", "Folder of the autoencoder (diffusers) of a network of latents that brings none.", content=True)
+    vae: str = flag(
+        "",
+        "Folder of the autoencoder (diffusers) of a network of latents that brings none, or its name on that hub.",
+        content=True,
+    )
     checkpoint_key: str = flag(
         "", "Key of the weights in a checkpoint that holds several, such as state_dict or ema.", shared=True
     )
@@ -59,14 +64,14 @@ def open_network(path, flag="model_path", expected=None, family="", vae="", **gi
     :param flag: the flag that names it, for errors.
     :param expected: a name in NETWORKS that it has to be; None takes all.
     :param family: whose network it is, a name in adapters.FAMILIES; "" tells by what lies there.
-    :param vae: folder of the autoencoder of a network of latents that brings none.
+    :param vae: folder of the autoencoder of a network of latents that brings none, or its name there.
     :param given: flags that are known of it, where it has none beside it: what its shapes do not tell.
     :return: (the network on this rank's device in eval mode, its diffusion process, {flag: value} of all that describes
         both). The process is a Process without methods, for a classifier of noisy images by the flags that say how
         they were noised; None for a network without one. `adapters.pair_of(network)` has its encode and decode.
     :raises UserError: if the file is missing, damaged or of another network, or `given` contradicts it.
     """
-    path = adapters.on_disk(path)
+    path, vae = adapters.on_disk(path), adapters.on_disk(vae, "vae")
     found = _others_at(path, family, vae, flag)
     if found is not None:
         return _open_found(found, path, expected, given)
@@ -185,7 +190,9 @@ def load_guided(parsed):
 
 def resolved(parsed, log=True):
     """The Parsed flags of a run that uses --model_path, with what the checkpoint says; see `resolve`."""
-    parsed = parsed.with_values({"model_path": adapters.on_disk(parsed[CheckpointFlags].model_path)})
+    source = parsed[CheckpointFlags]
+    places = {"model_path": adapters.on_disk(source.model_path), "vae": adapters.on_disk(source.vae, "vae")}
+    parsed = parsed.with_values(places)
     source, found = parsed[CheckpointFlags], of_others(parsed)
     if found is None:
         told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)

@@ -70,9 +70,16 @@ class ClassifierFreeGuidance(Method):
         sigma = (1 / alpha_bar - 1).sqrt()
         return (sigma > self.low) & (sigma <= self.high)
 
-    def check_told(self, told):
-        if self.guidance_scale != 1:
-            _left_out(told, self.guidance_scale)
+    def check_told(self, told, needs):
+        if self.guidance_scale == 1:
+            return
+        without = _left_out(told, self.guidance_scale)
+        if missed := [name for name in needs if name in told and without[name] is not told[name]]:
+            what = "a class" if missed == ["y"] else missed[0]
+            raise UserError(
+                f"--guidance_scale {self.guidance_scale} asks the network without {what}, where it has no answer; "
+                "expected 1, or a network that knows of none"
+            )
 
     def advice(self, process, trained):
         levels = process.schedule.alpha_bar(torch.tensor(process.grid))

@@ -31,7 +31,7 @@ class ClassifierGuidance(Method):
 
     def gradient(self, process):
         """`(x, t, cond) -> [N, C, ...]` of the log-likelihood, at training timesteps t [N]; None guides nothing."""
-        if self.classifier is None:
+        if self.classifier is None or self.classifier_scale == 0:
             return None
         gradient = ClassifierGradient(self.classifier, self.classifier_scale)
         return lambda x, t, cond: gradient(x, network_time(t, process.schedule, process.rescale_timesteps), cond["y"])
@@ -44,11 +44,11 @@ class ClassifierGuidance(Method):
         return (MeanGuidedDenoiser if by_mean else ScoreGuidedDenoiser)(denoise, gradient)
 
     def suspect(self, process):
-        guides = self.classifier is not None and self.classifier_scale
+        guides = self.gradient(process) is not None
         return f"a lower --classifier_scale than {self.classifier_scale:g} moves images less" if guides else ""
 
     def check(self, process, solver):
-        if process.schedule.ends_in_noise and self.classifier_scale and self.gradient(process) is not None:
+        if process.schedule.ends_in_noise and self.gradient(process) is not None:
             raise UserError(
                 f"--classifier_scale {self.classifier_scale} moves a prediction by what its state says of the image, "
                 "and with --rescale_zero_terminal_snr True the first state says nothing; expected --classifier_scale 0"
@@ -90,7 +90,7 @@ class ClassifierGradient:
     """The gradient of `scale * log p(y | x_t)` of a noisy classifier.
 
     :param classifier: `classifier(x [N, C, H, W], t [N]) -> logits [N, K]`.
-    :param scale: the guidance scale s of the paper; 0 asks the classifier nothing.
+    :param scale: the guidance scale s of the paper.
     """
 
     def __init__(self, classifier, scale=1.0):
@@ -98,8 +98,6 @@ class ClassifierGradient:
         self.scale = scale
 
     def __call__(self, x, t, y):
-        if self.scale == 0:
-            return torch.zeros_like(x)
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             log_probs = self.classifier(x, t).float().log_softmax(dim=-1)

@@ -65,11 +65,12 @@ class Method(FlagGroup):
         :raises UserError: for what they exclude together.
         """
 
-    def check_told(self, told):
+    def check_told(self, told, needs):
         """Validate the flags against what the network is told, before it is asked.
 
         :param told: {name: tensor [N, ...]}.
-        :raises UserError: if the method needs more.
+        :param needs: names that the network has no answer without.
+        :raises UserError: if the method needs more, or asks without one of them.
         """
 
     def advice(self, process, trained):

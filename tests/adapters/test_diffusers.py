@@ -1,6 +1,8 @@
 """Networks of diffusers, saved to disk and opened here: the images of its own pipelines, from the same noise."""
 
 import json
+import shutil
+import sys
 
 import diffusers
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import script_runs
 import tiny_models
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 import guided_diffusion as gd
 from guided_diffusion import checkpoints, methods
@@ -204,8 +207,8 @@ def test_classes_of_a_unet_are_told(tmp_path):
     x, t, y = torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), torch.tensor([4, 0])
     with torch.no_grad():
         torch.testing.assert_close(network(x, t, y=y), unet(x, t, class_labels=y).sample)
-        with pytest.raises(UserError, match="no answer without a class"):
-            opened(path, "--guidance_scale", 2)[2].denoiser(network, {"y": y})(x, t)
+        with pytest.raises(UserError, match="without a class, where it has no answer"):
+            opened(path, "--guidance_scale", 2)[2].denoiser(network, {"y": y})
         with pytest.raises(UserError, match="told classes"):
             process.denoiser(network)(x, t)
 
@@ -323,6 +326,71 @@ def test_a_name_of_the_hub_is_the_folder_in_its_cache(tmp_path, monkeypatch):
     assert str(tmp_path / "out") in printed
     with np.load(next((tmp_path / "out").glob("*.npz"))) as npz:
         assert np.array_equal(npz["arr_0"], by_folder)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder of a hub, repositories in it by their names; what is downloaded of them is copied beside it."""
+
+    def download(name, allow_patterns, ignore_patterns):
+        there, here = tmp_path / "hub" / name, tmp_path / "cache" / name
+        paths = [str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()]
+        for path in filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (here / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(there / path, here / path)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "both"])
+def test_weights_are_downloaded_in_whatever_form_the_hub_has(hub, form):
+    """Of pickles those alone that no safetensors stand beside, and of precisions the whole one."""
+    folder = hub / "some" / "model"
+    tiny_models.save(folder, "DDPMPipeline", unet=tiny_models.unet(), scheduler=tiny_models.scheduler())
+    if form != "safetensors":
+        tiny_models.unet().save_pretrained(folder / "unet", safe_serialization=False)
+    if form == "bin":
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    tiny_models.unet().half().save_pretrained(folder / "unet", variant="fp16")
+    assert len(list((folder / "unet").iterdir())) == (3 if form != "both" else 4)
+    by_folder = gd.load(folder).sample(2, steps=2, progress=False)
+    assert np.array_equal(gd.load("some/model").sample(2, steps=2, progress=False), by_folder)
+    found = {path.name for path in (hub.parent / "cache" / "some" / "model" / "unet").iterdir()}
+    kept = "diffusion_pytorch_model." + ("bin" if form == "bin" else "safetensors")
+    assert found == {"config.json", kept}
+
+
+def test_an_autoencoder_and_a_network_to_convert_may_be_of_the_hub(hub, tmp_path):
+    tiny_models.dit(classes=3).save_pretrained(tmp_path / "dit")
+    tiny_models.kl().save_pretrained(hub / "some" / "vae")
+    words = ["--num_samples", 2, "--timestep_respacing", 2, "--batch_size", 2]
+    for name, vae in (("hub", "some/vae"), ("folder", hub / "some" / "vae")):
+        where = ["--model_path", tmp_path / "dit", "--vae", vae, "--out_dir", tmp_path / name]
+        script_runs.run("image_sample", *where, *words)
+    made = [np.load(next((tmp_path / name).glob("*.npz")))["arr_0"] for name in ("hub", "folder")]
+    assert np.array_equal(*made) and made[0].std() > 1
+    in_python = gd.load(tmp_path / "dit", vae="some/vae").sample(2, steps=2, batch_size=2, progress=False)
+    assert np.array_equal(in_python, made[0])
+    assert pair_of(checkpoints.open_network(str(tmp_path / "dit"), vae="some/vae")[0]).model.config.latent_channels == 4
+    digits = script_runs.FOLDER.parent / "models" / "digits16.pt"
+    script_runs.run("convert", "--model_path", digits, "--to", "diffusers", "--out_dir", hub / "some")
+    script_runs.run("convert", "--model_path", "some/diffusers", "--to", "adm", "--out_dir", tmp_path / "back")
+    back = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
+    for name, value in torch.load(digits, weights_only=True).items():
+        assert torch.equal(back[name], value)
+
+
+@pytest.mark.parametrize("flag", ["model_path", "vae"])
+def test_a_name_that_the_hub_cannot_tell_of_is_refused(tmp_path, monkeypatch, flag):
+    tiny_models.dit().save_pretrained(tmp_path)
+    given = {"model_path": str(tmp_path), "vae": "", flag: "some/where"}
+    with pytest.raises(UserError, match=f"--{flag} some/where does not exist; as a name .* where there is a network"):
+        gd.load(**given)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=f"--{flag} some/where .*no huggingface_hub.*pip install"):
+        opened(given["model_path"], "--vae", given["vae"])
 
 
 def test_paths_without_a_network_are_refused(tmp_path):

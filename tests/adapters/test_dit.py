@@ -1,18 +1,22 @@
 """Files of DiT's weights: opened by their keys, guided as the release does it, decoded by an autoencoder on disk."""
 
 import foreign
+import numpy as np
 import pytest
 import tiny_models
 import torch
 
 from guided_diffusion import checkpoints, methods
 from guided_diffusion.adapters import pair_of
-from guided_diffusion.adapters.dit import DiT
+from guided_diffusion.adapters.dit import DiT, DiTAdapter
 from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.denoiser import ModelVarType
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import parse
+from guided_diffusion.methods.classifier_free_guidance import ClassifierFreeGuidance
 from guided_diffusion.networks import UNetFlags
-from guided_diffusion.process import DiffusionFlags, SpacingFlags
+from guided_diffusion.process import DiffusionFlags, Process, SpacingFlags
+from guided_diffusion.schedule import NoiseSchedule
 from guided_diffusion.solvers.flags import SolverFlags
 
 GROUPS = [CheckpointFlags, SolverFlags, UNetFlags, DiffusionFlags, SpacingFlags, *methods.of_sampling()]
@@ -72,6 +76,20 @@ def test_the_release_guides_three_channels(paths, scale):
     told, untold = model(x, t, y)[:, :4], model(x, t, torch.tensor([5, 5]))[:, :4]
     expected = untold + scale * (told - untold)
     torch.testing.assert_close(process.denoiser(network, {"y": y})(x, t).eps, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_guidance_needs_a_label_that_stands_for_none(dropout):
+    model = DiT(8, 2, 4, 32, 1, 4, class_dropout_prob=dropout, num_classes=5)
+    network, schedule = DiTAdapter(model, (4, 8, 8), 5), NoiseSchedule(np.full(10, 0.02))
+    guidance = ClassifierFreeGuidance(guidance_scale=2.0)
+    guided = Process(schedule, var_type=ModelVarType.LEARNED_RANGE, methods=[guidance])
+    told = {"y": torch.tensor([0, 4])}
+    if dropout:
+        guided.denoiser(network, told)(torch.zeros(2, 4, 8, 8), torch.tensor([3, 9]))
+    else:
+        with pytest.raises(UserError, match="--guidance_scale 2.0 asks the network without a class"):
+            guided.denoiser(network, told)
 
 
 def test_what_a_file_leaves_open_is_refused_or_assumed(paths, tmp_path):

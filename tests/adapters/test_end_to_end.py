@@ -11,6 +11,7 @@ import tiny_models
 import torch
 
 import guided_diffusion as gd
+from guided_diffusion.adapters.diffusers import Diffusers
 from guided_diffusion.adapters.edm_networks import SongUNet
 
 SAMPLING = "--num_samples 6 --batch_size 2 --timestep_respacing 4".split()
@@ -178,6 +179,46 @@ def test_a_classifier_cannot_guide_what_it_does_not_know(tmp_path, capsys, name)
     with pytest.raises(SystemExit):
         script_runs.run("classifier_sample", "--model_path", *words, "--out_dir", tmp_path / "guided")
     assert "a classifier here knows pixels" in capsys.readouterr().err
+
+
+def told_classes(folder):
+    unet = tiny_models.unet(size=16, classes=3)
+    return tiny_models.save(folder / "model", "DDPMPipeline", unet=unet, scheduler=tiny_models.scheduler())
+
+
+@pytest.mark.parametrize("job", ["denoiser", "sample", "encode", "exposure_bias", "tune"])
+def test_guidance_without_a_class_is_refused_in_python_before_any_step(tmp_path, monkeypatch, job):
+    model, images = gd.load(told_classes(tmp_path)), script_runs.draw_images(tmp_path / "data")
+    monkeypatch.delattr(type(model.network), "answer")
+    flags = {"steps": 3, "guidance_scale": 2.0}
+    with pytest.raises(gd.UserError, match="--guidance_scale 2.0 asks the network without a class, where it has no"):
+        {
+            "denoiser": lambda: model.denoiser(classes=[1], **flags),
+            "sample": lambda: model.sample(2, progress=False, **flags),
+            "encode": lambda: model.encode(torch.zeros(2, 3, 16, 16), classes=[1], **flags),
+            "exposure_bias": lambda: gd.exposure_bias(model, images, num_samples=4, **flags),
+            "tune": lambda: gd.tune(model, images, num_samples=4, **flags),
+        }[job]()
+
+
+@pytest.mark.parametrize("script", "image_sample compare_samplers exposure_bias tune_sampler image_invert".split())
+def test_guidance_without_a_class_is_refused_before_any_step(tmp_path, monkeypatch, capsys, script):
+    """Of two settings, before the first."""
+    path, images = told_classes(tmp_path), script_runs.draw_images(tmp_path / "data")
+    monkeypatch.delattr(Diffusers, "answer")
+    (tmp_path / "settings.txt").write_text("plain: --use_ddim True\nguided: --guidance_scale 2\n")
+    settings, real = ["--settings", tmp_path / "settings.txt", "--steps", 3], ["--data_dir", images]
+    guided = ["--timestep_respacing", 3, "--guidance_scale", 2]
+    words = {
+        "image_sample": guided,
+        "compare_samplers": [*settings, "--reference", images, "--features", "classifier:none.pt"],
+        "exposure_bias": [*settings, *real],
+        "tune_sampler": [*guided, *real],
+        "image_invert": [*guided, *real],
+    }[script]
+    with pytest.raises(SystemExit):
+        script_runs.run(script, "--model_path", path, *words, "--num_samples", 4, "--out_dir", tmp_path / "out")
+    assert "asks the network without a class, where it has no answer" in capsys.readouterr().err
 
 
 def test_an_upsampler_is_none_of_others(tmp_path, capsys):

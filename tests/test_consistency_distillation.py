@@ -270,6 +270,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_target_follows(words, teacher, place)
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_two_ranks_go_on_bit_for_bit(words, place):
     runs = [("ranks", 2), ("ranks_part", 1), ("ranks_part", 2)]
     commands = [["image_train", *words(place / folder, "--iterations", count)] for folder, count in runs]

@@ -233,6 +233,7 @@ def test_without_an_autoencoder_the_network_is_the_published_one():
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_two_ranks_go_on_bit_for_bit(images, tmp_path):
     """Both stages at once, and from step 2 on."""
     commands = []

@@ -81,7 +81,7 @@ def walked(process, cond=None):
             counts.append(watch.counted)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", *slow("cosine")])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_solver_waits(name, schedule):
     walked(made(name, schedule))
@@ -92,7 +92,11 @@ def made(name, schedule="linear", methods=None, **more):
     return sampled.process(name, diffusion=flags, methods=methods, **more)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+# of one step, with noise, of several steps, of several calls a step
+OFTEN = ["ddim", "ddpm", "dpmpp_2m", "heun"]
+
+
+@pytest.mark.parametrize("name", [*OFTEN, *slow(*(name for name in SOLVERS if name not in OFTEN))])
 @pytest.mark.parametrize("method", [method.__name__ for method in STACK])
 @pytest.mark.parametrize("schedule", ["cosine", *slow("linear")])
 def test_no_method_makes_a_solver_wait(schedule, method, name):

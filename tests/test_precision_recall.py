@@ -152,7 +152,8 @@ def test_memory_has_a_strip_of_the_distances(count, distance, monkeypatch):
 
 @pytest.mark.parametrize("strip", [7, 100, 1000])
 def test_strips_change_nothing(strip, monkeypatch):
-    reference, samples = within_a_block()
+    # of which every product is exact, in whatever order a processor adds
+    reference, samples = ((8 * features).round() / 8 for features in within_a_block())
     expected = [
         fp16(reference[:90], samples[:80]),
         radii(reference[:90], fp16),

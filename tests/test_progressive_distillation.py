@@ -211,6 +211,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(distilled, data, teacher, place):
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_two_ranks_go_on_bit_for_bit(data, teacher, place):
     one = ["--end_steps", 2, "--start_steps", 4]
     commands = [

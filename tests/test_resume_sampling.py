@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
+from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun, slow
 from processes import run as start
 from script_runs import FOLDER, run
 
@@ -185,7 +185,7 @@ def test_killed_at_many_moments_and_continued(tmp_path, sample, whole, ranks):
 
 
 @needs_mpirun
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), *slow((signal.SIGINT, 130))])
 def test_a_signal_finishes_the_batches_in_hand_and_says_how_to_go_on(tmp_path, sample, whole, number, status):
     for _ in range(10):
         job = Job(2, tmp_path, sample)
@@ -226,6 +226,7 @@ def test_a_shard_is_its_place_and_their_number():
     assert [ShardFlags(text).place for text in ("", "1/1", "3/8", "8/8")] == [(1, 1), (1, 1), (3, 8), (8, 8)]
 
 
+@pytest.mark.slow
 def test_more_shards_than_batches(tmp_path, sample):
     few = [*sample, "--num_samples", 3, "--out_dir", tmp_path]
     assert "3 images of other shards" in run("image_sample", *few, "--shard", "7/7")
@@ -260,6 +261,7 @@ def test_more_images_later_are_those_of_a_larger_run(tmp_path, sample, whole):
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_a_solver_with_memory_and_noise_goes_on_with_other_ranks(tmp_path, sample):
     command = [*sample, "--num_samples", 9, "--solver", "dpmpp_sde_2m", "--out_dir"]
     run("image_sample", *command, tmp_path / "whole")
@@ -346,19 +348,19 @@ def test_it_goes_on_with_the_threads_it_was_begun_with(tmp_path, sample):
 
 def test_batches_of_other_sizes_have_the_same_labels_and_nearly_the_same_bytes(tmp_path):
     made = []
-    for size in (32, 7, 1):
+    for size in (16, 7, 1):
         flags = [
             "--num_samples",
-            32,
+            16,
             "--batch_size",
             size,
             "--timestep_respacing",
-            8,
+            5,
             "--out_dir",
             tmp_path / str(size),
         ]
         run("image_sample", "--model_path", DIGITS, *flags)
-        with np.load(tmp_path / str(size) / "samples_32x16x16x3.npz") as npz:
+        with np.load(tmp_path / str(size) / "samples_16x16x16x3.npz") as npz:
             made.append((npz["arr_0"].astype(int), npz["arr_1"]))
     for images, labels in made[1:]:
         assert np.array_equal(labels, made[0][1])

@@ -181,6 +181,7 @@ def parts_of(folder, step):
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_runs_go_on_in_the_middle_of_a_scale_and_are_sampled_in_a_step(images, tmp_path):
     """On two ranks: 5 steps at once, or 3 and then 2; and in one process."""
     words = ["--data_dir", images, *RUN]

@@ -24,7 +24,9 @@ def pack(monkeypatch):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("names", [None, ["cat", "dog"], *slow(["a_b", "c/d"], [])])
-@pytest.mark.parametrize("count, size", [(12, 9), *slow((1, 8), (300, 2))])
+@pytest.mark.parametrize(
+    "count, size", [(12, 9), *(pytest.param(*rare, marks=pytest.mark.slow) for rare in [(1, 8), (300, 2)])]
+)
 def test_an_array_becomes_files_and_these_the_array(pack, tmp_path, capsys, channels, names, count, size):
     rng = np.random.default_rng(0)
     arrays = {"arr_0": rng.integers(256, size=(count, size, size, channels), dtype=np.uint8)}

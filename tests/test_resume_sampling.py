@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun, slow
+from processes import HANGS, MPIRUN, WORKERS, clean_env, needs_mpirun
 from processes import run as start
 from script_runs import FOLDER, run
 
@@ -185,7 +185,9 @@ def test_killed_at_many_moments_and_continued(tmp_path, sample, whole, ranks):
 
 
 @needs_mpirun
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), *slow((signal.SIGINT, 130))])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_the_batches_in_hand_and_says_how_to_go_on(tmp_path, sample, whole, number, status):
     for _ in range(10):
         job = Job(2, tmp_path, sample)

@@ -120,10 +120,12 @@ def masses(points):
 def draw(panels, path):
     """Points [N, 2] of {title: points}, side by side."""
     plot = pyplot()
-    figure, axes = plot.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.8), sharex=True, sharey=True)
+    size = {"figsize": (2.6 * len(panels), 3.0), "layout": "constrained"}
+    figure, axes = plot.subplots(1, len(panels), sharex=True, sharey=True, **size)
     for axis, (title, points) in zip(axes, panels.items()):
         axis.scatter(*points[:3000].T, s=1, color="tab:blue", linewidths=0)
-        axis.set(title=title, aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
+        axis.set(aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
+        axis.set_title(title, fontsize="medium")
     figure.savefig(path)
 
 

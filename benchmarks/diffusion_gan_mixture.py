@@ -120,12 +120,11 @@ def masses(points):
 def draw(panels, path):
     """Points [N, 2] of {title: points}, side by side."""
     plot = pyplot()
-    size = {"figsize": (2.6 * len(panels), 3.0), "layout": "constrained"}
-    figure, axes = plot.subplots(1, len(panels), sharex=True, sharey=True, **size)
+    figure, axes = plot.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.8), sharex=True, sharey=True)
     for axis, (title, points) in zip(axes, panels.items()):
         axis.scatter(*points[:3000].T, s=1, color="tab:blue", linewidths=0)
         axis.set(aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
-        axis.set_title(title, fontsize="medium")
+        axis.set_title(title, fontsize="small")
     figure.savefig(path)
 
 

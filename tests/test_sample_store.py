@@ -214,12 +214,12 @@ def test_damaged_settings_are_named(tmp_path, damage):
 def test_what_killed_processes_left_is_deleted_and_nothing_else(tmp_path):
     store, chunks = stored(tmp_path, images(9))
     left = [
-        tmp_path / "samples_9x4x4x3.npz.0123456789abcdef.tmp",
-        tmp_path / "samples.chunks" / "images_00000000_00000006.chunk.0123456789abcdef.tmp",
+        tmp_path / "samples_9x4x4x3.npz.0123456789abcdef.unfinished",
+        tmp_path / "samples.chunks" / "images_00000000_00000006.chunk.0123456789abcdef.unfinished",
     ]
     others = [
-        tmp_path / "model000100.pt.123.tmp",
-        tmp_path / "samples_9x4x4x3.npz.123.tmp",
+        tmp_path / "model000100.pt.123.unfinished",
+        tmp_path / "samples_9x4x4x3.npz.123.unfinished",
         tmp_path / "samples.chunks" / "images_x.chunk",
         tmp_path / "samples_9x4x4x3.npz.old",
         tmp_path / "images_old.npz",

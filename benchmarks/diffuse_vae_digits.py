@@ -75,8 +75,9 @@ def main():
     refined = refining.draw(arguments.count, drafts)
     real = read_npz(arguments.data, "data")[0]
     for name, images in (("refined", refined), ("plain", plain.draw(arguments.count)), ("autoencoder", drafts)):
-        scores = gd.evaluate(real, np.asarray(to_uint8(images)), features=f"classifier:{CLASSIFIER}", metrics="fid")
-        print(f"{name:<12} Frechet distance {scores['fid']:.2f}", flush=True)
+        asked = {"features": f"classifier:{CLASSIFIER}", "metrics": "frechet_distance"}
+        distance = gd.evaluate(real, np.asarray(to_uint8(images)), **asked)["frechet_distance"]
+        print(f"{name:<12} Frechet distance {distance:.2f}", flush=True)
     print(f"correlation with its draft {correlation(refined, drafts):.3f}", end=", ")
     print(f"with another draft {correlation(refined, drafts.roll(1, dims=0)):.3f}")
     some = drafts[:32].repeat_interleave(8, dim=0)

@@ -6,8 +6,6 @@ ranks, and a run that was killed and goes on, make the same sums in the same ord
 """
 
 import io
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -199,7 +197,7 @@ def _load(path):
     try:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as npz:
             return {key: npz[key] for key in npz.files}
-    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
+    except files.NPZ_DAMAGE:
         return None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from guided_diffusion import dist_util, files, logger
-from guided_diffusion.errors import UserError
+from guided_diffusion.errors import NotFinite
 from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.jobs.sampling import fill
 from guided_diffusion.methods.method import jackknife
@@ -187,7 +187,7 @@ def _key(key, measure):
 def _refuse_not_finite(values, setup, what):
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise UserError(f"{what} is not a finite number from timestep {setup.times[bad[-1]]} on")
+        raise NotFinite(f"{what} is not a finite number from timestep {setup.times[bad[-1]]} on")
 
 
 def _load(path):

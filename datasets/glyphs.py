@@ -17,6 +17,8 @@ import numpy as np
 import writer
 from PIL import Image, ImageDraw, ImageFont
 
+from guided_diffusion.flags import IMAGES
+
 # the characters of a class, in hexadecimal; one that stands in several classes belongs to the first
 CLASSES = {
     "smileys": "2639-263A 1F600-1F637 1F641-1F644 1F910-1F917 1F920-1F925 1F927-1F92F 1F970-1F976 1F978-1F97A 1F9D0 "
@@ -216,9 +218,11 @@ def main(argv=None):
     )
     parser.add_argument("--font", nargs="+", required=True, help="font files, such as .ttf and .otf")
     parser.add_argument("--classes", default="", help=f"all that the font has of the first kind, or a list; {EXPECTED}")
-    parser.add_argument("--variations", type=int, default=1, help="images of a glyph, of which the first is as it is")
+    parser.add_argument(
+        "--variations", type=writer.up_to(IMAGES), default=1, help="images of a glyph, of which the first is as it is"
+    )
     parser.add_argument("--mirror", action="store_true", help="mirror half of the variations")
-    parser.add_argument("--seed", type=int, default=0, help="decides the variations; 0 or more")
+    parser.add_argument("--seed", type=writer.up_to(2**63 - 1), default=0, help="decides the variations; 0 or more")
     writer.run(make, parser.parse_args(argv))
 
 

@@ -8,8 +8,10 @@ import argparse
 import lsun
 import numpy as np
 import sources
+import writer
 
 from guided_diffusion.errors import UserError
+from guided_diffusion.flags import SIDE
 
 
 def open_source(args):
@@ -23,7 +25,9 @@ def open_source(args):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Write a category of LSUN as PNG files.", allow_abbrev=False)
-    parser.add_argument("--image-size", type=int, default=256, help="height and width in pixels (default: 256)")
+    parser.add_argument(
+        "--image-size", type=writer.up_to(SIDE), default=256, help="height and width in pixels (default: 256)"
+    )
     parser.add_argument("--prefix", default="bedroom", help="class of the files (default: bedroom)")
     parser.add_argument("data_dir", metavar="lmdb_path", help="folder of the lmdb database")
     parser.add_argument("out_dir", help="folder to write")

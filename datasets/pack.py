@@ -17,6 +17,7 @@ import writer
 
 from guided_diffusion import files
 from guided_diffusion.errors import UserError
+from guided_diffusion.flags import whole
 from guided_diffusion.image_arrays import read_arrays
 from guided_diffusion.image_stream import Images
 from guided_diffusion.images import save_pngs
@@ -74,7 +75,7 @@ def main(argv=None):
     parser.add_argument("--data_dir", required=True, help="folder of images, or a .zip or .npz file")
     parser.add_argument("--labels", action="store_true", help="keep the classes")
     parser.add_argument("--class_source", default="auto", help="auto, prefix or folder: where classes are read from")
-    parser.add_argument("--image_channels", type=int, choices=(1, 3, 4), default=3, help="grey, RGB or RGBA")
+    parser.add_argument("--image_channels", type=whole, choices=(1, 3, 4), default=3, help="grey, RGB or RGBA")
     parser.add_argument("--exif", action="store_true", help="turn photographs upright, as their EXIF says")
     parser.add_argument("--background", default="", help="colour behind transparent places")
     parser.add_argument("--skip_bad", action="store_true", help="replace unreadable images, and count them")

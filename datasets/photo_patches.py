@@ -13,6 +13,8 @@ import numpy as np
 import writer
 from sklearn.datasets import load_sample_images
 
+from guided_diffusion.flags import IMAGES
+
 COLUMNS = {"train": (0, 512), "heldout": (512, 640)}
 HEIGHT = 427
 FACTORS = (1, 2)
@@ -62,8 +64,10 @@ def main(argv=None):
         image_size=32,
         splits=["train", "heldout"],
     )
-    parser.add_argument("--num_images", type=int, default=20000, help="number of patches")
-    parser.add_argument("--seed", type=int, default=0, help="decides where the patches lie; 0 or more")
+    parser.add_argument("--num_images", type=writer.up_to(IMAGES), default=20000, help="number of patches")
+    parser.add_argument(
+        "--seed", type=writer.up_to(2**63 - 1), default=0, help="decides where the patches lie; 0 or more"
+    )
     parser.add_argument("--labels", action="store_true", help="four classes: photograph and scale")
     writer.run(make, parser.parse_args(argv))
 

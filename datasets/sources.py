@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
-from writer import parser, refuse_others, say
+from writer import parser, refuse_others, say, up_to
 
 from guided_diffusion import files, image_labels
 from guided_diffusion.errors import UserError
+from guided_diffusion.flags import THREADS
 from guided_diffusion.image_files import open_picture
 from guided_diffusion.image_stream import at_least_or_refuse
 from guided_diffusion.images import as_picture, save_grid
@@ -308,5 +309,5 @@ def source_parser(description, data_dir, **told):
         help="npz: images, labels and names in <out_dir>.npz, which training maps into memory; npy: the images alone, "
         "likewise; png: files <class>_<index>.png in <out_dir>",
     )
-    p.add_argument("--num_workers", type=int, default=4, help="threads that decode")
+    p.add_argument("--num_workers", type=up_to(THREADS), default=4, help="threads that decode")
     return p

@@ -10,7 +10,9 @@ import sys
 import numpy as np
 from PIL import Image
 
+from guided_diffusion import files
 from guided_diffusion.errors import UserError
+from guided_diffusion.flags import SIDE, whole
 
 
 def write_images(out_dir, images, labels=None, classes=None):
@@ -29,8 +31,8 @@ def write_images(out_dir, images, labels=None, classes=None):
     refuse_others(folder, names)
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
-    arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
-    np.savez(folder + ".npz", *arrays, **({"classes": classes} if classes else {}))
+    arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": np.asarray(labels, dtype=np.int64)})
+    files.write_npz(folder + ".npz", arrays | ({"classes": classes} if classes else {}))
     return folder, folder + ".npz"
 
 
@@ -52,10 +54,25 @@ def parser(description, out_dir, image_size=None, splits=(), sizes=None):
     )
     p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
     if image_size:
-        p.add_argument("--image_size", type=int, default=image_size, choices=sizes, help="height and width in pixels")
+        p.add_argument(
+            "--image_size", type=up_to(SIDE), default=image_size, choices=sizes, help="height and width in pixels"
+        )
     if splits:
         p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
     return p
+
+
+def up_to(most):
+    """The `type` of a flag of argparse: the whole numbers up to `most`, which a memory holds, in ASCII digits."""
+
+    def count(text):
+        value = whole(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is too large; expected at most {most}")
+        return value
+
+    count.__name__ = "int"  # what argparse calls it in its errors
+    return count
 
 
 def run(make, args):

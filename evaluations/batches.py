@@ -1,7 +1,6 @@
 """Images to be scored, read in parts: memory does not depend on their number."""
 
 import zipfile
-import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +16,6 @@ from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
 
-# what numpy, zipfile and zlib raise on a file that is damaged or no npz
-DAMAGE = (
-    *(ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, RuntimeError, MemoryError, OverflowError),  # foreign compression, passwords, huge shapes
-)
 # keys of stored statistics: of the features, and of the spatial features
 STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 # the same of other features than Inception's, and the Extractor.identity of their network
@@ -101,7 +95,7 @@ def _samples_of(folder, flag):
 def _told_as_damage(path, flag):
     try:
         yield
-    except DAMAGE as error:
+    except files.NPZ_DAMAGE as error:
         raise UserError(f"--{flag} {path} is damaged or no npz of plain arrays ({_reason(error, path)})") from error
 
 

@@ -72,4 +72,4 @@ def main(parsed):
 
 
 if __name__ == "__main__":
-    launch.run("classifier_accuracy", __doc__, GROUPS, main)
+    launch.run("classifier_accuracy", __doc__, GROUPS, launch.alone(main))

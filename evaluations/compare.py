@@ -3,7 +3,6 @@
 python evaluations/compare.py a.json b.json
 """
 
-import json
 import sys
 from dataclasses import dataclass
 
@@ -25,9 +24,9 @@ def read_report(path, name):
     if not path:
         raise UserError(f"--{name} is not given; expected a report of evaluator.py --json")
     try:
-        report = json.loads(files.read_text(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--{name} {path} cannot be read as JSON ({error})") from error
+        report = files.read_json(path, "a report of evaluator.py --json")
+    except (OSError, UserError) as error:
+        raise UserError(f"--{name} {path} cannot be read ({error})") from error
     if not isinstance(report, dict) or "scores" not in report:
         raise UserError(f"--{name} {path} is no report of evaluator.py --json: it has no scores")
     return report

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -240,7 +239,7 @@ def _cached(compute, facts, folder):
         path = files.join(folder, f"{key.hexdigest()}.npz")
         if files.exists(path):
             # a damaged file is made anew
-            with contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile), files.open_read(path) as file:
+            with contextlib.suppress(OSError, *files.NPZ_DAMAGE), files.open_read(path) as file:
                 kept = np.load(file, allow_pickle=False)
                 return [torch.from_numpy(kept[name]).to(images.device) for name in kept]
         made = compute(images)

@@ -13,5 +13,9 @@ class RefusedByAssertion(UserError, AssertionError):
     """A mistake in arguments that published code answers with an AssertionError: clients may wait for either."""
 
 
+class NotFinite(UserError):
+    """A network or sampler whose numbers are not finite."""
+
+
 class UnknownName(UserError, NotImplementedError):
     """A name that is in no table, which published code answers with a NotImplementedError."""

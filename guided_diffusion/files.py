@@ -19,6 +19,7 @@ import secrets
 import stat
 import tempfile
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -26,6 +27,12 @@ from .errors import UserError
 
 # Bytes of a JSON file, of which none that is read here has a hundredth.
 JSON_LIMIT = 2**26
+
+# What numpy, zipfile and zlib raise on a file that is damaged or no npz.
+NPZ_DAMAGE = (
+    *(ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError, MemoryError, OverflowError),  # foreign compression, passwords, huge shapes
+)
 
 # What is to be said of the files and file systems that were met, each sentence once, until the logger takes it out.
 remarks = []

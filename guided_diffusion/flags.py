@@ -191,7 +191,7 @@ class FlagGroup:
             if isinstance(value, float) and not math.isfinite(value):
                 text = f", {legal.text}" if legal else ""
                 raise UserError(f"--{field.name} is {value}; expected a finite number{text}")
-            if isinstance(value, int) and abs(value) >= 2**63:
+            if isinstance(value, (int, float)) and abs(value) >= 2**63:
                 raise UserError(f"--{field.name} is {value}; expected a number below 2^63")
             if legal is not None and not (isinstance(value, numbers.Real) and legal.holds(value)):
                 raise UserError(f"--{field.name} is {value!r}; expected {legal.text}")
@@ -547,7 +547,8 @@ def _unknown(argument, parser):
 def _unknown_flag(name, known):
     said = name.lstrip("-").lower().replace("-", "_")
     nearest = [meant for meant in REPLACED.get(said, ()) if meant.split()[0] in known]
-    nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # a word for what this script does not have is no slip of the pen
+    nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.8 if said in REPLACED else 0.5)
     return f"{name} is not a flag of this script" + (
         f"; did you mean {' or '.join(nearest)}?" if nearest else "; --help all lists them"
     )

@@ -36,7 +36,7 @@ def read_arrays(path, source="data_dir", channels=None):
     """
     try:
         arrays, found = _npy(path) if _starts_as_npy(path) else _npz(path)
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, *files.NPZ_DAMAGE) as error:
         # what numpy says of foreign bytes is advice to unpickle them
         reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else error
         raise UserError(f"--{source} {path} is not a readable .npz file ({reason})") from error

@@ -46,10 +46,10 @@ def read(path):
     :raises UserError: if it is not there, or is no JSON with "flags".
     """
     try:
-        flags = json.loads(files.read_text(path))["flags"]
+        flags = files.read_json(path, "a preset")["flags"]
     except FileNotFoundError:
         raise UserError(f"--preset {path} is not there; expected a .json file, as tune_sampler.py writes it") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, KeyError, TypeError):
         flags = None
     if not isinstance(flags, dict) or not all(isinstance(value, (bool, int, float, str)) for value in flags.values()):
         raise UserError(f'--preset {path} is no preset; expected {{"flags": {{"name": value}}}} as JSON')

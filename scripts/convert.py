@@ -94,7 +94,7 @@ def adm_of_folder(parsed):
         )
     kept = files.join(path, FLAGS)
     if files.exists(kept):
-        flags = json.loads(files.read_text(kept))
+        flags = files.read_json(kept, "the flags of a network, as --to diffusers writes them")
     else:
         flags = {name: value for name, value in resolved.values().items() if hasattr(process, name)}
         flags |= adm_in_diffusers.flags_of(dict(theirs.config))
@@ -144,4 +144,4 @@ WRITERS = {"diffusers": write_diffusers, "adm": write_adm, "safetensors": write_
 
 
 if __name__ == "__main__":
-    launch.run("convert", __doc__, GROUPS, main, OVERRIDES)
+    launch.run("convert", __doc__, GROUPS, launch.alone(main), OVERRIDES)

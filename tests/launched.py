@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -20,6 +21,7 @@ class Script(NamedTuple):
     groups: list
     overrides: dict
     positional: tuple
+    body: Callable
 
 
 def read(name):
@@ -28,7 +30,7 @@ def read(name):
     folder = ROOT / "evaluations" if name in EVALUATIONS else FOLDER
 
     def run(name, description, groups, body, overrides=None, argv=None, positional=()):
-        found.append(Script(name, description, [*groups, launch.RunFlags], overrides or {}, positional))
+        found.append(Script(name, description, [*groups, launch.RunFlags], overrides or {}, positional, body))
 
     with mock.patch.object(launch, "run", run), mock.patch.object(sys, "path", [str(folder), *sys.path]):
         runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")

@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import launched
@@ -532,10 +533,17 @@ def test_without_the_package_safetensors_are_refused_in_a_sentence(tmp_path, mon
         checkpoints.open_network(str(tmp_path / "x.safetensors"))
 
 
+def quantised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch will do without them
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
 STRANGE = {
     "sparse": {"a": torch.eye(3).to_sparse()},
     "no values": {"a": torch.ones(3, device="meta")},
     "complex": {"a": torch.ones(2, dtype=torch.complex64)},
+    "quantised": {"a": quantised()},
     "1,000,000,000,000 numbers in 4 bytes": {"a": torch.ones(1).expand(10**12)},
     "a number as key": {1: torch.ones(1)},
     "none as key": {None: torch.ones(1)},

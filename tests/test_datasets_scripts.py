@@ -182,6 +182,12 @@ def test_the_seed_decides_the_patches(tmp_path):
         ("photo_patches", ["--image_size", 65, "--split", "heldout"], ["--image_size is 65", "64"]),
         ("photo_patches", ["--num_images", 0], ["--num_images is 0"]),
         ("photo_patches", ["--seed", -1], ["--seed is -1"]),
+        ("photo_patches", ["--num_images", 10**12], ["--num_images", "too large", "at most"]),
+        ("photo_patches", ["--seed", 10**30], ["--seed", "too large"]),
+        ("digits", ["--image_size", 10**12], ["--image_size", "too large"]),
+        ("digits", ["--image_size", "1_6"], ["--image_size", "'1_6'"]),
+        ("glyphs", ["--variations", "\u0661"], ["--variations", "int"]),
+        ("glyphs", ["--variations", 10**12], ["--variations", "too large"]),
     ],
 )
 def test_wrong_values_exit_with_two(tmp_path, name, flags, words):

@@ -255,6 +255,15 @@ def test_what_people_say(script, said, meant):
     assert str(error.value) == f"{said} is not a flag of this script; did you mean {meant}?"
 
 
+@pytest.mark.parametrize("said", ["epochs", "lr_decay", "resume", "grad_accum", "pretrained", "warmup"])
+@pytest.mark.parametrize("name", ["nearest", "evaluator"])
+def test_a_word_for_what_a_script_does_not_have_leads_to_no_other_flag(name, said):
+    script = launched.read(name)
+    with pytest.raises(UserError) as error:
+        parse([f"--{said}", "3"], script.groups, "", script.overrides)
+    assert str(error.value) == f"--{said} is not a flag of this script; --help all lists them"
+
+
 @pytest.mark.parametrize("after", [[], ["--out_dir", "x"]])
 @pytest.mark.parametrize("name", launched.NAMES)
 def test_a_switch_alone_is_told_what_to_say(name, after):

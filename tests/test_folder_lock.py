@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 
+import launched
 import pytest
 from processes import WORKERS, clean_env, mpirun, needs_mpirun, run
 
+from guided_diffusion import logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs.folder_lock import claimed, locked
 
@@ -70,6 +72,20 @@ def test_it_is_let_go_after_the_block_and_after_an_error(tmp_path):
             assert run(*WAITING, tmp_path, "").returncode == 2
             raise ZeroDivisionError
         assert run(*WAITING, tmp_path, "").stdout == "held\n"
+
+
+# they lock a part of the folder, once they know which: tests/test_resume_sampling.py
+IN_PARTS = ["classifier_sample", "image_sample", "image_sample_1gpu", "inpaint_sample", "super_res_sample"]
+
+
+@pytest.mark.parametrize("name", sorted({*launched.NAMES, *launched.EVALUATIONS} - {*IN_PARTS}))
+def test_every_script_that_writes_is_refused_while_another_does(tmp_path, name):
+    logger.configure(str(tmp_path))
+    try:
+        with locked(str(tmp_path)), pytest.raises(UserError, match="is in use by process"):
+            launched.read(name).body(None)  # before it looks at a flag
+    finally:
+        logger.reset()
 
 
 @needs_mpirun

@@ -295,6 +295,17 @@ def test_numbers_that_no_machine_holds_are_refused_at_once(tmp_path, capsys, nam
     assert end.value.code == 2 and f"--{flag}" in said and said.count("\n") == 1, said
 
 
+FACTORS = "image_sample guidance_scale eta; classifier_sample classifier_scale; image_train lr weight_decay grad_clip"
+
+
+@pytest.mark.parametrize("name, flag", [(s.split()[0], f) for s in FACTORS.split("; ") for f in s.split()[1:]])
+def test_factors_beyond_all_use_are_said_to_be_too_large(tmp_path, capsys, name, flag):
+    with pytest.raises(SystemExit) as end:
+        script_runs.run(name, f"--{flag}", "1e38", "--out_dir", tmp_path)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"--{flag} is 1e+38" in said and re.search("below 2.63|0 to 1", said), said
+
+
 @pytest.mark.parametrize(
     "flag, value", [("num_channels", 10**12), ("diffusion_steps", 10**10), ("num_res_blocks", 10**9)]
 )

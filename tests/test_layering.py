@@ -204,6 +204,27 @@ def test_no_file_is_read_that_may_run_code(path):
         assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "yaml.load")
 
 
+@pytest.mark.parametrize("path", all_python(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_flags_are_no_numbers_of_python(path):
+    """Which takes 1_0 and the digits of every script; benchmarks are run by those who wrote them."""
+    if path.parent.name == "benchmarks":
+        return
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        if ast.unparse(call.func).endswith(".add_argument"):
+            assert not {ast.unparse(k.value) for k in call.keywords if k.arg == "type"} & {"int", "float"}
+
+
+# which read lines, messages and members, and not files, and take what cannot be read for none
+JSON_READERS = ["class_api.py", "files.py", "logger.py", "messages.py", "rows.py"]
+
+
+@pytest.mark.parametrize("path", all_python(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_json_have_one_reader(path):
+    """It alone knows of pipes, of files without end and of lists within lists."""
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert path.name in JSON_READERS or not {"json.load", "json.loads"} & set(calls)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
 def test_no_test_is_imported(path):
     """What two tests need stands in a module of its own."""

@@ -4,7 +4,10 @@ import io
 import re
 
 import pytest
+import torch
 
+from evaluations import cmmd, fid_infinity, jackknife, kid, metric, precision_recall
+from evaluations.fid import moments_of
 from guided_diffusion import logger
 from guided_diffusion.jobs import progress
 
@@ -62,3 +65,41 @@ def test_a_bar_of_steps_within_a_batch(monkeypatch, capsys, terminal):
         assert list(progress.steps(iter("abcd"), 4)) == [*"abcd"]
         assert bool(re.search(r"0/4 .*step", clock.shown.getvalue())) is terminal
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("after", [0, 5, 31, 1000])
+def test_what_mostly_takes_less_says_nothing_before(monkeypatch, capsys, after):
+    clock = Clock(monkeypatch, terminal=False)
+    with progress.shown(100, 0, "step", "KID", after) as add:
+        for _ in range(100):
+            clock.now += 1
+            add(1)
+    lines = capsys.readouterr().out.splitlines()
+    first = [line.split()[1] for line in lines[:1]]
+    assert first == ([str(max(after, 1))] if after <= 100 else [])
+    assert not lines or lines[-1].startswith("KID: 100 of 100 steps")
+
+
+SLOW = {
+    "KID": lambda x, y: kid.kid(x, y),
+    "CMMD": lambda x, y: cmmd.cmmd(x, y),
+    "radii": lambda x, y: precision_recall.radii(x, precision_recall.fp32),
+    "precision and recall": lambda x, y: precision_recall.precision_recall(x, y),
+    "density and coverage": lambda x, y: precision_recall.density_coverage(x, y),
+    "extrapolation": lambda x, y: fid_infinity.extrapolated(x, moments_of(y)),
+    "standard error": lambda x, y: jackknife.standard_error(x, moments_of(y)),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_metrics_of_many_images_say_how_far_they_are(monkeypatch, capsys, name):
+    """To the last step, and no further."""
+    clock = Clock(monkeypatch, terminal=False)
+    ticking = iter(range(1, 10**6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now + next(ticking))
+    monkeypatch.setattr(metric, "PATIENCE", 0)
+    x, y = (torch.randn(300, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    SLOW[name](x, y)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name}: ")]
+    last = re.match(rf"{name}: (\d+) of (\d+) steps, ", lines[-1])
+    assert last[1] == last[2]

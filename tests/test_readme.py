@@ -14,6 +14,8 @@ import pytest
 import script_runs
 
 from guided_diffusion import conditioning, flags, methods
+from guided_diffusion.image_datasets import DataFlags
+from guided_diffusion.image_files import EXTENSIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -141,6 +143,12 @@ def test_the_python_of_the_readme_is_run():
 def test_readme_is_short():
     readme = PAGES["README.md"]
     assert len(readme.splitlines()) <= 150 and len(readme.split()) <= 1500
+
+
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_readme_and_help_name_every_format_that_is_read(ending):
+    (shown,) = (field.metadata["help"] for field in flags.flags_of(DataFlags) if field.name == "data_dir")
+    assert re.search(rf"\b{ending}\b", PAGES["README.md"]) and re.search(rf"\b{ending}\b", shown)
 
 
 def test_readme_names_every_page_of_the_docs():

@@ -333,6 +333,17 @@ def test_the_first_line_is_the_absolute_output_folder(conditional, tmp_path, mon
     assert (tmp_path / "given" / "samples_1x16x16x3.npz").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--lr", 0.001], ["--lr", 0.0001, "--log_interval", 10]])
+def test_the_log_names_flags_that_are_not_at_their_defaults(data, tmp_path, more):
+    """A value that is given as it would be anyway is none of them."""
+    given = ["--data_dir", data, "--out_dir", tmp_path, *NETWORK, *PROCESS, "--batch_size", 4, "--iterations", 1]
+    said = run("image_train", *given, *more)
+    words = shlex.split(re.search("^flags: (.*); all: flags.json$", said, re.MULTILINE)[1])
+    expected = {str(word) for word in given[::2]} | ({"--lr"} if 0.001 in more else set())
+    assert {word for word in words if word.startswith("--")} == expected
+    assert len(json.loads((tmp_path / "flags.json").read_text())) > 2 * len(expected)
+
+
 def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
     printed = run("image_sample", "--model_path", conditional, "--dry_run", True, "--out_dir", tmp_path / "a")
     assert "--num_classes 3" in printed and "--dropout 0.1" in printed

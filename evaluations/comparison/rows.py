@@ -8,8 +8,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -255,7 +253,7 @@ def load(folder, key):
     try:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as saved:
             return Row(**json.loads(str(saved["values"])), images=saved["images"])
-    except (ValueError, KeyError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):
+    except files.NPZ_DAMAGE:
         return None
 
 

@@ -6,15 +6,13 @@ ranks, and a run that was killed and goes on, make the same sums in the same ord
 """
 
 import io
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from guided_diffusion import dist_util, files, logger
-from guided_diffusion.errors import UserError
+from guided_diffusion.errors import NotFinite
 from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.jobs.sampling import fill
 from guided_diffusion.methods.method import jackknife
@@ -189,7 +187,7 @@ def _key(key, measure):
 def _refuse_not_finite(values, setup, what):
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise UserError(f"{what} is not a finite number from timestep {setup.times[bad[-1]]} on")
+        raise NotFinite(f"{what} is not a finite number from timestep {setup.times[bad[-1]]} on")
 
 
 def _load(path):
@@ -199,7 +197,7 @@ def _load(path):
     try:
         with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as npz:
             return {key: npz[key] for key in npz.files}
-    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
+    except files.NPZ_DAMAGE:
         return None
 
 

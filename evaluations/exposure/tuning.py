@@ -9,7 +9,7 @@ from typing import NamedTuple
 from evaluations.batches import images_of_dataset
 from evaluations.features import KINDS, FeatureFlags
 from guided_diffusion import checkpoints, dist_util, files, flags, logger, methods, presets, process
-from guided_diffusion.errors import UserError
+from guided_diffusion.errors import NotFinite, UserError
 from guided_diffusion.flags import FlagGroup, Legal, flag
 from guided_diffusion.jobs import launch
 from guided_diffusion.process import SpacingFlags
@@ -163,7 +163,8 @@ def _candidates(parsed, made, probe, results):
                 values = {name: value for name, value in proposal.values.items() if value != now[name]}
                 yield Candidate(proposal.name, type(method).__name__, values, proposal.numbers, proposal.near)
         except UserError as error:
-            if not results:
+            # a sampler that is not finite as it is has nothing to be improved
+            if not results or (isinstance(error, NotFinite) and IDENTITY in str(error)):
                 raise
             logger.warn(f"{type(method).__name__} proposes no more: {error}")
 

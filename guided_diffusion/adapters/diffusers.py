@@ -16,8 +16,6 @@ Where a scheduler clips x0, eps follows here, as `use_clipped_model_output` has 
 as `set_alpha_to_one` has it there.
 """
 
-import json
-
 import numpy as np
 import torch
 from torch import nn
@@ -198,11 +196,11 @@ def _config(folder, flag):
 
 def _read(path, flag):
     try:
-        values = json.loads(files.read_text(path))
+        values = files.read_json(path, "what diffusers saved")
     except FileNotFoundError:
         raise UserError(f"{flag}: there is no {path}") from None
-    except ValueError as error:
-        raise UserError(f"{flag}: {path} is not valid JSON ({error})") from error
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{flag}: {path} holds a {type(values).__name__}; expected an object")
     return values

@@ -2,7 +2,8 @@
 
 Needs matplotlib.
 
-python benchmarks/plot_training.py models/digits16_progress.csv models/photo32_progress.csv models/emoji32_progress.csv --out models/training.png
+python benchmarks/plot_training.py models/digits16_progress.csv models/photo32_progress.csv \\
+    models/emoji32_progress.csv --out models/training.png
 """
 
 import argparse

@@ -26,6 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import adapters, checkpoints, conditioning, dist_util, logger, methods, presets
+from .adapters import edm
 from .checkpoints import CheckpointFlags
 from .conditioning.classes import ClassFlags, class_names, with_classes_counted
 from .denoiser import Prediction
@@ -54,6 +55,8 @@ Path: TypeAlias = "str | os.PathLike[str]"
 Classes: TypeAlias = "str | Sequence[int | str] | np.ndarray | torch.Tensor"
 Images: TypeAlias = "np.ndarray | torch.Tensor"
 Denoiser: TypeAlias = Callable[[torch.Tensor, torch.Tensor], Prediction]
+# D(x, sigma), and with classes D(x, sigma, labels)
+EDMDenoiser: TypeAlias = Callable[..., torch.Tensor]
 
 # what is decided once, as a network is loaded, and what each sampling may have otherwise
 NETWORK = [CheckpointFlags, *checkpoints.DIFFUSION.groups, ConvFlags, DiffusionFlags]
@@ -67,13 +70,15 @@ _OF_NETWORK = {field.name for group in NETWORK for field in flags_of(group)} - s
 _OF_DATA = dict.fromkeys(["random_flip", "random_crop", "num_workers"])
 
 
-def load(model_path: Path, **flags: Any) -> Model:
+def load(model_path: Path | EDMDenoiser, **flags: Any) -> Model:
     """Open a diffusion network, of this project or of others (docs/models.md).
 
     :param model_path: a checkpoint, local or at any address blobfile reads; a folder of diffusers, or its name on the
-        Hugging Face hub.
+        Hugging Face hub; or a denoiser of EDM, `D(x [N, C, H, W], sigma [N]) -> [N, C, H, W]` and with classes
+        `D(x, sigma, labels [N])`: any callable; a module is moved to the device and put in eval mode.
     :param flags: of the network, its process and its computation, such as use_fp16 or network, where the files do not
-        say them; `device`, of the first network of the program; `preset`.
+        say them; `device`, of the first network of the program; `preset`. Of a denoiser that does not show them as
+        EDM's networks do: image_size, image_channels, num_classes.
     :raises UserError: if there is no such network, or a flag is unknown, illegal or contradicts it.
     """
     device = flags.pop("device", None)
@@ -87,7 +92,12 @@ def load(model_path: Path, **flags: Any) -> Model:
     known = {name: value for name, value in _given(own).items() if name in _OF_NETWORK}
     if known.get("vae"):
         known["vae"] = adapters.on_disk(known["vae"], "vae")
-    return Model({**known, "model_path": adapters.on_disk(str(model_path))})
+    if not callable(model_path):
+        return Model({**known, "model_path": adapters.on_disk(str(model_path))})
+    if of_files := sorted(known.keys() & {"network", "vae", "checkpoint_key"}):
+        raise UserError(f"--{of_files[0]} says something of files, and a denoiser is given; leave it out")
+    found, name = edm.of_object(model_path, known), getattr(model_path, "__name__", type(model_path).__name__)
+    return Model({**known, "model_path": adapters.hold(found, name)})
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Model:
     def __repr__(self) -> str:
         channels, height, width = self.network.shape
         told = f", {self.num_classes} classes" if self.num_classes else ""
-        return f"<Model {self._given['model_path']}: x is {channels}x{height}x{width}{told}>"
+        return f"<Model {self._given['model_path'].strip('<>')}: x is {channels}x{height}x{width}{told}>"
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -475,6 +485,8 @@ def _measured(
         raise UserError(f"model is {type(model).__name__}; expected what load(...) returns")
     if not isinstance(data_dir, (str, os.PathLike)):
         raise UserError(f"data_dir is {type(data_dir).__name__}; expected the path of images")
+    if out_dir and adapters.is_held(model._given["model_path"]):
+        raise UserError("out_dir keeps what is measured of a network's files, and a denoiser has none; leave it out")
     values = {**values, "data_dir": data_dir, "timestep_respacing": _respacing(steps, values)}
     groups = [*(group for group in SAMPLER if group is not ClassFlags), DataFlags, *groups]
     parsed, process = checkpoints.load_guided(model._resolved(values, groups, _OF_DATA))

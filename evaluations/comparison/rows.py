@@ -21,7 +21,7 @@ from evaluations.classifier_accuracy import predictions
 from evaluations.features import Extractor, FeatureFlags
 from evaluations.fid import Moments, frechet_distance, moments_of
 from evaluations.precision_recall import NEIGHBOURS, precision_recall
-from guided_diffusion import checkpoints, conditioning, dist_util, files, flags, logger
+from guided_diffusion import adapters, checkpoints, conditioning, dist_util, files, flags, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import IndexedNoise, SampleFlags, on_device, watched_images
@@ -227,8 +227,8 @@ def decisive(sampler, target):
 
 def named_files(parsed):
     """{flag: SHA-256} of the files and folders that the networks of a sampler are read from."""
-    values = parsed.values()
-    return {name: files.sha256(values[name]) for name in sorted(parsed.marked("content")) if values.get(name)}
+    paths = {name: path for name, path in parsed.values().items() if name in parsed.marked("content") and path}
+    return {name: files.sha256(path) for name, path in sorted(paths.items()) if not adapters.is_held(path)}
 
 
 def key_of(decisive):

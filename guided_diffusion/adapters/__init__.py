@@ -6,7 +6,9 @@ denoises. `checkpoints.open_network` does all of it for a path.
 """
 
 import dataclasses
+import itertools
 import re
+import weakref
 from pathlib import Path
 
 from .. import files, logger
@@ -17,7 +19,8 @@ from ..process import DiffusionFlags
 from . import diffusers, dit, edm
 from .family import PIXELS, Adapter, Found, pair_of
 
-__all__ = ["FAMILIES", "PIXELS", "Adapter", "Found", "find", "on_disk", "pair_of", "refuse_likelihood", "resolve"]
+__all__ = ["FAMILIES", "PIXELS", "Adapter", "Found", "find", "hold", "is_held", "on_disk", "pair_of"]
+__all__ += ["refuse_likelihood", "resolve"]
 
 # a file is of the first family whose keys it has; folders are those of diffusers
 FAMILIES = {"diffusers": diffusers.FAMILY, "dit": dit.FAMILY, **edm.FAMILIES}
@@ -33,7 +36,23 @@ ALWAYS = {"use_fp16", "use_bf16", "timestep_respacing", "use_kl", "rescale_learn
 # weights of other precisions, or before their average, of which diffusers reads none unasked
 VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
 
+# {name in place of a path: Found} of networks that are objects of this program, as long as one uses them
+_HELD = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
 CONVERTS = "import pickle, torch; torch.save(pickle.load(open({path!r}, 'rb'))['ema'].state_dict(), {to!r})"
+
+
+def hold(found, name):
+    """A name, numbered, that stands for a Found where a path is expected, as long as the caller keeps the Found."""
+    name = f"<{name} {next(_numbers)}>"
+    _HELD[name] = found
+    return name
+
+
+def is_held(path):
+    """Whether a path is a name that `hold` gave."""
+    return path in _HELD
 
 
 def on_disk(path, flag="model_path"):
@@ -80,6 +99,8 @@ def find(path, peek, name="", vae=""):
     :param vae: folder of the autoencoder of latents, for a network that brings none.
     :raises UserError: if there is none, or something in it is not known here.
     """
+    if is_held(path):
+        return _HELD[path]
     family = _family(path, peek, name) if path and name != OWN else None
     if family is not None:
         folder = files.is_folder(path)

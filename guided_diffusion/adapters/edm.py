@@ -35,6 +35,13 @@ from .edm_networks import DhariwalUNet, SongUNet
 from .family import Adapter, Family, Found, load
 
 RHO = 7
+# of each of these networks
+IN_SIGMA = {
+    "learn_sigma": False,
+    "prediction": "x0",
+    "rescale_timesteps": False,
+    "rescale_zero_terminal_snr": False,
+}
 # levels where neither steps nor --diffusion_steps ask for others
 LEVELS = 1000
 
@@ -119,6 +126,17 @@ class Denoiser(nn.Module):
         return per_sample(skip, x) * x + per_sample(out, x) * answer
 
 
+class Labelled(nn.Module):
+    """A denoiser that is told rows [N, label_dim], as those of EDM's pickles, as one that is told labels [N]."""
+
+    def __init__(self, denoise):
+        super().__init__()
+        self.denoise = denoise
+
+    def forward(self, x, sigma, labels):
+        return self.denoise(x, sigma, _rows(labels, self.denoise.label_dim, x))
+
+
 class OneHot(nn.Module):
     """A network that is told rows [N, label_dim] as one that is told labels [N], where -1 is a row of zeros.
 
@@ -135,13 +153,18 @@ class OneHot(nn.Module):
             return self.model(x, noise)
         if labels is None:
             return self.model(x, noise, x.new_zeros(len(x), count))
-        return self.model(x, noise, (labels[:, None] == torch.arange(count, device=x.device)).to(x.dtype))
+        return self.model(x, noise, _rows(labels, count, x))
+
+
+def _rows(labels, count, x):
+    """[N, count] as x is: a 1 at each label, or nothing where it is -1."""
+    return (labels[:, None] == torch.arange(count, device=x.device)).to(x.dtype)
 
 
 class InVariables(Adapter):
     """A denoiser D(x; sigma, labels) as a network of x_t and t that predicts x0.
 
-    :param denoise: `D(x [N, C, H, W], sigma [N], labels [N] or None)`, any callable.
+    :param denoise: `D(x [N, C, H, W], sigma [N])`, and with classes `D(x, sigma, labels [N])`; any callable.
     :param schedule: the NoiseSchedule that gives t its sigma.
     :param shape: (C, H, W).
     """
@@ -154,7 +177,11 @@ class InVariables(Adapter):
     def answer(self, x, t, y):
         alpha_bar = self.schedule.alpha_bar(t)
         sigma = (1 / alpha_bar - 1).sqrt().to(x.dtype)
-        return self.denoise(per_sample(alpha_bar.rsqrt(), x) * x, sigma, y)
+        x0 = self.denoise(per_sample(alpha_bar.rsqrt(), x) * x, sigma, *(() if y is None else (y,)))
+        if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
+            said = f"{type(x0).__name__} {list(getattr(x0, 'shape', ()))}"
+            raise UserError(f"a denoiser D(x, sigma) returns a {said}; expected a tensor {list(x.shape)}, as its x is")
+        return x0
 
 
 def of_sigma(denoise, schedule):
@@ -248,6 +275,35 @@ def find(path, vae, state, preconditioning=EDMPreconditioning):
     return _found(f"a {kind.__name__} of EDM", path, vae, known, {}, preconditioning, make)
 
 
+def of_object(denoise, given):
+    """The Found of a denoiser that is an object of the program: `D(x [N, C, H, W], sigma [N])`, and with classes
+    `D(x, sigma, labels [N])`, where -1 is no class.
+
+    Of EDM's networks it is read what they say of themselves: `img_resolution`, `img_channels`, `label_dim` (which are
+    told rows [N, label_dim], and rows of zeros for no class), `sigma_min` and `sigma_max`.
+
+    :param given: {flag: value}: image_size, and image_channels and num_classes, of one that does not say so.
+    :raises UserError: if nothing says image_size.
+    """
+    theirs = {"image_size": "img_resolution", "image_channels": "img_channels", "num_classes": "label_dim"}
+    shown = {name: int(getattr(denoise, says)) for name, says in theirs.items() if hasattr(denoise, says)}
+    told = Labelled(denoise) if shown.get("num_classes") else denoise
+    known = {"image_channels": 3, **{name: given[name] for name in theirs if name in given}, **shown}
+    if "image_size" not in known:
+        raise UserError("--image_size is not given, and the denoiser has no img_resolution; expected one of them")
+    known["class_cond"] = known.get("num_classes", 0) > 0
+    if not known["class_cond"]:
+        known.pop("num_classes", None)
+    largest, smallest = EDMPreconditioning.ends
+    largest = min(largest, float(getattr(denoise, "sigma_max", largest)))
+    smallest = max(smallest, float(getattr(denoise, "sigma_min", smallest)))
+
+    def make(parsed, state):
+        return told
+
+    return _in_variables("a denoiser of this program", known, {}, (largest, smallest), make)
+
+
 def find_consistency(path, vae, state):
     """The Found of a diffusion network of consistency_models (Song et al. 2023): ADM's, in EDM's variables.
 
@@ -283,25 +339,31 @@ def _found(what, path, vae, known, usual, preconditioning, make):
     """
     if vae:
         raise UserError(f"--vae {vae} has no meaning for --model_path {path}, a network of pixels")
+
+    def denoiser(parsed, state):
+        return Denoiser(make(parsed, state), preconditioning())
+
+    return _in_variables(what, known, usual, preconditioning.ends, denoiser)
+
+
+def _in_variables(what, known, usual, ends, make):
+    """The Found of a denoiser D(x; sigma, labels).
+
+    :param ends: the largest and the smallest sigma that it is asked for.
+    :param make: `(Parsed, state dict) -> D`.
+    """
     size, channels, classes = known["image_size"], known["image_channels"], known.get("num_classes")
 
     def create(parsed, state):
-        denoise = Denoiser(make(parsed, state), preconditioning())
-        return InVariables(denoise, NoiseSchedule(parsed[DiffusionFlags].betas), (channels, size, size), classes)
+        schedule = NoiseSchedule(parsed[DiffusionFlags].betas)
+        return InVariables(make(parsed, state), schedule, (channels, size, size), classes)
 
-    known = {
-        **known,
-        "learn_sigma": False,
-        "prediction": "x0",
-        "rescale_timesteps": False,
-        "rescale_zero_terminal_snr": False,
-    }
     return Found(
         what,
-        known,
+        known | IN_SIGMA,
         create,
         {"clip_denoised": False, **usual},
-        betas=lambda values: betas_of_grid(levels_for(values), *preconditioning.ends),
+        betas=lambda values: betas_of_grid(levels_for(values), *ends),
     )
 
 

@@ -31,11 +31,11 @@ def pair_of(network):
 
 @dataclass(frozen=True)
 class Found:
-    """A network of others that lies at a path, by what can be read without making it.
+    """A network of others that lies at a path, or is held, by what can be read without making it.
 
     :ivar what: in words.
     :ivar known: {flag: value} that the files say of it; a command line may not contradict it.
-    :ivar create: `(Parsed, state dict of a file, None of a folder) -> Adapter` with the weights, in float32.
+    :ivar create: `(Parsed, state dict of a file, else None) -> Adapter` with the weights, in float32.
     :ivar usual: {flag: value} where the command line says nothing.
     :ivar reads: other flags of networks and processes that say something of it.
     :ivar betas: `{flag: value of the command line, where given, or usual} -> [T]`, for a schedule without a name here.

@@ -111,7 +111,8 @@ def _open_found(found, path, expected, given):
 def _create(found, parsed, path):
     """The network of an adapters.Found, on this rank's device in eval mode."""
     key = parsed.values().get("checkpoint_key", "")
-    network = found.create(parsed, None if files.is_folder(path) else take(path, key=key))
+    whole = files.is_folder(path) or adapters.is_held(path)
+    network = found.create(parsed, None if whole else take(path, key=key))
     network.convert_to(parsed[UNetFlags].dtype)
     return network.to(dist_util.dev()).eval()
 

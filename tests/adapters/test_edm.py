@@ -1,5 +1,6 @@
 """EDM here: its grid and samplers as released, the change of variables, churn, and files of its networks."""
 
+import gc
 import math
 
 import foreign
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion import checkpoints, methods
+import guided_diffusion as gd
+from guided_diffusion import adapters, checkpoints, methods
 from guided_diffusion.adapters import edm
 from guided_diffusion.adapters.edm_networks import DhariwalUNet, SongUNet
 from guided_diffusion.checkpoints import CheckpointFlags
@@ -114,7 +116,7 @@ def test_a_gaussian_goes_the_same_way_in_either_variable(solver):
         level = schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
         return Prediction.from_x0(x, level.flatten(), x * level.sqrt() * 0.25 / (level * 0.25 + 1 - level))
 
-    back = edm.InVariables(lambda x, sigma, y: edm.of_sigma(own, schedule)(x, sigma), schedule, (3, 1, 1))
+    back = edm.InVariables(edm.of_sigma(own, schedule), schedule, (3, 1, 1))
     ends = []
     for denoise in (own, denoiser_in_double(edm.InVariables(gaussian, schedule, (3, 1, 1)), process), None):
         denoise = denoise or denoiser_in_double(back, process)
@@ -171,6 +173,101 @@ def test_without_churn_heun_draws_nothing_and_stays():
     assert not process.solver.stochastic
     case = foreign.samplers()["edm_heun_18_S_churn_0_other_S_set"]
     np.testing.assert_allclose(walked(process).numpy(), case["states"], rtol=1e-6, atol=1e-9)
+
+
+# -- objects ------------------------------------------------------------------------------------------
+
+
+class Pickled(torch.nn.Module):
+    """What the networks of EDM's pickles say of themselves and how they are called."""
+
+    def __init__(self, model, **says):
+        super().__init__()
+        self.inner = edm.Denoiser(model, edm.EDMPreconditioning())
+        self.img_resolution, self.img_channels, self.label_dim = 8, 3, model.label_dim
+        self.sigma_min, self.sigma_max = 0, math.inf
+        for name, value in says.items():
+            setattr(self, name, value)
+
+    def forward(self, x, sigma, class_labels=None, **more):
+        if class_labels is not None:
+            assert class_labels.shape == (len(x), self.label_dim) and class_labels.dtype == x.dtype
+        return self.inner(x, sigma, class_labels)
+
+
+@pytest.mark.parametrize("label_dim", [0, 3])
+def test_an_object_samples_as_the_file_of_its_weights(tmp_path, label_dim):
+    model = random_unet(SongUNet, label_dim=label_dim)
+    by_file = gd.load(saved(tmp_path / "net.pt", model))
+    rows = Pickled(model)
+
+    def labels(x, sigma, y):
+        return rows(x, sigma, torch.nn.functional.one_hot(y, 3).to(x.dtype))
+
+    told = {"num_classes": 3} if label_dim else {}
+    objects = [gd.load(rows), gd.load(labels if label_dim else rows.inner, image_size=8, **told)]
+    chosen = {"steps": 5, "solver": "heun", "seed": 3, "eps_scaler": 1.01, "progress": False}
+    chosen |= {"classes": [2, 0]} if label_dim else {}
+    expected = by_file.sample(3, **chosen)
+    for found in objects:
+        assert found.num_classes == (label_dim or None) and found.flags["image_size"] == 8
+        assert np.array_equal(found.sample(3, **chosen), expected)
+
+
+def test_an_object_is_asked_for_no_sigma_beyond_its_own():
+    asked = []
+
+    def denoise(x, sigma):
+        asked.append(float(sigma[0]))
+        return gaussian(x, sigma)
+
+    denoise.sigma_min, denoise.sigma_max = 0.1, 20.0
+    gd.load(denoise, image_size=4).sample(1, steps=7, use_ddim=True, progress=False)
+    np.testing.assert_allclose([asked[0], asked[-1]], [20, 0.1], rtol=1e-4)
+
+
+def test_an_object_is_measured_tuned_and_inverted(tmp_path):
+    model = gd.load(gaussian, image_size=4, image_channels=1)
+    images = model.sample(12, steps=9, solver="heun", progress=False)
+    np.savez(tmp_path / "real.npz", images)
+    measured = gd.exposure_bias(model, tmp_path / "real.npz", steps=3, num_samples=8, use_ddim=True)
+    assert np.isfinite(measured.curves["norms"]["eps_ratio"].values).all()
+    assert gd.tune(model, tmp_path / "real.npz", steps=3, num_samples=8, use_ddim=True).candidates
+    assert np.array_equal(model.decode(model.encode(images, steps=5)), images)
+    with pytest.raises(UserError, match="out_dir keeps what is measured of a network's files"):
+        gd.exposure_bias(model, tmp_path / "real.npz", steps=3, num_samples=8, out_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "denoise, given, sentence",
+    [
+        (gaussian, {}, "--image_size is not given, and the denoiser has no img_resolution"),
+        (gaussian, {"image_size": 4, "vae": "x"}, "--vae says something of files"),
+        (gaussian, {"image_size": 4, "network": "edm_vp"}, "--network says something of files"),
+        (gaussian, {"image_size": 4, "learn_sigma": True}, "--learn_sigma is True.*has False"),
+        (gaussian, {"image_size": 4, "num_classes": 0}, "--num_classes is 0"),
+        (gaussian, {"image_size": 4, "num_channels": 32}, "--num_channels says nothing of"),
+        (
+            lambda x, sigma: x[:, :1],
+            {"image_size": 4},
+            r"returns a Tensor \[2, 1, 4, 4\]; expected a tensor \[2, 3, 4, 4\]",
+        ),
+        (lambda x, sigma: None, {"image_size": 4}, r"returns a NoneType \[\]; expected a tensor \[2, 3, 4, 4\]"),
+        (lambda x, sigma: x * math.nan, {"image_size": 4}, "image 0 is not of finite numbers"),
+    ],
+)
+def test_an_object_that_cannot_be_asked_is_refused(denoise, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        gd.load(denoise, **given).sample(2, steps=2, progress=False)
+
+
+def test_objects_are_held_as_long_as_their_models():
+    model = gd.load(gaussian, image_size=4)
+    name = model._given["model_path"]
+    assert adapters.is_held(name) and "gaussian" in repr(model)
+    del model
+    gc.collect()
+    assert not adapters.is_held(name)
 
 
 # -- files --------------------------------------------------------------------------------------------

@@ -152,12 +152,22 @@ def print_flops(names):
         print(f"| {name} | {batch} | {flops:.2f} | {took:.4f} | {flops / took:.0f} | {flops / took / peak:.0%} |")
 
 
+def difference(label, found, expected):
+    """The largest, or of 16 bit the share that the length of the error has, in words."""
+    error = found - expected
+    return f"{error.norm() / expected.norm():.1%}" if label == "bf16" else f"{error.abs().max():.1e}"
+
+
 def measure(name, rounds, training):
     """Print a line for each way to compute a network."""
     model, inputs, target = build(name)
     plain = published_style(model)
     make = networks.for_training if training else networks.for_inference
     nets = {"again": plain, "project": model, **{f"--conv {conv}": make(model, conv) for conv in ("direct", "auto")}}
+    if not training:
+        low = copy.deepcopy(model).eval()
+        low.convert_to(torch.bfloat16)
+        nets["bf16"] = make(low)
 
     def step(net):
         if training:
@@ -170,12 +180,12 @@ def measure(name, rounds, training):
     for net in (plain, *nets.values()):
         net.train(training)
     expected = step(plain)
-    errors = {label: (step(net) - expected).abs().max().item() for label, net in nets.items()}
+    errors = {label: difference(label, step(net), expected) for label, net in nets.items()}
     found = ratios(lambda: step(plain), {label: lambda net=net: step(net) for label, net in nets.items()}, rounds)
     for label, values in found.items():
         what = "training" if training else "forward"
         spread = f"[{min(values):.2f}, {max(values):.2f}]"
-        row = (name, len(inputs[0]), what, label, f"{statistics.median(values):.2f}", spread, f"{errors[label]:.1e}")
+        row = (name, len(inputs[0]), what, label, f"{statistics.median(values):.2f}", spread, errors[label])
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 

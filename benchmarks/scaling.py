@@ -1,0 +1,166 @@
+"""Cost and memory of an image by batch, steps, size and ranks, against the published style on the same network.
+
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py [--sweeps batch,steps,size,ranks] [--rounds 3] [--out_dir benchmarks]
+
+The network has 32 channels, as `tiny` of network_speed.py, which has the published style too; images come from DDIM. A
+point is a process of its own, so that its peak of memory is its own; published style and here take turns, and a point
+has the medians of the rounds, in processor time without the start. Ranks are those of mpirun and
+scripts/image_sample.py on models/emoji32.pt, in real time, the start taken off by runs of two lengths. Writes
+scaling.csv and scaling.png.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from network_speed import ADM, published_style
+from plotting import pyplot
+from torch.utils.flop_counter import FlopCounterMode
+from training_step import high_water
+
+from guided_diffusion import networks
+from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solvers import SOLVERS
+from guided_diffusion.unet import UNetModel
+
+ROOT = Path(__file__).parents[1]
+# (batch, steps, size) of each
+SWEEPS = {
+    "batch": [(batch, 5, 32) for batch in (1, 2, 8, 32, 128, 512)],
+    "steps": [(8, steps, 32) for steps in (5, 20, 100, 1000)],
+    "size": [(1, 5, size) for size in (32, 64, 128, 256)],
+}
+STYLES = ("published style", "here")
+COLUMNS = ("sweep", "batch", "steps", "size", "ranks", "style", "GFLOP an image", "s an image", "peak MB")
+
+
+def network(size):
+    torch.manual_seed(0)
+    attention = tuple(size // side for side in (16, 8))
+    return UNetModel(
+        **ADM,
+        image_size=size,
+        model_channels=32,
+        num_res_blocks=2,
+        attention_resolutions=attention,
+        channel_mult=(1, 2, 2),
+        num_head_channels=32,
+    ).eval()
+
+
+def gflop(size):
+    """Of a network call for one image."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        published_style(network(size))(torch.zeros(1, 3, size, size), torch.zeros(1))
+    return counter.get_total_flops() / 1e9
+
+
+def run_point(style, batch, steps, size):
+    """Print processor seconds an image and the peak of memory above that of a process with the network alone, in MB."""
+    model = network(size)
+    fast = published_style(model) if style == STYLES[0] else networks.for_inference(model)
+    diffusion = create_gaussian_diffusion(timestep_respacing=str(steps), learn_sigma=True)
+    solver, denoise = SOLVERS["ddim"](diffusion.schedule), diffusion.denoiser(fast)
+    x = torch.randn(batch, 3, size, size)
+    before = high_water()
+    denoise(x[:1], torch.tensor([500]))
+    began = time.process_time()
+    for _ in diffusion.sample_records(solver, denoise, x):
+        pass
+    print(json.dumps([(time.process_time() - began) / batch, high_water() - before]))
+
+
+def measured(point, rounds):
+    """{style: (s an image, peak MB)}: medians."""
+    found = {style: [] for style in STYLES}
+    for i in range(rounds):
+        for style in STYLES[:: 1 if i % 2 else -1]:
+            command = [sys.executable, __file__, "--point", json.dumps([style, *point])]
+            found[style].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+    return {style: tuple(map(statistics.median, zip(*values))) for style, values in found.items()}
+
+
+def seconds_of_ranks(ranks, rounds):
+    """Real seconds an image of scripts/image_sample.py on so many ranks."""
+    sampler = ["--model_path", str(ROOT / "models/emoji32.pt"), "--use_ddim", "True", "--timestep_respacing", "20"]
+
+    def took(images):
+        with tempfile.TemporaryDirectory() as folder:
+            told = [*sampler, "--num_samples", str(images), "--batch_size", "16", "--out_dir", folder]
+            began = time.monotonic()
+            command = ["mpirun", "-n", str(ranks), sys.executable, str(ROOT / "scripts/image_sample.py"), *told]
+            subprocess.run(command, capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            return time.monotonic() - began
+
+    return statistics.median((took(160) - took(32)) / 128 for _ in range(rounds))
+
+
+def rows_of(sweeps, rounds):
+    calls = {}
+    for sweep in sweeps:
+        if sweep == "ranks":
+            for ranks in (1, 2):
+                yield dict(zip(COLUMNS, (sweep, 16, 20, 32, ranks, STYLES[1], "", seconds_of_ranks(ranks, rounds), "")))
+            continue
+        for batch, steps, size in SWEEPS[sweep]:
+            calls[size] = calls.get(size) or gflop(size)
+            for style, (took, memory) in measured((batch, steps, size), rounds).items():
+                yield dict(zip(COLUMNS, (sweep, batch, steps, size, 1, style, steps * calls[size], took, memory)))
+
+
+def draw(rows, path):
+    plt = pyplot()
+    figure, panels = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+    for panel, (x, y, sweep) in zip(
+        panels,
+        [
+            ("GFLOP an image", "s an image", ("steps", "size")),
+            ("batch", "s an image", ("batch",)),
+            ("batch", "peak MB", ("batch",)),
+            ("size", "peak MB", ("size",)),
+        ],
+    ):
+        for style in STYLES:
+            points = sorted((float(r[x]), float(r[y])) for r in rows if r["style"] == style and r["sweep"] in sweep)
+            panel.plot(*zip(*points), marker="o", label=style)
+        panel.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
+    panels[0].legend()
+    figure.savefig(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweeps", default=",".join([*SWEEPS, "ranks"]))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out_dir", default=str(Path(__file__).parent))
+    parser.add_argument("--point", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.point:
+        run_point(*json.loads(arguments.point))
+        return
+    print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
+    rows = []
+    for row in rows_of(arguments.sweeps.split(","), arguments.rounds):
+        rows.append(row)
+        print(
+            "| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True
+        )
+    with Path(arguments.out_dir, "scaling.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    if set(SWEEPS) <= {row["sweep"] for row in rows}:
+        draw(rows, Path(arguments.out_dir, "scaling.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ these become the same array again, in the order of the numbers that their names 
 
 import os
 import re
+import time
 
 import numpy as np
 import writer
@@ -28,6 +29,7 @@ BATCH = 256
 def unpack(args):
     """Write each image of an .npz as a PNG into `<out_dir>`; returns the line that says so."""
     images, labels, names = read_arrays(args.data_dir)
+    files.remove_unfinished(args.out_dir, time.time())
     save_pngs(args.out_dir, images, labels, names)
     return f"wrote {len(images):,} images of {images.shape[1]}x{images.shape[2]} to {os.path.abspath(args.out_dir)}"
 
@@ -58,6 +60,7 @@ def pack(args):
         members |= {"arr_1": (data.labels.dtype, data.labels.shape, [data.labels[list(order)]])}
         members |= {"classes": (names.dtype, names.shape, [names])}
     files.make_folder(os.path.dirname(path))
+    writer.sweep(path)
     files.stream_npz(path, members)
     skipped = f", {data.num_skipped} that cannot be read replaced by others" if data.num_skipped else ""
     return f"wrote {len(data):,} images of {args.image_size}x{args.image_size} to {path}{skipped}"

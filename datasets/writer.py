@@ -5,7 +5,9 @@ That is for sets that fit in memory; sources.py writes larger ones as they are r
 
 import argparse
 import os
+import re
 import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -28,12 +30,18 @@ def write_images(out_dir, images, labels=None, classes=None):
     prefixes = [""] * len(images) if labels is None else [f"{classes[i] if classes else i}_" for i in labels]
     names = [f"{prefix}{index:05d}.png" for index, prefix in enumerate(prefixes)]
     os.makedirs(folder, exist_ok=True)
+    sweep(folder + ".npz")
     refuse_others(folder, names)
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": np.asarray(labels, dtype=np.int64)})
     files.write_npz(folder + ".npz", arrays | ({"classes": classes} if classes else {}))
     return folder, folder + ".npz"
+
+
+def sweep(path):
+    """Delete what killed commands left unfinished of a file."""
+    files.remove_unfinished(os.path.dirname(path), time.time(), re.escape(os.path.basename(path)))
 
 
 def refuse_others(folder, names):

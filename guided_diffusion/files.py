@@ -300,19 +300,20 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def remove_unfinished(folder, before):
+def remove_unfinished(folder, before, names=".+"):
     """Delete what earlier jobs left unfinished in a folder when they were killed: temporary files of this program.
 
     Folders in it are swept too, but for those of other jobs, which have a lock.
 
     :param before: time in seconds of their last change; whoever calls it makes sure that nobody still writes those.
+    :param names: a regular expression of what they were to be.
     """
-    if is_remote(folder):
+    if is_remote(folder) or not os.path.isdir(folder):
         return
     inner = [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
     for swept in [folder, *(path for path in inner if not glob.glob(".lock*", root_dir=path, include_hidden=True))]:
         for entry in list(os.scandir(swept)):
-            if re.fullmatch(rf".+{TEMPORARY}|\.writable-\d+-\d+", entry.name, re.ASCII):
+            if re.fullmatch(rf"(?:{names}){TEMPORARY}|\.writable-\d+-\d+", entry.name, re.ASCII):
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < before:
                         os.remove(entry.path)

@@ -10,7 +10,7 @@ the release of CMMD does; pixels that it throws beyond 0 and 1 are clamped. No c
 import torch
 import torch.nn.functional as F
 
-from guided_diffusion.adapters.family import extra
+from guided_diffusion.adapters.family import extra, pretrained
 from guided_diffusion.errors import UserError
 
 DINO_SIDE = 224
@@ -36,16 +36,18 @@ def _loaded(kind, name, path):
     flag = f"--features {name}:{path}"
     transformers = extra("transformers", flag)
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        if config.model_type not in (name, f"{name}_vision_model"):
-            raise UserError(f"{flag} is a folder of {config.model_type}; expected one of {name}")
-        cls = getattr(transformers, kind)
-        return cls.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{flag} is no folder that transformers saved ({reason})") from error
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of whatever stands in a config
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{flag} is no folder that transformers saved ({reason[0]})") from error
+    if config.model_type not in (name, f"{name}_vision_model"):
+        raise UserError(f"{flag} is a folder of {config.model_type}; expected one of {name}")
+    said, logging = transformers.logging.get_verbosity(), transformers.logging
+    logging.set_verbosity_error()  # a whole CLIP has weights for texts too, which it would list
+    try:
+        return pretrained(getattr(transformers, kind), path, flag, local_files_only=True, dtype=torch.float32).eval()
+    finally:
+        logging.set_verbosity(said)
 
 
 def _prepared(images, side, moments, antialias):

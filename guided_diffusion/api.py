@@ -40,7 +40,7 @@ from .images import HALF_A_LEVEL, to_uint8
 from .inversion import EXACT, advice, by_ddim, decode, encode
 from .jobs import folder_lock
 from .jobs.launch import RunFlags, warn_of_unread
-from .networks import ConvFlags, UNetFlags, compute_by
+from .networks import ConvFlags, UNetFlags, compiled, compute_by
 from .process import DiffusionFlags, Process, SpacingFlags
 from .sampling import Record
 from .solvers.bdia import Before
@@ -97,7 +97,7 @@ def load(model_path: Path | EDMDenoiser, **flags: Any) -> Model:
     if of_files := sorted(known.keys() & {"network", "vae", "checkpoint_key"}):
         raise UserError(f"--{of_files[0]} says something of files, and a denoiser is given; leave it out")
     found, name = edm.of_object(model_path, known), getattr(model_path, "__name__", type(model_path).__name__)
-    return Model({**known, "model_path": adapters.hold(found, name)})
+    return Model({**known, "model_path": adapters.hold(found, name.strip("<>"))})
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,15 @@ class Model:
         """
         if num_samples is None and not flags.get("per_class"):
             raise UserError("--num_samples is not given; expected a number of images, or --per_class")
-        parsed, process = self._sampler({**flags, "num_samples": num_samples, "classes": classes}, steps)
+        if callback is not None and not callable(callback):
+            raise UserError(f"callback is {callback!r}; expected a function of a Record")
+        parsed, process, network = self._sampler({**flags, "num_samples": num_samples, "classes": classes}, steps)
         told, sampling, made = conditioning.of_sampling(parsed), parsed[SampleFlags], []
         with tqdm(total=sampling.num_samples, unit="image", disable=not progress) as bar:
             for indices in _batches(sampling.num_samples, sampling.batch_size):
                 noise = IndexedNoise(sampling.seed, indices)
                 cond = on_device(told.of_indices(noise, indices))
-                x, bad_from = watched_images(process, self.network, noise, cond, callback)
+                x, bad_from = watched_images(process, network, noise, cond, callback)
                 if (bad_from > 0).any():
                     first = indices[int((bad_from > 0).nonzero()[0, 0])]
                     raise UserError("; ".join([f"image {first} is not of finite numbers", *process.suspects()]))
@@ -230,12 +232,14 @@ class Model:
         :param classes: numbers or names, in turn over the N; a network with classes needs them.
         :param steps, flags: as of `sample`; steps decide what some methods do.
         """
-        parsed, process = self._sampler({**flags, "classes": classes}, steps)
-        told = _of_chosen(parsed)
-        process.denoiser(self.network, told(range(1)))  # what does not fit is refused now
+        parsed, process, network = self._sampler({**flags, "classes": classes}, steps)
+        told, last = _of_chosen(parsed), process.schedule.num_timesteps - 1
+        process.denoiser(network, told(range(1)))  # what does not fit is refused now
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> Prediction:
-            return process.denoiser(self.network, told(range(len(x))))(x, t)
+            if not (t >= 0).all() or not (t <= last).all():
+                raise UserError(f"t reaches from {t.min():g} to {t.max():g}; expected training timesteps, 0 to {last}")
+            return process.denoiser(network, told(range(len(x))))(x, t)
 
         return denoise
 
@@ -252,13 +256,13 @@ class Model:
         """
         pixels = self._pixels(images)
         values = {**flags, "classes": classes, "timestep_respacing": _respacing(steps, flags)}
-        parsed, process = self._sampler(values, None, _INVERTED)
+        parsed, process, network = self._sampler(values, None, _INVERTED)
         if said := advice(parsed[SolverFlags], len(process.grid)):
             logger.warn(said)
-        told, pair, states = _of_chosen(parsed), adapters.pair_of(self.network), []
+        told, pair, states = _of_chosen(parsed), adapters.pair_of(network), []
         for indices in _batches(len(pixels), parsed[SampleFlags].batch_size):
             inside = pair.encode(pixels[indices.start : indices.stop].to(dist_util.dev()))
-            denoise = process.denoiser(self.network, told(indices))
+            denoise = process.denoiser(network, told(indices))
             x, before = encode(denoise, process.solver, process.schedule, process.grid, inside)
             states.append((x, before.x))
         noisiest, previous = map(torch.cat, zip(*states))
@@ -272,12 +276,14 @@ class Model:
         :param as_tensor: return float32 [N, C, H, W] in about [-1, 1], on the device.
         :return: uint8 [N, H, W, C], rounded, so that 8-bit images return unchanged.
         """
+        if not isinstance(encoded, Encoded):
+            raise UserError(f"encoded is {type(encoded).__name__}; expected what encode(...) returns")
         values = dict(encoded.flags) if classes is None else {**encoded.flags, "classes": classes}
-        parsed, process = self._sampler(values, None, _INVERTED)
-        told, pair, made = _of_chosen(parsed), adapters.pair_of(self.network), []
+        parsed, process, network = self._sampler(values, None, _INVERTED)
+        told, pair, made = _of_chosen(parsed), adapters.pair_of(network), []
         for indices in _batches(len(encoded.noisiest), parsed[SampleFlags].batch_size):
             some = slice(indices.start, indices.stop)
-            denoise, x = process.denoiser(self.network, told(indices)), encoded.noisiest[some]
+            denoise, x = process.denoiser(network, told(indices)), encoded.noisiest[some]
             if classes is None:
                 t = torch.full((len(x),), encoded.timesteps[1], device=x.device)
                 made.append(decode(denoise, process.solver, process.grid, x, Before(encoded.before[some], t)))
@@ -288,18 +294,19 @@ class Model:
 
     def _sampler(
         self, values: Mapping[str, Any], steps: int | str | None, overrides: Mapping[str, Any] | None = None
-    ) -> tuple[Parsed, Process]:
-        """(the resolved Parsed flags, the Process) of a sampling, its classes in numbers."""
+    ) -> tuple[Parsed, Process, Any]:
+        """(the resolved Parsed flags, the Process, the network) of a sampling, its classes in numbers."""
         values = {**values, "timestep_respacing": _respacing(steps, values)}
         groups = [*SAMPLER, *(checkpoints.GUIDANCE if values.get("classifier_path") else [])]
-        parsed, process = checkpoints.load_guided(self._resolved(values, groups, overrides))
+        parsed, network = self._resolved(values, groups, overrides)
+        parsed, process = checkpoints.load_guided(parsed)
         warn_of_unread(parsed)
-        return with_classes_counted(parsed), process
+        return with_classes_counted(parsed), process, network
 
     def _resolved(
         self, values: Mapping[str, Any], groups: Sequence[Any], overrides: Mapping[str, Any] | None = None
-    ) -> Parsed:
-        """The Parsed flags of a job with this network; where its schedule depends on them, it is loaded anew.
+    ) -> tuple[Parsed, Any]:
+        """(the Parsed flags, the network) of a job: this network, with another schedule where that depends on them.
 
         :param groups: what beside NETWORK has flags.
         :param overrides: as for `flags.parse`.
@@ -309,18 +316,31 @@ class Model:
         overrides = overrides or {}
         off = _OF_RUNS | dict.fromkeys(_OF_NETWORK - {f.name for group in groups for f in flags_of(group)})
         own = _stated(values, [*groups, DiffusionFlags, RunFlags], {**off, **overrides})
+        self._refuse_preset_of_another(own[RunFlags].preset)
         told = {name: value for name, value in _given(own).items() if name != "preset"}
-        parsed = stated({**self._given, **told}, [*NETWORK, *groups], overrides)
+        parsed, network = stated({**self._given, **told}, [*NETWORK, *groups], overrides), self.network
         if self._found is None:
             known = {name: value for name, value in self._loaded.values().items() if name in _OF_NETWORK}
             parsed = checkpoints.as_meant(parsed.with_values(known), self._given["model_path"], log=False)
         else:
             whole = adapters.resolve(parsed, self._found, self._given["model_path"], log=False)
             if not np.array_equal(whole[DiffusionFlags].betas, self._loaded[DiffusionFlags].betas):
-                self._loaded, self.network = checkpoints.load_network(parsed)
+                network = compiled(self.network.timed(whole[DiffusionFlags].create().schedule))
             parsed = whole
         compute_by(parsed[ConvFlags].algorithm())
-        return parsed
+        return parsed, network
+
+    def _refuse_preset_of_another(self, preset: str) -> None:
+        """Validate that what a preset says of a network holds for this one."""
+        if not preset:
+            return
+        said = {k: v for k, v in presets.flags_of_preset(preset).items() if k in _OF_NETWORK}
+        if said:
+            meant, own = checkpoints.resolved(stated({**self._given, **said}, NETWORK), log=False).values(), self.flags
+            for name in sorted(name for name in own if meant.get(name) != own[name]):
+                raise UserError(
+                    f"--{name} of --preset {preset} decides what network is loaded; expected it in load(...)"
+                )
 
     def _pixels(self, images: Images) -> torch.Tensor:
         """float32 [N, C, H, W] in [-1, 1] of images as `encode` takes them."""
@@ -408,7 +428,7 @@ def exposure_bias(
 
     groups = checkpoints.GUIDANCE if flags.get("classifier_path") else []
     with _measured(model, data_dir, steps, {**flags, "num_samples": num_samples}, groups, out_dir) as job:
-        opened = Opened.of(job.parsed, model.network, job.real, measures.MEASURES)
+        opened = Opened.of(job.parsed, job.network, job.real, measures.MEASURES)
         result = opened.result("sampler", "", job.parsed, job.process)
         if out_dir and dist_util.is_main():
             tables.save([result], str(out_dir))
@@ -455,17 +475,18 @@ def tune(
     groups = [tuning.TuneFlags, FeatureFlags]
     with _measured(model, data_dir, steps, {**flags, "num_samples": num_samples}, groups, out_dir) as job:
         tuning.refuse_without_features(job.parsed)
-        found = tuning.tuning_of(job.parsed, model.network, job.process, job.real)
+        found = tuning.tuning_of(job.parsed, job.network, job.process, job.real)
         if out_dir and dist_util.is_main():
             found.save(str(out_dir))
     return Tuned(found.preset.flags, found.preset.score, found.candidates)
 
 
 class _Measured(NamedTuple):
-    """What a measurement of a sampler is given: its resolved flags, its Process and the real images."""
+    """What a measurement of a sampler is given: its resolved flags, its Process, network and the real images."""
 
     parsed: Parsed
     process: Process
+    network: Any
     real: RealImages
 
 
@@ -489,14 +510,15 @@ def _measured(
         raise UserError("out_dir keeps what is measured of a network's files, and a denoiser has none; leave it out")
     values = {**values, "data_dir": data_dir, "timestep_respacing": _respacing(steps, values)}
     groups = [*(group for group in SAMPLER if group is not ClassFlags), DataFlags, *groups]
-    parsed, process = checkpoints.load_guided(model._resolved(values, groups, _OF_DATA))
+    parsed, network = model._resolved(values, groups, _OF_DATA)
+    parsed, process = checkpoints.load_guided(parsed)
     warn_of_unread(parsed)
-    real = open_real(parsed, model.network)
+    real = open_real(parsed, network)
     with contextlib.ExitStack() as stack:
         folder = str(out_dir) if out_dir else stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(logger.scoped_configure(folder, None if out_dir else ["stdout"]))
         stack.enter_context(folder_lock.locked(logger.get_dir()))
-        yield _Measured(parsed, process, real)
+        yield _Measured(parsed, process, network, real)
 
 
 def _stated(

@@ -26,18 +26,22 @@ def expand(name, known):
     :param known: names of the script's flags.
     :raises UserError: for an unknown name, a file that is none, or one without any flag of the script.
     """
-    if name.endswith(".json"):
-        flags = read(name)
-    elif name in PRESETS:
-        flags = PRESETS[name].flags
-    else:
-        raise UserError(
-            f"--preset {name} is not known; --preset list prints all {len(PRESETS)}, and FILE.json reads a file"
-        )
+    flags = flags_of_preset(name)
     values = {k: v for k, v in flags.items() if k in known}
     if not values:
         raise UserError(f"--preset {name} sets no flag of this script: {' '.join('--' + k for k in flags) or 'none'}")
     return values
+
+
+def flags_of_preset(name):
+    """All flags {name: value} of a preset; as `expand`."""
+    if name.endswith(".json"):
+        return read(name)
+    if name not in PRESETS:
+        raise UserError(
+            f"--preset {name} is not known; --preset list prints all {len(PRESETS)}, and FILE.json reads a file"
+        )
+    return PRESETS[name].flags
 
 
 def read(path):

@@ -20,7 +20,7 @@ from guided_diffusion.adapters import adm_in_diffusers
 from guided_diffusion.adapters.family import extra
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.flags import FlagGroup, flag, flags_of
 from guided_diffusion.jobs import launch
 from guided_diffusion.networks import UNetFlags
 from guided_diffusion.process import DiffusionFlags
@@ -52,6 +52,9 @@ def main(parsed):
         )
     path = adapters.on_disk(path)
     parsed, folder = parsed.with_values({"model_path": path}), files.is_folder(path)
+    family = checkpoints.family_of(parsed)
+    if family is not None and not folder and to != "safetensors":
+        raise UserError(f"--model_path {path} is {family.what}, no network of ADM, which alone --to {to} takes")
     if folder and to != "adm":
         raise UserError(f"--to {to} has no meaning for --model_path {path}, a folder of diffusers; expected --to adm")
     if to == "diffusers":
@@ -65,6 +68,8 @@ def main(parsed):
 def weights_of_file(parsed):
     """(state dict, {flag: value} beside it) of a file of weights, of whatever network."""
     source = parsed[CheckpointFlags]
+    if parsed.given & {field.name for group in (UNetFlags, DiffusionFlags) for field in flags_of(group)}:
+        checkpoints.resolved(parsed)  # which refuses what contradicts it
     return checkpoints.take(source.model_path, key=source.checkpoint_key), checkpoints.read_flags(source.model_path)
 
 

@@ -300,6 +300,9 @@ WRONG = {
     "count": {"per_class": 3, "classes": [1]},
     "unread_percentile": {"threshold_percentile": 50},
     "preset": {"preset": "nobody"},
+    "preset_of_another_network": {"preset": "cifar10_adm_es_20"},
+    "guided_channels": {"guidance_scale": 2, "guidance_channels": 9},
+    "churn": {"solver": "heun", "S_churn": 1, "S_min": 5, "S_max": 1},
     "preset_file": {"preset": "nowhere.json"},
 }
 
@@ -311,7 +314,7 @@ def test_the_sentence_of_the_script(name, digits, tmp_path, capsys):
         script_runs.run(
             "image_sample", "--model_path", DIGITS, "--num_samples", 2, *words, "--out_dir", tmp_path / "out"
         )
-    said = capsys.readouterr().err.splitlines()[-1].removeprefix("image_sample: ")
+    said = capsys.readouterr().err.rpartition("image_sample: ")[2].rstrip()
     with pytest.raises(gd.UserError) as refused:
         digits.sample(2, progress=False, **WRONG[name])
     assert str(refused.value) == said
@@ -331,6 +334,7 @@ def test_the_sentence_of_the_script(name, digits, tmp_path, capsys):
         ({"num_samples": 2, "classifier_path": "nowhere.pt"}, ["--classifier_path", "nowhere.pt"]),
         ({"num_samples": 2.5}, ["--num_samples", "2.5"]),
         ({"num_samples": 0}, ["--num_samples is 0"]),
+        ({"num_samples": 2, "callback": 3}, ["callback is 3", "Record"]),
     ],
 )
 def test_what_python_alone_can_mean_wrongly(flags, words, digits):
@@ -365,6 +369,16 @@ def test_what_cannot_be_loaded(path, flags, words):
 def test_a_network_that_is_another_is_refused_in_few_lines():
     with pytest.raises(gd.UserError, match="--num_channels is 64, the checkpoint has 32"):
         gd.load(DIGITS, num_channels=64)
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 5000, float("nan")])
+def test_times_that_no_training_had(t, digits):
+    denoise = digits.denoiser(classes=[1])
+    one_sentence(lambda: denoise(torch.zeros(1, 3, 16, 16), torch.tensor([t])), "t reaches from", "0 to 999")
+
+
+def test_what_is_decoded_was_encoded(digits):
+    one_sentence(lambda: digits.decode(PLAIN), "encoded is ndarray", "encode(...)")
 
 
 PLAIN = np.zeros((2, 16, 16, 3), np.uint8)

@@ -101,7 +101,7 @@ def find(path, peek, name="", vae=""):
     """
     if is_held(path):
         return _HELD[path]
-    family = _family(path, peek, name) if path and name != OWN else None
+    family = family_at(path, peek, name)
     if family is not None:
         folder = files.is_folder(path)
         if folder != (family is FAMILIES["diffusers"]):
@@ -112,8 +112,11 @@ def find(path, peek, name="", vae=""):
     return None
 
 
-def _family(path, peek, name):
-    if path.endswith((".pkl", ".pickle")):
+def family_at(path, peek, name=""):
+    """The Family of what lies at a path, None for a network of this project; as `find`."""
+    if not path or name == OWN:
+        return None
+    if path.endswith((".pkl", ".pickle")) and files.exists(path):
         to = path.rpartition(".")[0] + ".pt"
         raise UserError(
             f"--model_path {path} is a pickle, which runs code as it is read; where you trust it, this makes a file of "

@@ -23,7 +23,7 @@ from torch import nn
 from .. import files
 from ..errors import UserError
 from ..schedule import get_named_beta_schedule, rescale_zero_terminal_snr
-from .family import PIXELS, Adapter, Family, Found, extra
+from .family import PIXELS, Adapter, Family, Found, extra, pretrained
 
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 # the class that facebook's DiT was saved as, before it was split
@@ -47,7 +47,9 @@ def find(path, vae="", state=None):
     """
     try:
         return _find(path, vae)
-    except (KeyError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"--model_path {path} has a config that is not of diffusers: {error}") from error
 
 
@@ -144,13 +146,15 @@ def pixels_or_latents(path, shape, vae):
             )
         return None, {"image_size": shape[1], "image_channels": shape[0]}
     config = _config(vae, "--vae")
-    kind = config.get("_class_name")
+    kind, factor = config.get("_class_name"), config.get("scaling_factor", 1.0)
     if kind not in AUTOENCODERS:
         raise UserError(f"--vae {vae} is {kind or 'no model of diffusers'}; expected {' or '.join(AUTOENCODERS)}")
     if config.get("latent_channels") != shape[0]:
         raise UserError(
             f"--vae {vae} has latents of {config.get('latent_channels')} channels; --model_path denoises {shape[0]}"
         )
+    if not isinstance(factor, (int, float)) or not 0 < factor < float("inf"):
+        raise UserError(f"--vae {vae}: scaling_factor is {factor}; expected a number above 0")
     scale = 2 ** (len(config.get("block_out_channels", [0])) - 1)
     images = {"image_size": shape[1] * scale, "image_channels": config.get("out_channels", 3)}
     return lambda: Autoencoder(_load(kind, vae)), images
@@ -258,6 +262,8 @@ def _scheduled(folder):
 def betas_of(config, path):
     """Betas [T] (float64) of a scheduler's config, before they are rescaled to zero terminal SNR."""
     steps, name = config["num_train_timesteps"], config["beta_schedule"]
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"{path}: num_train_timesteps is {steps}; expected a number of at least 1")
     if config.get("trained_betas") is not None:
         return np.asarray(config["trained_betas"], dtype=np.float64)
     if name == "linear":
@@ -279,7 +285,5 @@ def _is(betas, name):
 def _load(kind, folder):
     """A model of diffusers with its weights, in float32."""
     diffusers = extra("diffusers", f"--model_path, with its {kind},")
-    try:
-        return getattr(diffusers, kind).from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be loaded as {kind}: {str(error).strip().splitlines()[0]}") from error
+    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    return pretrained(getattr(diffusers, kind), folder, folder, **options)

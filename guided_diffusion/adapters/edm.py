@@ -18,7 +18,10 @@ by rho = 7, where T is the least from 1000 on with EDM's own grid of N steps amo
 of table 1: EDM's own, which every published edm-*.pkl has, and those of VP and VE.
 """
 
+import copy
+import inspect
 import math
+import operator
 import re
 from functools import partial
 
@@ -178,10 +181,19 @@ class InVariables(Adapter):
         alpha_bar = self.schedule.alpha_bar(t)
         sigma = (1 / alpha_bar - 1).sqrt().to(x.dtype)
         x0 = self.denoise(per_sample(alpha_bar.rsqrt(), x) * x, sigma, *(() if y is None else (y,)))
-        if not isinstance(x0, torch.Tensor) or x0.shape != x.shape:
-            said = f"{type(x0).__name__} {list(getattr(x0, 'shape', ()))}"
-            raise UserError(f"a denoiser D(x, sigma) returns a {said}; expected a tensor {list(x.shape)}, as its x is")
-        return x0
+        real = isinstance(x0, torch.Tensor) and x0.is_floating_point()
+        if not real or (x0.shape, x0.device) != (x.shape, x.device):
+            said = f"{x0.dtype} {list(x0.shape)} on {x0.device}" if isinstance(x0, torch.Tensor) else type(x0).__name__
+            expected = f"a tensor of real numbers {list(x.shape)} on {x.device}"
+            raise UserError(f"a denoiser D(x, sigma) returns {said}; expected {expected}, as its x is")
+        return x0.to(x.dtype)
+
+    def timed(self, schedule):
+        """The same network, to be asked at the timesteps of another NoiseSchedule."""
+        made = copy.copy(self)
+        made.schedule = schedule
+        made.__dict__.pop("forward", None)  # which torch.compile made of this one
+        return made
 
 
 def of_sigma(denoise, schedule):
@@ -220,7 +232,7 @@ def arguments(state):
     resolution = int(re.match(r"enc\.(\d+)x", first)[1])
     kind = DhariwalUNet if "out_conv.weight" in state else SongUNet
     blocks = {}  # {resolution: output channels of its blocks on the way down}
-    for key in state:
+    for key in sorted(state, key=_largest_first):  # files of safetensors have other orders
         if match := re.fullmatch(r"enc\.(\d+)x\d+_block\d+\.conv1\.weight", key):
             blocks.setdefault(int(match[1]), []).append(len(state[key]))
     noise, fourier = state["map_layer0.weight"].shape[1], "map_noise.freqs" in state
@@ -249,6 +261,12 @@ def arguments(state):
         "decoder_type": "skip" if any("aux_up" in key for key in state) else "standard",
         "resample_filter": taps,
     }
+
+
+def _largest_first(key):
+    """Orders names of tensors of the way down as it goes, by resolution and block."""
+    found = re.match(r"enc\.(\d+)x\d+_block(\d+)", key)
+    return (-int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def find(path, vae, state, preconditioning=EDMPreconditioning):
@@ -283,10 +301,12 @@ def of_object(denoise, given):
     told rows [N, label_dim], and rows of zeros for no class), `sigma_min` and `sigma_max`.
 
     :param given: {flag: value}: image_size, and image_channels and num_classes, of one that does not say so.
-    :raises UserError: if nothing says image_size.
+    :raises UserError: if nothing says image_size, and for an object that is none or says what cannot be.
     """
+    if isinstance(denoise, type):
+        raise UserError(f"the denoiser is the class {denoise.__name__}; expected an object of it")
     theirs = {"image_size": "img_resolution", "image_channels": "img_channels", "num_classes": "label_dim"}
-    shown = {name: int(getattr(denoise, says)) for name, says in theirs.items() if hasattr(denoise, says)}
+    shown = {name: _whole(denoise, says) for name, says in theirs.items() if hasattr(denoise, says)}
     told = Labelled(denoise) if shown.get("num_classes") else denoise
     known = {"image_channels": 3, **{name: given[name] for name in theirs if name in given}, **shown}
     if "image_size" not in known:
@@ -294,14 +314,58 @@ def of_object(denoise, given):
     known["class_cond"] = known.get("num_classes", 0) > 0
     if not known["class_cond"]:
         known.pop("num_classes", None)
-    largest, smallest = EDMPreconditioning.ends
-    largest = min(largest, float(getattr(denoise, "sigma_max", largest)))
-    smallest = max(smallest, float(getattr(denoise, "sigma_min", smallest)))
+    _expect_callable(denoise, known["class_cond"])
+    ends = _ends_of(denoise)
 
     def make(parsed, state):
         return told
 
-    return _in_variables("a denoiser of this program", known, {}, (largest, smallest), make)
+    return _in_variables("a denoiser of this program", known, {}, ends, make)
+
+
+def _whole(denoise, says):
+    """A number that a denoiser says of itself."""
+    value, least = getattr(denoise, says), 0 if says == "label_dim" else 1
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = least - 1
+    if found < least:
+        raise UserError(f"the denoiser's {says} is {value!r}; expected a whole number of at least {least}")
+    return found
+
+
+def _ends_of(denoise):
+    """The largest and the smallest sigma that a denoiser is asked for."""
+    largest, smallest = EDMPreconditioning.ends
+    most, least = getattr(denoise, "sigma_max", largest), getattr(denoise, "sigma_min", smallest)
+    try:
+        ends = min(largest, float(most)), max(smallest, float(least))
+    except (TypeError, ValueError):
+        ends = (0.0, 0.0)
+    if not (ends[0] > ends[1] and most > least >= 0):
+        raise UserError(
+            f"the denoiser's sigma_min and sigma_max are {least!r} and {most!r}; expected numbers, the first below the "
+            f"second and below {largest:g}, the second above {smallest:g}"
+        )
+    return ends
+
+
+def _expect_callable(denoise, classes):
+    """Validate that a denoiser can be asked."""
+    asked, expected = (3, "D(x, sigma, labels)") if classes else (2, "D(x, sigma)")
+    try:
+        signature = inspect.signature(denoise.forward if isinstance(denoise, nn.Module) else denoise)
+    except ValueError:  # of a builtin
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(*[None] * asked)
+        except TypeError:
+            raise UserError(f"the denoiser takes {signature}; expected {expected}") from None
+    weights = denoise.parameters() if isinstance(denoise, nn.Module) else ()
+    if wrong := next((p.dtype for p in weights if p.is_floating_point() and p.dtype != torch.float32), None):
+        raise UserError(f"the denoiser has weights in {wrong}; expected torch.float32, as denoise.float() makes them")
 
 
 def find_consistency(path, vae, state):
@@ -384,7 +448,11 @@ def _is_consistency(state):
 
 FAMILIES = {
     "edm": Family("a SongUNet or DhariwalUNet of EDM, in its own preconditioning", find, _is_edm),
-    "edm_vp": Family("the same, preconditioned as VP", partial(find, preconditioning=VPPreconditioning)),
-    "edm_ve": Family("the same, preconditioned as VE", partial(find, preconditioning=VEPreconditioning)),
+    "edm_vp": Family(
+        "a SongUNet or DhariwalUNet of EDM, preconditioned as VP", partial(find, preconditioning=VPPreconditioning)
+    ),
+    "edm_ve": Family(
+        "a SongUNet or DhariwalUNet of EDM, preconditioned as VE", partial(find, preconditioning=VEPreconditioning)
+    ),
     "consistency": Family("a diffusion network of consistency_models", find_consistency, _is_consistency),
 }

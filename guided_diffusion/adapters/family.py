@@ -117,6 +117,30 @@ def load(model, state, path):
         raise UserError(f"--model_path {path} is not what its keys promise: {reason[0].strip()}") from error
 
 
+def pretrained(cls, folder, what, **options):
+    """A model that diffusers or transformers saved, with all its weights, in float32.
+
+    :param cls: its class there.
+    :param what: names the folder, for errors.
+    :raises UserError: if the folder is damaged, lacks weights, or has some that are not finite numbers.
+    """
+    try:
+        model, found = cls.from_pretrained(folder, output_loading_info=True, **options)
+    except Exception as error:  # readers of damaged folders end in any way there is
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{what} cannot be loaded as {cls.__name__}: {reason[0]}") from error
+    lacking = sorted(str(key[0] if isinstance(key, tuple) else key) for key in _lacking(found))
+    if lacking:
+        raise UserError(f"{what} lacks {len(lacking)} of the weights of a {cls.__name__}, such as {lacking[0]}")
+    if bad := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise UserError(f"{what} has weights that are not finite numbers ({bad[0]} for one)")
+    return model
+
+
+def _lacking(found):
+    return [*found["missing_keys"], *found.get("mismatched_keys", ())]
+
+
 def extra(package, what):
     """An installed package that this project does without elsewhere.
 

@@ -112,6 +112,8 @@ def _create(found, parsed, path):
     """The network of an adapters.Found, on this rank's device in eval mode."""
     key = parsed.values().get("checkpoint_key", "")
     whole = files.is_folder(path) or adapters.is_held(path)
+    if key and whole:
+        raise UserError(f"--checkpoint_key {key} is of a file, and {path} is a folder; leave it out")
     network = found.create(parsed, None if whole else take(path, key=key))
     network.convert_to(parsed[UNetFlags].dtype)
     return network.to(dist_util.dev()).eval()
@@ -209,10 +211,22 @@ def of_others(parsed):
     return _others_at(source.model_path, source.network, source.vae, key=source.checkpoint_key)
 
 
+def family_of(parsed):
+    """The adapters.Family of what lies at --model_path, None for a network of this project."""
+    source = parsed[CheckpointFlags]
+    path, name = source.model_path, _family_name(source.model_path, source.network)
+    return adapters.family_at(path, partial(peek, key=source.checkpoint_key), name)
+
+
 def _others_at(path, family="", vae="", flag="model_path", key=""):
     """The adapters.Found at a path, None for a network of this project, as flags beside it show."""
-    own = path and not family and files.exists(sidecar_path(path))
-    return adapters.find(path, partial(peek, flag=flag, key=key), adapters.OWN if own else family, vae)
+    return adapters.find(path, partial(peek, flag=flag, key=key), _family_name(path, family), vae)
+
+
+def _family_name(path, given):
+    """The name of a family that was given, or that of this project where flags lie beside a file."""
+    own = path and not given and files.exists(sidecar_path(path))
+    return adapters.OWN if own else given
 
 
 def _network(parsed):

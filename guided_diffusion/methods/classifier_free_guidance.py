@@ -130,6 +130,8 @@ class FreeGuidedDenoiser:
         self.channels = channels
 
     def __call__(self, x, t, cond):
+        if self.channels and self.channels > x.shape[1]:
+            raise UserError(f"--guidance_channels is {self.channels}; expected at most the {x.shape[1]} that x has")
         left_out = _left_out(cond, self.scale)
         guided = self.guided(self.process.schedule.alpha_bar(t))
         if guided is False:

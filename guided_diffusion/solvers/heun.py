@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 
+from ..errors import UserError
 from ..flags import at_least, flag
 from ..scalars import at_least_zero, combined, everywhere, log, ratio, shared, sqrt, where
 from .step import Solver, Step, chosen, is_plain, transfer
@@ -41,6 +42,8 @@ class Heun(Solver):
     }
 
     def __init__(self, schedule, grid=(), S_churn=0.0, S_min=0.0, S_max=0.0, S_noise=1.0):
+        if S_max and S_min > S_max:
+            raise UserError(f"--S_min {S_min:g} is above --S_max {S_max:g}; expected it below, or no --S_max")
         self.schedule = schedule
         self.gamma = min(S_churn / max(len(grid), 1), math.sqrt(2) - 1)
         self.low, self.high = S_min, S_max or math.inf

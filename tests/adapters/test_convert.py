@@ -11,6 +11,7 @@ import tiny_models
 import torch
 
 from guided_diffusion import checkpoints
+from guided_diffusion.adapters import dit, edm_networks
 from guided_diffusion.networks import UNetFlags
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -182,5 +183,19 @@ def test_networks_that_are_no_adm_are_refused(tmp_path, capsys):
     assert "ADM expresses no other" in refused(capsys, "--model_path", path, "--to", "adm", *out)
     assert "expected --to adm" in refused(capsys, "--model_path", path, "--to", "safetensors", *out)
     assert "not both given" in refused(capsys, "--model_path", path, *out)
+    for made, model in (
+        ("edm", edm_networks.SongUNet(8, 3, 3, model_channels=16)),
+        ("dit", dit.DiT(8, 2, 4, 384, 1, 6, num_classes=5)),
+    ):
+        torch.save(model.state_dict(), tmp_path / f"{made}.pt")
+        for to in ("adm", "diffusers"):
+            said = refused(capsys, "--model_path", tmp_path / f"{made}.pt", "--to", to, *out)
+            assert f"no network of ADM, which alone --to {to} takes" in said and "--vae" not in said
+    other = ["--num_channels", 64, "--to", "safetensors", *out]
+    assert "--num_channels is 64" in refused(capsys, "--model_path", MODELS / "digits16.pt", *other)
+    (tmp_path / "net.pkl").write_bytes(b"x")
+    assert "python -c" in refused(capsys, "--model_path", tmp_path / "net.pkl", "--to", "safetensors", *out)
+    assert "not exist" in refused(capsys, "--model_path", tmp_path / "absent.pkl", "--to", "safetensors", *out)
+    assert not list((tmp_path / "out").glob("model*"))
     classifier = MODELS / "digits16_classifier.pt"
     assert "a classifier" in refused(capsys, "--model_path", classifier, "--to", "diffusers", *out)

@@ -1,6 +1,8 @@
 """Networks of diffusers, saved to disk and opened here: the images of its own pipelines, from the same noise."""
 
 import json
+import math
+import re
 import shutil
 import sys
 
@@ -249,6 +251,12 @@ def test_latents_without_a_decoder_need_one(tmp_path):
     tiny_models.kl(8).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="--vae"):
         opened(str(tmp_path / "dit"))
+    for factor in (0, None, "one"):
+        file = tmp_path / "scaled" / "config.json"
+        tiny_models.kl().save_pretrained(file.parent)
+        file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": factor}))
+        with pytest.raises(UserError, match=f"scaling_factor is {factor}; expected a number above 0"):
+            opened(str(tmp_path / "dit"), "--vae", file.parent)
     with pytest.raises(UserError, match="8 channels; .* denoises 4"):
         opened(str(tmp_path / "dit"), "--vae", tmp_path / "other")
     with pytest.raises(UserError, match="expected AutoencoderKL or VQModel"):
@@ -269,6 +277,7 @@ def test_latents_without_a_decoder_need_one(tmp_path):
         (["--image_size", 16], "--image_size is 16; .* has 8"),
         (["--learn_sigma", True], "--learn_sigma is True; .* has False"),
         (["--vae", "x"], "x has no config.json"),
+        (["--checkpoint_key", "ema"], "--checkpoint_key ema is of a file, and .* is a folder"),
         (["--override", True, "--prediction", "v"], "--override True has no meaning for .*UNet2DModel"),
     ],
 )
@@ -287,6 +296,9 @@ def test_flags_that_contradict_are_refused(tmp_path, flags, sentence):
         ("scheduler", {"clip_sample": True, "clip_sample_range": 2.0}, "clip_sample_range is 2.0; expected 1"),
         ("scheduler", {"thresholding": True}, "dynamic thresholding"),
         ("scheduler", {"beta_schedule": None}, "FlowMatch.*, which has no betas"),
+        ("scheduler", {"num_train_timesteps": -5}, "num_train_timesteps is -5; expected a number of at least 1"),
+        ("scheduler", {"trained_betas": [0.1, "a"]}, "a config that is not of diffusers"),
+        ("unet", {"time_embedding_type": "other"}, "cannot be loaded as UNet2DModel"),
         ("unet", {"class_embed_type": "timestep"}, "class_embed_type timestep"),
         ("unet", {"sample_size": None}, "sample_size of UNet2DModel is None"),
         ("model_index", {"text_encoder": ["transformers", "CLIPTextModel"]}, "pipeline with CLIPTextModel; expected"),
@@ -443,6 +455,27 @@ def test_a_pipeline_of_one_folder(tmp_path):
     x, t = torch.randn(1, 3, 8, 8), torch.tensor([5])
     with torch.no_grad():
         torch.testing.assert_close(network(x, t), unet(x, t).sample)
+
+
+@pytest.mark.parametrize("change", [None, math.nan])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_that_lack_some_are_refused(tmp_path, part, change):
+    """And none is drawn in their place."""
+    from safetensors.torch import load_file, save_file
+
+    parts = {"unet": tiny_models.unet(4), "scheduler": tiny_models.scheduler(schedule="scaled_linear")}
+    path = tiny_models.save(tmp_path, "LDMPipeline", vqvae=tiny_models.kl(), **parts)
+    file = tmp_path / {"unet": "unet", "vae": "vqvae"}[part] / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    name = sorted(state)[len(state) // 2]
+    state = {k: v for k, v in state.items() if k != name} | ({} if change is None else {name: state[name] * change})
+    save_file(state, file)
+    lacks = "lacks 1 of the weights of a .*, such as" if change is None else "weights that are not finite numbers"
+    with pytest.raises(UserError, match=lacks + rf".*{re.escape(name)}|{lacks} \({re.escape(name)}"):
+        opened(path)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match="cannot be loaded as"):
+        opened(path)
 
 
 @pytest.mark.parametrize("part", ["unet", "scheduler"])

@@ -6,6 +6,7 @@ import math
 import foreign
 import numpy as np
 import pytest
+import script_runs
 import torch
 
 import guided_diffusion as gd
@@ -238,6 +239,17 @@ def test_an_object_is_measured_tuned_and_inverted(tmp_path):
         gd.exposure_bias(model, tmp_path / "real.npz", steps=3, num_samples=8, out_dir=tmp_path / "out")
 
 
+def saying(**says):
+    """The Gaussian's denoiser, which says this of itself."""
+
+    def denoise(x, sigma, labels=None):
+        return gaussian(x, sigma)
+
+    for name, value in says.items():
+        setattr(denoise, name, value)
+    return denoise
+
+
 @pytest.mark.parametrize(
     "denoise, given, sentence",
     [
@@ -250,15 +262,49 @@ def test_an_object_is_measured_tuned_and_inverted(tmp_path):
         (
             lambda x, sigma: x[:, :1],
             {"image_size": 4},
-            r"returns a Tensor \[2, 1, 4, 4\]; expected a tensor \[2, 3, 4, 4\]",
+            r"float32 \[2, 1, 4, 4\] on cpu; expected a tensor of real numbers \[2, 3, 4, 4\] on cpu",
         ),
-        (lambda x, sigma: None, {"image_size": 4}, r"returns a NoneType \[\]; expected a tensor \[2, 3, 4, 4\]"),
+        (lambda x, sigma: None, {"image_size": 4}, "returns NoneType; expected a tensor"),
+        (lambda x, sigma: x.long(), {"image_size": 4}, "returns torch.int64 .*; expected a tensor of real numbers"),
+        (lambda x, sigma: x + 1j, {"image_size": 4}, "returns torch.complex64 .*; expected a tensor of real numbers"),
+        (lambda x, sigma: x.to("meta"), {"image_size": 4}, "on meta; expected a tensor .* on cpu"),
+        (lambda x: x, {"image_size": 4}, r"takes \(x\); expected D\(x, sigma\)"),
+        (lambda x, sigma: x, {"image_size": 4, "num_classes": 3}, r"expected D\(x, sigma, labels\)"),
+        (torch.nn.Bilinear(4, 4, 4).double(), {"image_size": 4}, "weights in torch.float64; expected torch.float32"),
+        (torch.nn.Identity, {"image_size": 4}, "is the class Identity; expected an object of it"),
+        (saying(img_resolution=(8, 8)), {}, r"img_resolution is \(8, 8\); expected a whole number of at least 1"),
+        (saying(label_dim=-3), {"image_size": 4}, "label_dim is -3; expected a whole number of at least 0"),
+        (saying(label_dim=2.5), {"image_size": 4}, "label_dim is 2.5; expected a whole number"),
+        (saying(img_channels=None), {"image_size": 4}, "img_channels is None; expected a whole number"),
+        (saying(img_resolution=8), {"image_size": 4}, "--image_size is 4; .* has 8"),
+        (saying(sigma_min="x"), {"image_size": 4}, "sigma_min and sigma_max are 'x' and 80.0; expected numbers"),
+        (saying(sigma_max=math.nan), {"image_size": 4}, "sigma_min and sigma_max are 0.002 and nan; expected numbers"),
+        (saying(sigma_min=3, sigma_max=2), {"image_size": 4}, "sigma_min and sigma_max are 3 and 2; expected numbers"),
         (lambda x, sigma: x * math.nan, {"image_size": 4}, "image 0 is not of finite numbers"),
     ],
 )
 def test_an_object_that_cannot_be_asked_is_refused(denoise, given, sentence):
     with pytest.raises(UserError, match=sentence):
         gd.load(denoise, **given).sample(2, steps=2, progress=False)
+
+
+@pytest.mark.parametrize("of_file", [False, True])
+def test_a_denoiser_stays_what_it_was(tmp_path, of_file):
+    """Other numbers of steps have other schedules, which change neither it nor the model."""
+    model = (
+        gd.load(saved(tmp_path / "net.pt", random_unet(SongUNet, label_dim=0)))
+        if of_file
+        else gd.load(gaussian, image_size=8)
+    )
+    network, flags, denoise = model.network, model.flags, model.denoiser(steps=18)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([700])
+    with torch.no_grad():
+        before = denoise(x, t)
+        model.sample(1, steps=30, progress=False)
+        assert model.network is network and model.flags == flags
+        assert torch.equal(denoise(x, t).x0, before.x0)
+        level = 1 / (1 + model.denoiser(steps=30)(x, t).alpha_bar)
+    assert not torch.equal(level, 1 / (1 + before.alpha_bar))
 
 
 def test_objects_are_held_as_long_as_their_models():
@@ -280,7 +326,7 @@ def saved(path, model, prefix=""):
 
 def random_unet(kind, **args):
     torch.manual_seed(0)
-    model = kind(img_resolution=8, in_channels=3, out_channels=3, **{**TINY, **args})
+    model = kind(**{"img_resolution": 8, "in_channels": 3, "out_channels": 3, **TINY, **args})
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
@@ -321,6 +367,28 @@ def test_a_file_of_its_weights_opens_by_its_keys(tmp_path, kind, args, prefix, n
     with torch.no_grad():
         found = adapter(x, t, y=y) if model.label_dim else adapter(x, t)
         torch.testing.assert_close(found, expected((x.double() / level.sqrt()).float(), sigma, y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind, args",
+    [
+        (SongUNet, {"img_resolution": 16, "channel_mult": [1, 2, 2], "num_blocks": 2}),
+        (SongUNet, {**NCSNPP, "channel_mult_noise": 2, "num_blocks": 11, "channel_mult": [2, 1]}),
+        (SongUNet, {"encoder_type": "skip", "decoder_type": "skip"}),
+        (DhariwalUNet, {"img_resolution": 16, "model_channels": 32, "channel_mult": [1, 2, 3]}),
+    ],
+)
+def test_safetensors_open_whatever_the_order_of_their_keys(tmp_path, kind, args):
+    model = random_unet(kind, **args)
+    path = saved(tmp_path / "net.pt", model)
+    script_runs.run("convert", "--model_path", path, "--to", "safetensors", "--out_dir", tmp_path / "there")
+    safe = tmp_path / "there" / "model.safetensors"
+    state = checkpoints.take(str(safe))
+    assert list(state) != list(model.state_dict())
+    one, other = opened(path)[1], opened(safe)[1]
+    x, t, y = torch.randn(2, 3, *one.shape[1:]), torch.tensor([0, 700]), torch.tensor([2, -1])
+    with torch.no_grad():
+        assert torch.equal(one(x, t, y=y), other(x, t, y=y))
 
 
 def test_steps_and_levels_of_a_command_line(tmp_path):

@@ -1,12 +1,14 @@
 """--features dinov2:PATH and clip:PATH against transformers' own, and CMMD against the formula of its paper."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import script_runs
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from evaluations.cmmd import cmmd
 from evaluations.features import FeatureFlags
@@ -66,6 +68,41 @@ def test_a_folder_of_another_model_is_refused(folders, tmp_path, name, other):
         FeatureFlags(features=f"{name}:{folders[other]}").create()
     with pytest.raises(UserError, match="is no folder that transformers saved"):
         FeatureFlags(features=f"{name}:{tmp_path}").create()
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_weights_that_lack_some_are_refused(folders, tmp_path, name):
+    """And none is drawn in their place."""
+    shutil.copytree(folders[name], tmp_path / "lacking")
+    file = tmp_path / "lacking" / "model.safetensors"
+    state = load_file(file)
+    del state[next(key for key in state if "layernorm" in key or "norm1" in key or "layer_norm1" in key)]
+    save_file(state, file)
+    with pytest.raises(UserError, match="lacks 1 of the weights of a"):
+        FeatureFlags(features=f"{name}:{tmp_path / 'lacking'}").create()
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"--features {name}:.* cannot be loaded as"):
+        FeatureFlags(features=f"{name}:{tmp_path / 'lacking'}").create()
+
+
+def test_clip_without_its_projection_is_refused(folders, tmp_path):
+    transformers.CLIPVisionModelWithProjection.from_pretrained(folders["clip"]).vision_model.save_pretrained(tmp_path)
+    shutil.copy(f"{folders['clip']}/config.json", tmp_path)
+    with pytest.raises(UserError, match="lacks .* of the weights of a CLIPVisionModelWithProjection"):
+        FeatureFlags(features=f"clip:{tmp_path}").create()
+
+
+def test_code_in_a_folder_is_not_run(folders, tmp_path, monkeypatch):
+    """Nor is anybody asked whether it may."""
+    shutil.copytree(folders["dinov2"], tmp_path / "evil")
+    (tmp_path / "evil" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((tmp_path / "evil" / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("somebody is asked"))
+    with pytest.raises(UserError, match="is no folder that transformers saved"):
+        FeatureFlags(features=f"dinov2:{tmp_path / 'evil'}").create()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_grey_images_and_facts(folders):

@@ -40,7 +40,8 @@ def load_checkpoint(path, map_location="cpu"):
         raise UserError(f"checkpoint {path} does not exist") from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values"
+            f"checkpoint {path} was refused: {_culprit(error)}, expected only tensors and plain values, such as the "
+            "state_dict() of a network; where you trust it, torch.load(..., weights_only=False) has that"
         ) from error
     except OSError as error:
         # torch seeks before the start of a file that is too short

@@ -11,7 +11,6 @@ scaling.csv and scaling.png.
 
 import argparse
 import csv
-import json
 import os
 import statistics
 import subprocess
@@ -75,7 +74,7 @@ def run_point(style, batch, steps, size):
     began = time.process_time()
     for _ in diffusion.sample_records(solver, denoise, x):
         pass
-    print(json.dumps([(time.process_time() - began) / batch, high_water() - before]))
+    print((time.process_time() - began) / batch, high_water() - before)
 
 
 def measured(point, rounds):
@@ -83,8 +82,9 @@ def measured(point, rounds):
     found = {style: [] for style in STYLES}
     for i in range(rounds):
         for style in STYLES[:: 1 if i % 2 else -1]:
-            command = [sys.executable, __file__, "--point", json.dumps([style, *point])]
-            found[style].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+            command = [sys.executable, __file__, "--point", style, *map(str, point)]
+            said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            found[style].append(tuple(map(float, said.split())))
     return {style: tuple(map(statistics.median, zip(*values))) for style, values in found.items()}
 
 
@@ -141,10 +141,10 @@ def main():
     parser.add_argument("--sweeps", default=",".join([*SWEEPS, "ranks"]))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out_dir", default=str(Path(__file__).parent))
-    parser.add_argument("--point", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
-        run_point(*json.loads(arguments.point))
+        run_point(arguments.point[0], *map(int, arguments.point[1:]))
         return
     print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))

@@ -57,7 +57,11 @@ def partition(args):
     """{name of a picture: its split}."""
     if not args.partition:
         raise UserError(f"--split {args.split} needs --partition, the file list_eval_partition.txt of CelebA")
-    lines = [line.split() for line in files.read_text(args.partition).splitlines() if line.strip()]
+    try:
+        text = files.read_text(args.partition)
+    except UnicodeDecodeError as error:
+        raise UserError(f"--partition {args.partition} is no text in UTF-8 ({error})") from error
+    lines = [line.split() for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
         if len(line) != 2 or line[1] not in ("0", "1", "2"):
             raise UserError(f"--partition {args.partition}: line {number} is no picture with 0, 1 or 2 behind it")

@@ -122,7 +122,7 @@ def _opened(data_dir, name):
             raise UserError(f"--data_dir {data_dir} has no {name}, expected the files of {FOLDER}")
         return files.open_read(found[0])
     try:
-        with tarfile.open(data_dir) as archive:
+        with files.open_read(data_dir) as file, tarfile.open(fileobj=file) as archive:
             return io.BytesIO(archive.extractfile(f"{FOLDER}/{name}").read())
     except KeyError:
         raise UserError(f"--data_dir {data_dir} has no {FOLDER}/{name}, expected cifar-10-python.tar.gz") from None

@@ -24,6 +24,7 @@ def make(args):
         "train": slice(None, -HELD_OUT),
         "heldout": slice(-HELD_OUT, None),
     }[args.split]
+    writer.expect_memory(len(data.images[part]), args.image_size)
     images = [enlarge(digit, args.image_size) for digit in data.images[part]]
     return np.stack(images), data.target[part]
 

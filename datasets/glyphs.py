@@ -10,6 +10,7 @@ one before them are passed by. Colour bitmaps (CBDT, sbix) and layers (COLR) nee
 """
 
 import itertools
+import os
 import re
 import sys
 
@@ -79,6 +80,7 @@ def make(args):
             f"--font {' '.join(args.font)} has no glyph of any class; --classes chooses others: {EXPECTED}"
         )
 
+    writer.expect_memory(args.variations * sum(map(len, glyphs.values())), args.image_size)
     side = max(max(glyph.size) for found in glyphs.values() for glyph in found)
     images, labels = [], []
     for label, name in enumerate(sorted(glyphs)):  # in the order of the names, as a folder of the files is read
@@ -146,6 +148,8 @@ def open_font(path):
 
     :raises ValueError: if it is none.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"--font {path} is no regular file, expected a font file that FreeType reads")
     reasons = set()
     for pixels in range(SCALABLE, 7, -1):  # a font of bitmaps has its own sizes alone
         try:

@@ -27,8 +27,11 @@ EXPECTED = "expected a folder that save_to_disk of Hugging Face's datasets made"
 def open_source(args):
     """The Source of a split in its order."""
     folder = folder_of(args.data_dir, args.split)
-    features = _json(folder, "dataset_info.json")["features"]
-    shards = [os.path.join(folder, shard["filename"]) for shard in _json(folder, "state.json")["_data_files"]]
+    try:
+        features = dict(_json(folder, "dataset_info.json")["features"])
+        shards = [os.path.join(folder, shard["filename"]) for shard in _json(folder, "state.json")["_data_files"]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"--data_dir {folder} has a dataset_info.json or state.json of others; {EXPECTED}") from error
     image = column(features, "Image", args.image_column, "image_column")
     label = column(features, "ClassLabel", args.label_column, "label_column")
     if image is None:
@@ -73,7 +76,10 @@ def open_source(args):
 def folder_of(data_dir, split):
     """The folder of a split, or of a data set without splits."""
     if os.path.exists(os.path.join(data_dir, "dataset_dict.json")):
-        splits = _json(data_dir, "dataset_dict.json")["splits"]
+        found = _json(data_dir, "dataset_dict.json")
+        splits = found.get("splits") if isinstance(found, dict) else None
+        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+            raise UserError(f"--data_dir {data_dir} has a dataset_dict.json of others; {EXPECTED}")
         if split not in splits:
             raise UserError(f"--split is {split or 'not given'}, expected one of {', '.join(splits)}")
         return os.path.join(data_dir, split)

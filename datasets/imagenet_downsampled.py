@@ -11,7 +11,6 @@ download, names the classes by their ids, and training then numbers them as thos
 import os
 import re
 import zipfile
-import zlib
 
 import numpy as np
 import sources
@@ -50,7 +49,7 @@ def labels_of(path, size):
     with _opened(path) as archive:
         (shape, dtype), (count, kind) = (_header(archive, name)[:2] for name in ("data", "labels"))
         if dtype != np.uint8 or len(shape) != 2 or shape[1] != 3 * size * size:
-            side = round((shape[-1] / 3) ** 0.5)
+            side = round((shape[-1] / 3) ** 0.5) if shape else 0
             raise UserError(
                 f"--data_dir: {path} holds {dtype} {list(shape)}, expected uint8 [n, {3 * size * size}] for "
                 f"--image_size {size}{f'; it is of {side} pixels' if shape[1:] == (3 * side * side,) else ''}"
@@ -97,7 +96,8 @@ class _opened:
 
     def __enter__(self):
         try:
-            self.archive = zipfile.ZipFile(self.path)
+            self.file = files.open_read(self.path)
+            self.archive = zipfile.ZipFile(self.file)
         except FileNotFoundError:
             raise UserError(f"--data_dir: {self.path} is not there, expected it beside the other batches") from None
         except (OSError, zipfile.BadZipFile) as error:
@@ -106,9 +106,10 @@ class _opened:
 
     def __exit__(self, kind, error, _):
         self.archive.close()
+        self.file.close()
         if isinstance(error, UserError):
             return
-        if isinstance(error, (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)):
+        if isinstance(error, (OSError, EOFError, LookupError, *files.NPZ_DAMAGE)):
             raise UserError(f"--data_dir: {self.path} is no batch of ImageNet, or damaged ({error})") from error
 
 

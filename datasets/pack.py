@@ -11,6 +11,7 @@ these become the same array again, in the order of the numbers that their names 
 
 import os
 import re
+import sys
 import time
 
 import numpy as np
@@ -20,8 +21,9 @@ from guided_diffusion import files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import whole
 from guided_diffusion.image_arrays import read_arrays
+from guided_diffusion.image_labels import expect_labels
 from guided_diffusion.image_stream import Images
-from guided_diffusion.images import save_pngs
+from guided_diffusion.images import names_of_pngs, save_pngs
 
 BATCH = 256
 
@@ -29,7 +31,11 @@ BATCH = 256
 def unpack(args):
     """Write each image of an .npz as a PNG into `<out_dir>`; returns the line that says so."""
     images, labels, names = read_arrays(args.data_dir)
+    if labels is not None:
+        expect_labels(labels, len(images), f"--data_dir {args.data_dir}")
+    files.make_folder(args.out_dir)
     files.remove_unfinished(args.out_dir, time.time())
+    writer.refuse_others(args.out_dir, names_of_pngs(len(images), labels, names), images.shape[1:3])
     save_pngs(args.out_dir, images, labels, names)
     return f"wrote {len(images):,} images of {images.shape[1]}x{images.shape[2]} to {os.path.abspath(args.out_dir)}"
 
@@ -50,8 +56,9 @@ def pack(args):
         print(f"{args.data_dir}: {remark}")
     order = range(len(data)) if isinstance(data.images, np.ndarray) else numbered(data.images)
     path = os.path.abspath(args.out_dir) + ".npz"
-    if os.path.exists(path) and os.path.samefile(path, args.data_dir):
+    if files.is_same(path, args.data_dir):
         raise UserError(f"--out_dir {args.out_dir} would replace --data_dir {args.data_dir}, expected another")
+    writer.refuse_another(path, (args.image_size, args.image_size, args.image_channels))
     members = {
         "arr_0": (np.dtype(np.uint8), (len(data), *[args.image_size] * 2, args.image_channels), parts(data, order))
     }
@@ -84,6 +91,8 @@ def main(argv=None):
     parser.add_argument("--skip_bad", action="store_true", help="replace unreadable images, and count them")
     parser.add_argument("--png", action="store_true", help="write the images of an .npz as PNG files")
     args = parser.parse_args(argv)
+    if args.png and any(word.startswith("--image_size") for word in argv or sys.argv[1:]):
+        parser.error("--image_size has no meaning with --png, which writes images as they are; leave it out")
     writer.say(unpack if args.png else pack, args)
 
 

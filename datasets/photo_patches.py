@@ -30,6 +30,7 @@ def make(args):
         raise ValueError(f"--num_images is {args.num_images}, expected at least 1")
     if args.seed < 0:
         raise ValueError(f"--seed is {args.seed}, expected at least 0")
+    writer.expect_memory(args.num_images, args.image_size)
     photos = load_sample_images().images
     places = draw_places(args.num_images, args.image_size, args.split, args.seed)
     images = np.stack([cut(photos[photo], *place, args.image_size) for photo, *place in places])

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +55,7 @@ class _Pictures:
         digits = max(digits, len(str(source.count - 1)))
         prefixes = [""] * source.count if labels is None else [f"{words[label]}_" for label in labels]
         self.path, self.names = target, [f"{prefix}{i:0{digits}d}.png" for i, prefix in enumerate(prefixes)]
-        self.count, self.image = source.count, math.prod(source.shape)
+        self.count, self.image, self.size = source.count, math.prod(source.shape), source.shape[:2]
 
     def begun(self):
         """How many images are there, from the first on."""
@@ -71,7 +70,7 @@ class _Pictures:
     def opened(self, begun):
         """In the with-block images can be appended, from that place on, and read."""
         os.makedirs(self.path, exist_ok=True)
-        refuse_others(self.path, self.names)
+        refuse_others(self.path, self.names, self.size)
         yield
 
     def is_whole(self):
@@ -182,11 +181,7 @@ def convert(open_source, args, digits=5):
         with locked(os.path.dirname(target), os.path.basename(target)):
             return _write(source, target, args, digits)
 
-    try:
-        say(written, args)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    say(written, args, "stopped: the same command goes on from here")
 
 
 def _write(source, target, args, digits):
@@ -238,7 +233,8 @@ def _before(record, out, plan):
     :raises UserError: if that run wrote something else.
     """
     if not os.path.exists(record):
-        if os.path.isfile(out.path):
+        there = os.path.isfile(out.path) or (isinstance(out, _Pictures) and out.begun())
+        if there:
             raise UserError(f"--out_dir would replace {out.path}, expected a name that is free")
         return {}
     found = files.read_json(record, "what an earlier run wrote here")

@@ -15,6 +15,8 @@ from PIL import Image
 from guided_diffusion import files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import SIDE, whole
+from guided_diffusion.image_arrays import read_arrays
+from guided_diffusion.jobs.terminal import lasting
 
 
 def write_images(out_dir, images, labels=None, classes=None):
@@ -31,7 +33,8 @@ def write_images(out_dir, images, labels=None, classes=None):
     names = [f"{prefix}{index:05d}.png" for index, prefix in enumerate(prefixes)]
     os.makedirs(folder, exist_ok=True)
     sweep(folder + ".npz")
-    refuse_others(folder, names)
+    refuse_others(folder, names, images.shape[1:3])
+    refuse_another(folder + ".npz", images.shape[1:])
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": np.asarray(labels, dtype=np.int64)})
@@ -44,11 +47,36 @@ def sweep(path):
     files.remove_unfinished(os.path.dirname(path), time.time(), re.escape(os.path.basename(path)))
 
 
-def refuse_others(folder, names):
-    """:raises UserError: if a folder holds a PNG of another name, since a reader would mix the two."""
-    foreign = {name for name in os.listdir(folder) if name.endswith(".png") and name[0] != "."} - set(names)
+def refuse_others(folder, names, size):
+    """Validate that a folder holds no PNG but those of these names, as a command that was killed left them.
+
+    :param size: (height, width) of the images.
+    :raises UserError: for others, since a reader would mix the two, and for those that would be replaced.
+    """
+    there = {name for name in os.listdir(folder) if name.endswith(".png") and name[0] != "."}
+    foreign = there - set(names) or {name for name in there if not _has_size(os.path.join(folder, name), size)}
     if foreign:
         raise UserError(f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder")
+
+
+def _has_size(path, size):
+    try:
+        with Image.open(path) as image:
+            return (image.height, image.width) == tuple(size)
+    except OSError:
+        return True  # cut short when its command was killed
+
+
+def refuse_another(path, shape):
+    """Validate that nothing but an earlier .npz of images of a shape [H, W, C] lies where one is to be written."""
+    if not os.path.exists(path):
+        return
+    try:
+        alike = read_arrays(path)[0].shape[1:] == tuple(shape)
+    except UserError:
+        alike = False
+    if not alike:
+        raise UserError(f"{path} is there, and of another data set; expected another --out_dir, or that it is removed")
 
 
 def parser(description, out_dir, image_size=None, splits=(), sizes=None):
@@ -60,7 +88,7 @@ def parser(description, out_dir, image_size=None, splits=(), sizes=None):
     p = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--out_dir", default=out_dir, help="folder to write; the .npz lies beside it")
+    p.add_argument("--out_dir", type=_named, default=out_dir, help="folder to write; the .npz lies beside it")
     if image_size:
         p.add_argument(
             "--image_size", type=up_to(SIDE), default=image_size, choices=sizes, help="height and width in pixels"
@@ -68,6 +96,26 @@ def parser(description, out_dir, image_size=None, splits=(), sizes=None):
     if splits:
         p.add_argument("--split", choices=splits, default=splits[0], help="which part of the images to write")
     return p
+
+
+def _named(text):
+    """The `type` of a path that has to be given."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; expected the path of a folder")
+    return text
+
+
+def expect_memory(images, size, channels=3):
+    """Validate that a memory holds so many images of size by size.
+
+    :raises UserError: if it does not.
+    """
+    needed, there = images * size**2 * channels, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"{images:,} images of {size}x{size} are {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f} GiB of memory; expected fewer, or a smaller --image_size"
+        )
 
 
 def up_to(most):
@@ -95,10 +143,14 @@ def run(make, args):
     say(written, args)
 
 
-def say(call, args):
-    """Print what `call(args)` returns; a ValueError or an OSError exits with 2 and its sentence."""
-    try:
-        print(call(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def say(call, args, stopped="stopped: nothing was finished"):
+    """Print what `call(args)` returns; a ValueError or an OSError exits with 2 and its sentence, Ctrl-C with 130."""
+    with lasting():
+        try:
+            print(call(args))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print(stopped, file=sys.stderr)
+            sys.exit(130)

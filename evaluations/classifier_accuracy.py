@@ -52,7 +52,12 @@ def main(parsed):
         raise UserError(f"--samples {settings.samples} has no arr_1; expected the labels there")
     parsed, classifier = checkpoints.load_classifier(parsed, settings.classifier_path)
     names = of_text(parsed[ClassifierFlags].class_names)
-    labels = renumbered(labels, named, names, f"--samples {settings.samples}")
+    labels = renumbered(labels, len(images), named, names, f"--samples {settings.samples}")
+    count = parsed[ClassifierFlags].num_classes
+    if not ((labels >= 0) & (labels < count)).all():
+        raise UserError(
+            f"--samples {settings.samples} has labels outside 0..{count - 1}, the classes of the classifier"
+        )
     size = parsed[ClassifierFlags].image_size
     if images.shape[1:3] != (size, size):
         raise UserError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from guided_diffusion import files, flags
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.jobs.terminal import lasting
 
 
 @dataclass
@@ -27,8 +28,12 @@ def read_report(path, name):
         report = files.read_json(path, "a report of evaluator.py --json")
     except (OSError, UserError) as error:
         raise UserError(f"--{name} {path} cannot be read ({error})") from error
-    if not isinstance(report, dict) or "scores" not in report:
+    if isinstance(report, dict) and isinstance(report.get("runs"), list):
+        raise UserError(f"--{name} {path} has the reports of {len(report['runs'])} runs; expected that of one alone")
+    if not isinstance(report, dict) or not isinstance(report.get("scores"), dict):
         raise UserError(f"--{name} {path} is no report of evaluator.py --json: it has no scores")
+    if wrong := [key for key, value in report["scores"].items() if not isinstance(value, (int, float))]:
+        raise UserError(f"--{name} {path} is no report of evaluator.py --json: {wrong[0]} is no number")
     return report
 
 
@@ -66,8 +71,9 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        sys.exit(2)
+    with lasting():
+        try:
+            main(sys.argv[1:])
+        except UserError as error:
+            print(f"compare: {error}", file=sys.stderr)
+            sys.exit(2)

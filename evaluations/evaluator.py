@@ -115,9 +115,10 @@ def scored(parsed, reference, sets, features):
 def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     metrics = scoring.chosen(parsed[FeatureFlags].of_inception)
-    report.make_room(settings.json, "json")
+    paths = [settings.samples, *shlex.split(settings.more_samples)]
+    report.make_room(settings.json, "json", reference=settings.reference, samples=paths)
     reference = open_images(settings.reference, "reference")
-    sets = [open_images(path, "samples") for path in [settings.samples, *shlex.split(settings.more_samples)]]
+    sets = [open_images(path, "samples") for path in paths]
     for samples in sets:
         refuse_swapped(reference, samples)
     features = parsed[FeatureFlags].create()
@@ -130,12 +131,19 @@ def main(parsed):
         "batch_size": settings.batch_size,
         **scoring.resampling(metrics),
     }
-    reports = []
-    for samples, scores, notes in scored(parsed, reference, sets, features):
-        found = report.facts(reference, samples, features.facts, decides)
-        reports.append(found | {"notes": notes, "scores": scores})
-        report.say(reports[-1])
+    reports, failure = [], None
+    try:
+        for samples, scores, notes in scored(parsed, reference, sets, features):
+            found = report.facts(reference, samples, features.facts, decides)
+            reports.append(found | {"notes": notes, "scores": scores})
+            report.say(reports[-1])
+    except UserError as error:
+        if len(sets) == 1:
+            raise
+        failure = error  # the runs before it are scored
     if not reports:
+        if failure:
+            raise failure
         return
     if len(sets) > 1:
         folder = logger.get_dir()
@@ -149,6 +157,8 @@ def main(parsed):
         files.write_text(
             settings.json, json.dumps(reports[0] if len(sets) == 1 else {"runs": reports}, indent=1) + "\n"
         )
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

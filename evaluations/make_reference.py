@@ -63,7 +63,7 @@ GROUPS = [ReferenceFlags, FeatureFlags]
 
 def main(parsed):
     flags = parsed[ReferenceFlags]
-    make_room(flags.out, "out")
+    make_room(flags.out, "out", data_dir=flags.data_dir)
     data = Images(
         flags.data_dir,
         flags.image_size,

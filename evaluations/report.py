@@ -28,13 +28,18 @@ def digest(paths):
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
-def make_room(path, flag):
+def make_room(path, flag, **read):
     """Make the folder of a file that is to be written, before the work that its content takes.
 
     :param path: of the file; "" for none.
     :param flag: that names it.
+    :param read: {flag: path, or paths} of what is read, which is not to be replaced.
     :raises UserError: if the file cannot be written there.
     """
+    for name, paths in read.items():
+        for other in [paths] if isinstance(paths, str) else paths:
+            if path and files.is_same(path, other):
+                raise UserError(f"--{flag} {path} would replace what --{name} reads; expected another path")
     folder = files.split(path)[0] or "."
     if path and files.is_folder(path):
         raise UserError(f"--{flag} {path} is a folder; expected the path of a file to write")

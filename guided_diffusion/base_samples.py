@@ -86,7 +86,7 @@ def open_base(path, size, num_classes, channels=3, names=()):
         )
     if num_classes and labels is None:
         raise UserError(f"--base_samples {path} has no arr_1; a class-conditional network needs the labels there")
-    labels = renumbered(labels, named, list(names), f"--base_samples {path}")
+    labels = renumbered(labels, len(images), named, list(names), f"--base_samples {path}")
     if num_classes and not ((labels >= 0) & (labels < num_classes)).all():
         raise UserError(
             f"--base_samples {path} has labels outside 0..{num_classes - 1}, which --num_classes {num_classes} allows"

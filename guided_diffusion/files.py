@@ -90,6 +90,15 @@ def exists(path):
     return _remote("exists", path) if is_remote(path) else os.path.exists(path)
 
 
+def is_same(path, other):
+    """Whether two paths are of one local file or folder that is there."""
+    return (
+        not (is_remote(path) or is_remote(other))
+        and all(map(os.path.exists, (path, other)))
+        and (os.path.samefile(path, other))
+    )
+
+
 def is_folder(path):
     """Whether there is a folder."""
     return _remote("isdir", path) if is_remote(path) else os.path.isdir(path)

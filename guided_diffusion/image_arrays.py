@@ -58,7 +58,10 @@ def read_arrays(path, source="data_dir", channels=None):
         raise UserError(
             f"--{source} {path}: {CLASSES} is {names.dtype} {list(names.shape)}, expected the names of the classes"
         )
-    return images, arrays.get("arr_1"), _names_beside(path) if names is None else names.tolist()
+    names = _names_beside(path) if names is None else names.tolist()
+    if twice := sorted({name for name in names or () if names.count(name) > 1}):
+        raise UserError(f"--{source} {path} names the class {twice[0]} twice, expected a name of its own for each")
+    return images, arrays.get("arr_1"), names
 
 
 def _names_beside(path):
@@ -66,7 +69,12 @@ def _names_beside(path):
     beside = f"{os.path.splitext(path)[0]}.json"
     if not files.exists(beside):
         return None
-    content = files.read_json(beside, "the names of the classes of samples")
+    try:
+        content = files.read_json(beside, "the names of the classes of samples")
+    except UserError:
+        if f'"{CLASSES}"'.encode() in files.read_bytes(beside):
+            raise
+        return None  # a file of others
     names = content.get(CLASSES) if isinstance(content, dict) else None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 

@@ -35,11 +35,11 @@ class Member(str):
     """The path of a file in a zip: data.zip/name.
 
     :ivar archive: the path of the zip.
-    :ivar name: within it.
+    :ivar name: within it; a backslash, which some programs write there, separates as a slash does.
     """
 
     def __new__(cls, archive, name):
-        made = super().__new__(cls, f"{archive}/{name}")
+        made = super().__new__(cls, f"{archive}/{_slashed(name)}")
         made.archive, made.name = archive, name
         return made
 
@@ -92,7 +92,7 @@ def _kind_of_file(path):
         return "array"
     if start[:2] == b"PK":
         with contextlib.suppress(OSError, zipfile.BadZipFile):
-            names = [name for name in _zip(path).namelist() if not is_hidden(name)]
+            names = [name for name in _zip(path).namelist() if not is_hidden(_slashed(name))]
             return "array" if names and all(name.endswith(".npy") for name in names) else "zip"
     return next((kind for ending, kind in ((".npz", "array"), (".zip", "zip")) if path.lower().endswith(ending)), None)
 
@@ -149,18 +149,30 @@ def _zipped(path, flag):
         names = _zip(path).namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"--{flag} {path} is not a readable .zip file ({error})") from error
-    return [Member(path, name) for name in names if not name.endswith("/") and not is_hidden(name)]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise UserError(f"--{flag} {path} has two files called {twice}; expected names that differ")
+    return [Member(path, name) for name in names if _slashed(name)[-1:] != "/" and not is_hidden(_slashed(name))]
 
 
-def _walk(folder):
-    """Paths of the files in a folder and its sub-folders."""
+def _slashed(name):
+    return name.replace("\\", "/")
+
+
+def _walk(folder, above=()):
+    """Paths of the files in a folder and its sub-folders.
+
+    :param above: where it lies.
+    """
     # blobfile's walk passes linked folders by, and data sets are often made of links.
+    real = folder if files.is_remote(folder) else os.path.realpath(folder)
+    if real in above:
+        return  # a link to a folder that it lies in
     for name, is_folder in files.entries(folder):
         path = files.join(folder, name)
         if is_hidden(name):
             continue
         if is_folder:
-            yield from _walk(path)
+            yield from _walk(path, (*above, real))
         else:
             yield path
 
@@ -191,7 +203,7 @@ def open_picture(path, channels=3, exif=False, background=""):
     try:
         with _open(path) as file, Image.open(file) as image:
             grey = image.mode[0] in "1LIF"
-            if exif:
+            if exif and image.getexif().get(ORIENTATION, 1) != 1:  # others may have tags that Pillow cannot write
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -213,13 +225,15 @@ def traits_of(path, image_size, channels=3):
 
     try:
         with _open(path) as file, Image.open(file) as image:
+            grey, deep = image.mode.startswith("I"), "16" in str([tile[3] for tile in image.tile])
             seen = channels != 4 and image.has_transparency_data
             found = {
                 "turned": image.getexif().get(ORIENTATION, 1) != 1,
                 "transparent": seen and image.convert("RGBA").getchannel("A").getextrema()[0] < 255,
                 "animated": getattr(image, "is_animated", False),
-                "deep": image.mode.startswith("I"),
-                "dark": image.mode.startswith("I") and image.getextrema()[1] < 2**13,
+                "deep": grey or deep,
+                "dark": (grey and image.getextrema()[1] < 2**13)
+                or (deep and not grey and max(most for _, most in image.getextrema()[:3]) < 2**5),
                 "tiny": min(image.size) < image_size,
             }
     except Exception as error:  # as above

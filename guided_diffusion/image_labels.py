@@ -13,15 +13,15 @@ SOURCES = ("auto", "prefix", "folder")
 
 
 def as_text(names):
-    """Names of classes as one line, in which commas separate them; those with a comma in them are quoted."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(names)
-    return line.getvalue()
+    """Names of classes as one text, in which commas separate them; those with a comma or a line's end are quoted."""
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(names)
+    return line.getvalue().removesuffix("\r\n")
 
 
 def of_text(text):
-    """The names of `as_text`; [] of an empty line."""
-    return next(csv.reader([text]), [])
+    """The names of `as_text`; [] of an empty text. A line's end separates as a comma does, but for one in quotes."""
+    return [name for row in csv.reader(io.StringIO(text, newline="")) for name in row]
 
 
 def names_of_files(data_dir, paths, source="auto"):
@@ -116,8 +116,7 @@ def labels_of_array(path, labels, names, count):
     """
     if labels is None:
         raise UserError(f"--class_cond is True, but --data_dir {path} has no arr_1 with the labels")
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise UserError(f"--data_dir {path}: arr_1 is {labels.dtype} {list(labels.shape)}, expected integers [{count}]")
+    expect_labels(labels, count, f"--data_dir {path}")
     if labels.min() < 0:
         raise UserError(
             f"--data_dir {path}: arr_1 has the label {labels.min()}, expected labels in 0..n-1 where n is --num_classes"
@@ -131,13 +130,26 @@ def labels_of_array(path, labels, names, count):
     return labels.astype(np.int64), names
 
 
-def renumbered(labels, named, known, where):
+def expect_labels(labels, count, where):
+    """Validate that the array arr_1 has an integer for each of `count` images.
+
+    :param where: the flag and path, for errors.
+    """
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise UserError(f"{where}: arr_1 is {labels.dtype} {list(labels.shape)}, expected integers [{count}]")
+
+
+def renumbered(labels, count, named, known, where):
     """Labels [N] of named classes as the numbers of these names among the known; as they are where either has none.
 
+    :param count: N.
     :param where: the flag and path of the labels, for errors.
-    :raises UserError: for labels without a name, and names that are not known.
+    :raises UserError: for what is no label for each, labels without a name, and names that are not known.
     """
-    if labels is None or not named or not known:
+    if labels is None:
+        return labels
+    expect_labels(labels, count, where)
+    if not named or not known:
         return labels
     if not ((labels >= 0) & (labels < len(named))).all():
         raise UserError(f"{where} has labels beyond the {len(named)} classes that it names")
@@ -159,7 +171,7 @@ def chosen(text, count, names=(), flag="classes"):
         word = part.strip()
         if word in names:
             found.append(names.index(word))
-        elif re.fullmatch(r"-?[0-9]+", word):
+        elif re.fullmatch(r"-?[0-9]{1,18}", word):
             found.append(int(word))
             if not 0 <= found[-1] < count:
                 raise UserError(f"--{flag} has {word}; expected 0 to {count - 1}" + _or_names(names))

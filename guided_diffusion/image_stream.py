@@ -95,9 +95,12 @@ def colour(text):
     from PIL import ImageColor
 
     try:
-        return ImageColor.getrgb(text)[:3]
+        found = ImageColor.getrgb(text)
     except ValueError:
-        raise UserError(f"--background is {text!r}, expected a colour such as white or #808080") from None
+        found = ()
+    if not found or max(found) > 255 or found[3:] not in ((), (255,)):
+        raise UserError(f"--background is {text!r}, expected an opaque colour such as white or #808080")
+    return found[:3]
 
 
 class Images(Dataset):

@@ -53,18 +53,22 @@ def save_pngs(folder, images, labels=None, names=None):
 
     :param images: uint8 [N, H, W, C] of 1, 3 or 4 channels.
     :param labels: integers [N], or None.
-    :param names: of the classes; one that no file name can begin with is called by its number.
+    :param names: of the classes; all are called by their numbers where no file name can begin with one of them.
     """
     files.make_folder(folder)
-    for index, image in enumerate(images):
-        name = f"{index:06d}.png"
-        if labels is not None:
-            label = int(labels[index])
-            known = names[label] if names and 0 <= label < len(names) else ""
-            name = f"{label if not known or set(known) & set('_/.') else known}_{name}"
+    for name, image in zip(names_of_pngs(len(images), labels, names), images):
         data = io.BytesIO()
         as_picture(image).save(data, format="PNG")
         files.write_bytes(files.join(folder, name), data.getbuffer())
+
+
+def names_of_pngs(count, labels=None, names=None):
+    """The name of each file of `save_pngs`."""
+    if labels is None:
+        return [f"{index:06d}.png" for index in range(count)]
+    fit = names and all(name and name.isprintable() and set("_/.\\").isdisjoint(name) for name in names)
+    called = names if fit and min(labels) >= 0 and max(labels) < len(names) else None
+    return [f"{called[label] if called else label}_{index:06d}.png" for index, label in enumerate(map(int, labels))]
 
 
 def save_grid(path, images, columns=None, captions=None):

@@ -1,5 +1,6 @@
 """Published settings under names, with the scores that their authors report; recipes for photos; settings in a file."""
 
+import difflib
 import json
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ def expand(name, known):
     """
     flags = flags_of_preset(name)
     values = {k: v for k, v in flags.items() if k in known}
+    for other in flags.keys() - values.keys() - {k for preset in PRESETS.values() for k in preset.flags}:
+        if meant := difflib.get_close_matches(other, known, 1, 0.85):
+            raise UserError(f"--preset {name} sets --{other}, which is no flag here; did you mean --{meant[0]}?")
     if not values:
         raise UserError(f"--preset {name} sets no flag of this script: {' '.join('--' + k for k in flags) or 'none'}")
     return values

@@ -61,6 +61,9 @@ def main(parsed):
         state, flags = adm_of_file(parsed)
     else:
         state, flags = adm_of_folder(parsed) if folder else weights_of_file(parsed)
+    written = files.join(logger.get_dir(), {"adm": "model.pt", "safetensors": "model.safetensors"}.get(to, "diffusers"))
+    if files.is_same(written, path):
+        raise UserError(f"--out_dir {logger.get_dir()} would replace --model_path {path}; expected another folder")
     if dist_util.is_main():
         logger.log(f"saved {WRITERS[to](state, flags)}")
 

@@ -92,9 +92,9 @@ def report(terms):
     total = terms["total_bpd"]
     if len(total) == 0:
         raise UserError(f"the bound of all {count} images is not finite: --model_path predicts no finite numbers")
-    error = total.std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else float("nan")
+    error = f" +- {total.std(ddof=1) / np.sqrt(len(total)):.4f}" if len(total) > 1 else ""
     logger.log(
-        f"{len(total)} images: {total.mean():.4f} +- {error:.4f} bits/dim "
+        f"{len(total)} images: {total.mean():.4f}{error} bits/dim "
         f"(prior {terms['prior_bpd'].mean():.4f}, bound {terms['vb'].sum(axis=1).mean():.4f})"
     )
     for name in ("vb", "mse", "xstart_mse"):

@@ -68,6 +68,13 @@ def test_a_size_that_does_not_fit_is_named(place, shape, form):
         open_base(str(folder / form), SIZE, 0)
 
 
+@pytest.mark.parametrize("labels", [np.ones(1, int), np.array([0.9, 0.9, 1]), np.zeros((3, 1), int)])
+def test_labels_that_are_no_number_for_each_image_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "in.npz", np.zeros((3, SIZE, SIZE, 3), np.uint8), labels)
+    with pytest.raises(UserError, match=r"--base_samples .*in.npz: arr_1 is .*, expected integers \[3\]"):
+        open_base(str(tmp_path / "in.npz"), SIZE, 2)
+
+
 def test_a_run_without_one_npz_is_refused(place):
     folder, _ = place
     (folder / "run" / "more.npz").write_bytes(b"")

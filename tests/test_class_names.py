@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,6 +193,37 @@ def test_the_accuracy_of_a_classifier_is_by_name(place, conditional, classifier,
         )
         counts.append(re.findall(r"class \d \w+: \d of 3", said))
     assert counts[0] == counts[1] and len(counts[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "labels, sentence",
+    [
+        (np.array([0, 1, 50]), "labels outside 0..2, the classes of the classifier"),
+        (np.array([0, -1, 1]), "labels outside 0..2"),
+        (np.zeros(2, int), r"arr_1 is int64 \[2\], expected integers \[3\]"),
+        (np.zeros((3, 1), int), r"arr_1 is int64 \[3, 1\], expected"),
+        (np.array([0.9, 1.0, 2.0]), r"arr_1 is float64 \[3\], expected"),
+    ],
+)
+def test_labels_that_the_classifier_cannot_have_are_refused(classifier, tmp_path, capsys, labels, sentence):
+    from script_runs import FOLDER
+
+    np.savez(tmp_path / "in.npz", np.zeros((3, 16, 16, 3), np.uint8), labels)
+    words = ["--samples", tmp_path / "in.npz", "--classifier_path", classifier, "--out_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit):
+        run("classifier_accuracy", *words, folder=FOLDER.parent / "evaluations")
+    assert re.search(f"--samples .*{sentence}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("names, sentence", [("a,b,c,d", "4 names"), ("a,a,b", "a twice")])
+def test_names_that_a_checkpoint_cannot_have_are_refused(conditional, tmp_path, capsys, names, sentence):
+    for ending in (".pt", ".json"):
+        (tmp_path / "model").with_suffix(ending).write_bytes(Path(conditional).with_suffix(ending).read_bytes())
+    flags = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**flags, "class_names": names}))
+    with pytest.raises(SystemExit):
+        run("image_sample", "--model_path", tmp_path / "model.pt", "--out_dir", tmp_path / "out", *FEW)
+    assert f"--class_names has {sentence}" in capsys.readouterr().err
 
 
 def test_an_edit_is_asked_for_by_name(place, data, conditional, tmp_path):

@@ -1,8 +1,10 @@
 """The data-set scripts: run as users run them, and read back."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -178,6 +180,8 @@ def test_the_seed_decides_the_patches(tmp_path):
     "name, flags, words",
     [
         ("digits", ["--image_size", 7], ["--image_size is 7", "8"]),
+        ("digits", ["--image_size", 16384], ["1,797 images of 16384x16384", "GiB of memory"]),
+        ("photo_patches", ["--out_dir", ""], ["--out_dir", "it is empty"]),
         ("digits", ["--split", "test"], ["--split", "heldout"]),
         ("photo_patches", ["--image_size", 65, "--split", "heldout"], ["--image_size is 65", "64"]),
         ("photo_patches", ["--num_images", 0], ["--num_images is 0"]),
@@ -202,6 +206,53 @@ def test_another_data_set_in_the_folder_is_left_alone(tmp_path):
     done = script("digits", "--out_dir", tmp_path, "--split", "heldout")
     assert done.returncode == 2 and "keep.png" in done.stderr and "--out_dir" in done.stderr
     assert os.listdir(tmp_path) == ["keep.png"]
+
+
+@pytest.mark.parametrize("there", ["x/00000.png", "x.npz", "foreign.npz"])
+def test_what_others_wrote_is_not_replaced(tmp_path, there):
+    """A picture or an array of another size, or no array at all."""
+    path = tmp_path / there.replace("foreign", "x")
+    path.parent.mkdir(exist_ok=True)
+    if there == "foreign.npz":
+        np.savez(path, weights=np.ones(3))
+    elif there == "x.npz":
+        np.savez(path, np.zeros((2, 9, 9, 3), np.uint8))
+    else:
+        Image.new("RGB", (40, 30)).save(path)
+    before = path.read_bytes()
+    done = script("photo_patches", "--out_dir", tmp_path / "x", "--num_images", 3)
+    assert done.returncode == 2 and path.name in done.stderr and path.read_bytes() == before
+
+
+def test_more_images_of_the_same_set_take_the_place_of_fewer(tmp_path):
+    for count in (2, 3):
+        images, _ = written("photo_patches", tmp_path / "x", "--num_images", count)
+        assert len(images) == count
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+def test_names_that_a_terminal_cannot_show(tmp_path, encoding):
+    out = os.path.join(os.fsencode(tmp_path), b"out\xfc")
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "datasets", "photo_patches.py"),
+        "--num_images",
+        "1",
+        "--out_dir",
+        out,
+    ]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True)
+    assert done.returncode == 0 and not done.stderr and done.stdout.startswith(b"wrote 1 images")
+
+
+def test_ctrl_c_is_a_line(tmp_path):
+    words = ["--num_images", "2000000", "--out_dir", str(tmp_path / "x")]
+    command = [sys.executable, os.path.join(ROOT, "datasets", "photo_patches.py"), *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        time.sleep(4)
+        job.send_signal(signal.SIGINT)
+        said = job.communicate()[1]
+    assert job.returncode == 130 and said == "stopped: nothing was finished\n"
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

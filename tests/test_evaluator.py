@@ -62,6 +62,8 @@ def place(tmp_path_factory):
     store.save(range(66), {"arr_0": SAMPLES})
     store.assemble([range(66)])
     (place / "run" / "flags.json").write_text('{"seed": 6, "num_samples": 66}')
+    (place / "several.json").write_text('{"runs": [{"scores": {"fid": 1}}, {"scores": {"fid": 2}}]}')
+    (place / "text.json").write_text('{"scores": {"fid": "low"}}')
     return place
 
 
@@ -314,6 +316,14 @@ REFUSED = {
     "evaluator {place}/reference.npz {place}/four.npz" + WITH: ["means.pt takes images of 3 channels; these have 4"],
     "evaluator {place}/reference.npz {place}/samples.npz --pr_distance fp8" + WITH: ["--pr_distance"],
     "evaluator {place}/reference.npz {place}/samples.npz --batch_size 0" + WITH: ["--batch_size"],
+    "evaluator {place}/reference.npz {place}/samples.npz --json {place}/samples.npz" + WITH: [
+        "would replace",
+        "--samples",
+    ],
+    "evaluator {place}/reference.npz {place}/samples.npz --json {place}/./reference.npz" + WITH: ["--reference reads"],
+    "make_reference {place}/reference.npz --out {place}/reference.npz" + WITH: ["would replace", "--data_dir reads"],
+    "compare {place}/several.json {place}/several.json": ["--first", "the reports of 2 runs"],
+    "compare {place}/text.json {place}/text.json": ["--first", "fid is no number"],
     "compare {place}/none.json {place}/none.json": ["--first {place}/none.json"],
     "compare": ["--first is not given"],
     "make_reference {place}/reference.npz": ["--out"],

@@ -11,6 +11,7 @@ from PIL import Image
 from guided_diffusion import image_labels
 from guided_diffusion.conditioning.classes import chosen_classes
 from guided_diffusion.errors import UserError
+from guided_diffusion.image_arrays import read_arrays
 from guided_diffusion.image_datasets import Images
 from guided_diffusion.image_files import list_image_files
 
@@ -253,3 +254,84 @@ def test_facts_tell_images_added_removed_renamed_and_changed(tmp_path):
     assert len({tuple(f.items()) for f in seen}) == 5
     os.rename(tmp_path / "d", tmp_path / "elsewhere")
     assert Images(tmp_path / "elsewhere", SIZE).facts() == seen[-1]
+
+
+# -- names and labels that others wrote --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a,b", 'c"d', " e "], ["a\nb", "c\r\nd"], ["1", "\u00e9"]])
+def test_names_return_from_their_text(names):
+    assert image_labels.of_text(image_labels.as_text(names)) == names
+
+
+def test_lines_separate_as_commas_do():
+    assert chosen_classes("3\n7\n1,2", 10) == [3, 7, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "-" + "1" * 5000, "10", "3;7"])
+def test_classes_that_there_are_not(text):
+    with pytest.raises(UserError, match="^--classes "):
+        chosen_classes(text, 10)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros(3), np.zeros(2, int), np.zeros((3, 1), int), np.eye(3, dtype=int), np.array(["a"] * 3)]
+)
+def test_labels_that_are_no_number_for_each_image(labels):
+    for named, known in (([], []), (["a"], ["a"])):
+        with pytest.raises(UserError, match=r"--samples x: arr_1 is .*, expected integers \[3\]"):
+            image_labels.renumbered(labels, 3, named, known, "--samples x")
+
+
+def test_names_that_are_given_twice_are_refused(tmp_path):
+    images = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.arange(2), classes=np.array(["b", "b"]))
+    with pytest.raises(UserError, match=r"a.npz names the class b twice"):
+        read_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "content, damaged", [('{"x": 1}\n{"y": 2}\n', False), ("text", False), ('{"classes": [', True)]
+)
+def test_a_file_of_others_beside_an_array_is_passed_by(tmp_path, content, damaged):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, SIZE, SIZE, 3), np.uint8))
+    (tmp_path / "a.json").write_text(content)
+    if damaged:
+        with pytest.raises(UserError, match=r"a.json is not valid JSON"):
+            read_arrays(tmp_path / "a.npz")
+    else:
+        assert read_arrays(tmp_path / "a.npz")[2] is None
+
+
+def test_backslashes_in_a_zip_separate_folders(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        save(tmp_path / "data" / name)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in ("cat/1.png", "dog/2.png"):
+            info = zipfile.ZipInfo(name)
+            info.filename = "data\\" + name.replace("/", "\\")
+            archive.writestr(info, (tmp_path / "data" / name).read_bytes())
+        info = zipfile.ZipInfo("3.png")
+        info.filename = ".hidden\\3.png"
+        archive.writestr(info, b"")
+    data = Images(tmp_path / "all.zip", SIZE, class_cond=True)
+    assert len(data) == 2 and data.class_names == ["cat", "dog"] and data[1][0].shape == (3, SIZE, SIZE)
+
+
+def test_two_files_of_one_name_in_a_zip_are_refused(tmp_path):
+    save(tmp_path / "1.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        for _ in range(2):
+            archive.write(tmp_path / "1.png", "1.png")
+    with pytest.raises(UserError, match="all.zip has two files called 1.png"):
+        list_image_files(str(tmp_path / "all.zip"))
+
+
+def test_links_to_a_folder_above_are_not_followed(tmp_path):
+    save(tmp_path / "data" / "1.png")
+    (tmp_path / "data" / "self").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "up").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other" / "2.png")
+    found = list_image_files(str(tmp_path / "data"))
+    assert sorted(os.path.basename(path) for path in found) == ["1.png", "2.png"]

@@ -2,8 +2,10 @@
 
 import io
 import os
+import struct
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,8 +95,16 @@ def transparent(alpha=0):
     return encoded(Image.fromarray(rgba))
 
 
-def deep(bits):
-    return encoded(Image.fromarray(np.full((6, 8), 2**bits - 1, np.uint16)))
+def deep(bits, channels=1):
+    """A PNG of 16 bits a channel, white in so many of them."""
+    return cv2.imencode(".png", np.full((6, 8, channels), 2**bits - 1, np.uint16))[1].tobytes()
+
+
+def oddly_tagged():
+    """A JPEG with an EXIF tag whose value Pillow reads and cannot write."""
+    tag = struct.pack("<HHIi", 0x011A, 9, 1, -1)  # a resolution, by its type a signed number
+    exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 1) + tag + struct.pack("<I", 0)
+    return encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)
 
 
 def animated(form):
@@ -106,8 +116,8 @@ TRAITS = {
     "turned": ("EXIF", [turned(n) for n in range(2, 9)], [turned(1), PNG]),
     "transparent": ("--background", [transparent(0), transparent(254)], [transparent(255), PNG]),
     "animated": ("animated", [animated("GIF"), animated("WEBP"), animated("PNG")], [PNG]),
-    "deep": ("16 bits", [deep(16)], [PNG]),
-    "dark": ("dark", [deep(12), deep(10)], [deep(16)]),
+    "deep": ("16 bits", [deep(16), deep(16, 3), deep(16, 4)], [PNG]),
+    "dark": ("dark", [deep(12), deep(10), deep(12, 3), deep(10, 4)], [deep(16), deep(16, 3), deep(14, 3)]),
     "tiny": ("enlarged", [encoded(Image.fromarray(PIXELS[:5])), encoded(Image.fromarray(PIXELS[:, :5]))], [PNG]),
 }
 
@@ -165,7 +175,13 @@ def test_a_palette_with_a_transparent_colour_has_a_background_too(tmp_path):
     assert found[0, 0].tolist() == [0, 0, 255] and found[0, 1].tolist() == [0, 255, 0]
 
 
-@pytest.mark.parametrize("text", ["whit", "#12", "1,2"])
+def test_odd_tags_are_no_reason_to_stop(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(oddly_tagged())
+    path = str(tmp_path / "a.jpg")
+    assert np.array_equal(np.asarray(open_picture(path, exif=True)[0]), np.asarray(open_picture(path)[0]))
+
+
+@pytest.mark.parametrize("text", ["whit", "#12", "1,2", "#ffffff00", "rgba(1,2,3,4)", "rgb(999,0,0)"])
 def test_a_background_that_is_no_colour_is_refused(text):
     with pytest.raises(UserError, match="--background"):
         DataFlags(background=text)

@@ -9,6 +9,8 @@ from PIL import Image
 from processes import slow
 from script_runs import run
 
+from guided_diffusion.image_datasets import Images
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -45,6 +47,51 @@ def test_an_array_becomes_files_and_these_the_array(pack, tmp_path, capsys, chan
         if names is not None:
             known = names if names == ["cat", "dog"] else ["0", "1"]
             assert [str(back["classes"][y]) for y in back["arr_1"]] == [known[y] for y in arrays["arr_1"]]
+
+
+@pytest.mark.parametrize("names", [["1", "a_b"], ["1", "c/d"], ["1", ".e"], ["1", "f\ng"], ["1"]])
+def test_classes_stay_apart_whatever_their_names(pack, tmp_path, names):
+    """They are called by their numbers where not all names fit, since such a number may be another's name."""
+    labels = np.array([0, 0, 1, 1])
+    np.savez(tmp_path / "in.npz", np.zeros((4, 8, 8, 3), np.uint8), labels, classes=np.array(names))
+    pack("--data_dir", tmp_path / "in.npz", "--out_dir", tmp_path / "files", "--png")
+    data = Images(tmp_path / "files", 8, class_cond=True, random_flip=False)
+    assert data.class_names == ["0", "1"] and data.labels.tolist() == labels.tolist()
+
+
+def refused(pack, capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        pack(*words)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2, int), np.eye(3, dtype=int), np.zeros(3)])
+def test_labels_that_are_none_are_refused_before_anything_is_written(pack, tmp_path, capsys, labels):
+    np.savez(tmp_path / "in.npz", np.zeros((3, 8, 8, 3), np.uint8), labels)
+    said = refused(pack, capsys, "--data_dir", tmp_path / "in.npz", "--out_dir", tmp_path / "files", "--png")
+    assert "arr_1 is" in said and "expected integers [3]" in said and not (tmp_path / "files").exists()
+
+
+def test_files_of_an_earlier_set_are_not_mixed_in(pack, tmp_path, capsys):
+    for count in (4, 2):
+        np.savez(tmp_path / f"{count}.npz", np.zeros((count, 8, 8, 3), np.uint8))
+    words = ["--out_dir", tmp_path / "files", "--png"]
+    pack("--data_dir", tmp_path / "4.npz", *words)
+    assert "000002.png of another data set" in refused(pack, capsys, "--data_dir", tmp_path / "2.npz", *words)
+    said = refused(pack, capsys, "--data_dir", tmp_path / "4.npz", *words, "--image_size", 8)
+    assert "--image_size has no meaning with --png" in said
+
+
+@pytest.mark.parametrize("there", [{"weights": np.ones(3)}, {"arr_0": np.zeros((2, 9, 9, 3), np.uint8)}, None])
+def test_an_array_of_others_is_not_replaced(pack, tmp_path, capsys, there):
+    np.savez(tmp_path / "in.npz", np.zeros((3, 8, 8, 3), np.uint8))
+    (tmp_path / "out.npz").write_bytes(b"mine")
+    if there:
+        np.savez(tmp_path / "out.npz", **there)
+    before = (tmp_path / "out.npz").read_bytes()
+    said = refused(pack, capsys, "--data_dir", tmp_path / "in.npz", "--out_dir", tmp_path / "out", "--image_size", 8)
+    assert "out.npz is there, and of another data set" in said and (tmp_path / "out.npz").read_bytes() == before
 
 
 def test_sampling_writes_every_image(tmp_path):

@@ -130,3 +130,15 @@ def test_the_list_is_printed(capsys):
     assert len(lines) == len(PRESETS) and lines == table().splitlines()
     assert any("cifar10_adm_es_100" in line and "cifar10: --timestep_respacing 100 --eps" in line for line in lines)
     assert any("cifar10_adm_es_100" in line and "FID 2.17" in line and "--eps_scaler 1.017" in line for line in lines)
+
+
+@pytest.mark.parametrize("wrong, meant", [("bacth_size", "batch_size"), ("eps_scalar", "eps_scaler")])
+def test_a_misspelt_flag_in_a_file_is_refused(tmp_path, wrong, meant):
+    (tmp_path / "own.json").write_text(json.dumps({"flags": {"batch_size": 3, wrong: 4}}))
+    with pytest.raises(UserError, match=f"sets --{wrong}, which is no flag here; did you mean --{meant}"):
+        expand(str(tmp_path / "own.json"), {"batch_size", "eps_scaler", "lr"})
+
+
+def test_flags_of_other_scripts_in_a_file_are_left_out(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"flags": {"batch_size": 3, "grad_clip": 1.0, "eps_scaler": "1.01"}}))
+    assert expand(str(tmp_path / "own.json"), {"batch_size", "lr"}) == {"batch_size": 3}

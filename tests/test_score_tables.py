@@ -166,6 +166,36 @@ def test_a_score_that_is_no_number_ends_the_run(place, value, monkeypatch, capsy
     )
 
 
+def test_runs_before_one_that_is_damaged_keep_their_scores(place, tmp_path, capsys):
+    good, bad = paths(place)[0], tmp_path / "bad.npz"
+    np.savez_compressed(bad, np.random.default_rng(3).integers(256, size=(300, 16, 16, 3), dtype=np.uint8))
+    whole = bytearray(bad.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    bad.write_bytes(whole)
+    with pytest.raises(SystemExit):
+        evaluate(place, tmp_path / "out", place / "reference.npz", good, bad, "--json", tmp_path / "new.json")
+    assert str(bad) in capsys.readouterr().err
+    if (tmp_path / "new.json").exists():  # else it was found before any work began
+        (found,) = json.loads((tmp_path / "new.json").read_text())["runs"]
+        assert found["samples"]["path"] == str(good) and (tmp_path / "out" / "scores.md").exists()
+
+
+def test_a_score_that_is_none_leaves_those_before_it(place, tmp_path, monkeypatch, capsys):
+    computed, called = evaluator.compute, []
+
+    def compute(*arguments):
+        called.append(1)
+        found, notes = computed(*arguments)
+        return ({name: float("nan") for name in found} if len(called) == 2 else found), notes
+
+    monkeypatch.setattr(evaluator, "compute", compute)
+    with pytest.raises(SystemExit):
+        evaluate(place, tmp_path / "out", place / "reference.npz", *paths(place)[:2], "--json", tmp_path / "new.json")
+    first, second = json.loads((tmp_path / "new.json").read_text())["runs"]
+    assert first["scores"] and not second["scores"] and "expected finite numbers" in capsys.readouterr().err
+    assert (tmp_path / "out" / "scores.csv").exists()
+
+
 def test_features_too_large_for_distances_are_refused():
     from evaluations.precision_recall import density_coverage, precision_recall
 

@@ -99,7 +99,7 @@ def read_settings(path):
     A line with {sweep A,B,C} stands for one with each of the values, called NAME A, NAME B, NAME C.
     """
     try:
-        lines = files.read_text(path).splitlines()
+        lines = files.read_text(path).removeprefix("\ufeff").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--settings {path} cannot be read: {error}") from error
     settings = {}

@@ -10,7 +10,7 @@ from evaluations.batches import images_of_dataset
 from evaluations.features import KINDS, FeatureFlags
 from guided_diffusion import checkpoints, dist_util, files, flags, logger, methods, presets, process
 from guided_diffusion.errors import NotFinite, UserError
-from guided_diffusion.flags import FlagGroup, Legal, flag
+from guided_diffusion.flags import IMAGES, FlagGroup, Legal, flag
 from guided_diffusion.jobs import launch
 from guided_diffusion.process import SpacingFlags
 from guided_diffusion.solvers.flags import SolverFlags
@@ -31,7 +31,7 @@ class TuneFlags(FlagGroup):
     refine: int = flag(
         0,
         "Images of each proposal, and of its neighbors, that are made and compared by --features; 0 compares none.",
-        legal=Legal(f"0 or at least {FEWEST}", lambda value: value == 0 or value >= FEWEST),
+        legal=Legal(f"0 or at least {FEWEST}, at most {IMAGES}", lambda value: value == 0 or FEWEST <= value <= IMAGES),
     )
 
 

@@ -16,6 +16,7 @@ from .levels import (
     channels_of,
     check_divisible,
     class_names_flag,
+    expect_names,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -50,6 +51,10 @@ class ClassifierFlags(FlagGroup):
     classifier_channel_mult: str = flag(
         "", "Channel multipliers of the classifier; empty takes those of the image size."
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_names(self.class_names, self.num_classes)
 
     @property
     def dtype(self):

@@ -4,6 +4,7 @@ import re
 
 from ..errors import UserError
 from ..flags import SIDE, WIDTH, Legal, at_least, flag, int_list, number, whole
+from ..image_labels import of_text
 
 NUM_CLASSES = 1000
 # channels that images may have: grey, RGB, RGBA
@@ -34,6 +35,15 @@ def class_names_flag():
     """The flag of the names of the classes; `image_labels.of_text` reads it."""
     text = "Names of the classes by their numbers, with commas; training takes them from its data."
     return flag("", text, classes=True, idle=True)
+
+
+def expect_names(names, num_classes):
+    """Validate the text of --class_names against the number of classes, of which some may have none."""
+    found = of_text(names)
+    if len(found) > num_classes:
+        raise UserError(f"--class_names has {len(found)} names; expected at most one for each of {num_classes} classes")
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        raise UserError(f"--class_names has {twice[0]} twice; expected a name of its own for each class")
 
 
 # -- from flags --------------------------------------------------------------------------------------

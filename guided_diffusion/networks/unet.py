@@ -19,6 +19,7 @@ from .levels import (
     channels_of,
     check_divisible,
     class_names_flag,
+    expect_names,
     image_channels_flag,
     image_size_flag,
     levels_of,
@@ -72,6 +73,7 @@ class UNetFlags(FlagGroup):
         super().__post_init__()
         if self.use_fp16 and self.use_bf16:
             raise UserError("--use_fp16 True and --use_bf16 True exclude each other; expected one of them")
+        expect_names(self.class_names, self.num_classes)
 
     @property
     def dtype(self):

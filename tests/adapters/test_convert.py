@@ -176,6 +176,16 @@ def test_what_adm_cannot_express_is_refused_by_name(tmp_path, capsys, change, na
     assert named in said
 
 
+@pytest.mark.parametrize("to", ["adm", "safetensors"])
+def test_the_source_is_not_replaced(tmp_path, capsys, to):
+    path, _, _ = checkpoint(tmp_path)
+    script_runs.run("convert", "--model_path", path, "--to", to, "--out_dir", tmp_path / "out")
+    (made,) = (tmp_path / "out").glob("model.[!j]*")
+    before = made.read_bytes()
+    said = refused(capsys, "--model_path", made, "--to", to, "--out_dir", tmp_path / "out")
+    assert "would replace --model_path" in said and made.read_bytes() == before
+
+
 def test_networks_that_are_no_adm_are_refused(tmp_path, capsys):
     scheduler = tiny_models.scheduler(schedule="scaled_linear")
     path = tiny_models.save(tmp_path / "ddpm", "DDPMPipeline", unet=tiny_models.unet(), scheduler=scheduler)

@@ -181,18 +181,19 @@ def test_runs_before_one_that_is_damaged_keep_their_scores(place, tmp_path, caps
 
 
 def test_a_score_that_is_none_leaves_those_before_it(place, tmp_path, monkeypatch, capsys):
-    computed, called = evaluator.compute, []
+    of_nothing, called = next(metric for metric in scores.METRICS if "precision" in metric.titles), []
 
-    def compute(*arguments):
+    def compute(*_):
         called.append(1)
-        found, notes = computed(*arguments)
-        return ({name: float("nan") for name in found} if len(called) == 2 else found), notes
+        return Found((float("nan"), 0.25) if len(called) == 2 else (0.5, 0.25))
 
-    monkeypatch.setattr(evaluator, "compute", compute)
+    changed = [m._replace(compute=compute) if m is of_nothing else m for m in scores.METRICS]
+    monkeypatch.setattr(scores, "METRICS", changed)
     with pytest.raises(SystemExit):
         evaluate(place, tmp_path / "out", place / "reference.npz", *paths(place)[:2], "--json", tmp_path / "new.json")
     first, second = json.loads((tmp_path / "new.json").read_text())["runs"]
-    assert first["scores"] and not second["scores"] and "expected finite numbers" in capsys.readouterr().err
+    assert first["scores"]["precision"] == 0.5 and "precision" not in second["scores"]
+    assert "Precision is nan; expected finite numbers" in capsys.readouterr().err
     assert (tmp_path / "out" / "scores.csv").exists()
 
 

@@ -24,6 +24,7 @@ from evaluations.comparison import plan
 from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import picture
 from evaluations.comparison.rows import Row
+from evaluations.comparison.settings import read_settings
 from evaluations.comparison.tables import csv_table, markdown
 from evaluations.precision_recall import precision_recall
 from evaluations.tables import CSV_ENCODING
@@ -441,3 +442,9 @@ def test_the_flags_that_are_saved_are_those_of_the_network(compared):
     for name, value in {**given, "--class_cond": "True", "--num_classes": "3", "--learn_sigma": "True"}.items():
         assert str(saved[name.removeprefix("--")]) == value
     assert saved["repeats"] == 2 and saved["timestep_respacing"] == ""
+
+
+@pytest.mark.parametrize("first", ["# a note: of what\nDDIM: --use_ddim True", "DDIM: --use_ddim True"])
+def test_a_byte_order_mark_is_no_part_of_a_settings_file(tmp_path, first):
+    (tmp_path / "settings.txt").write_text(f"{first}\n", encoding="utf-8-sig")
+    assert read_settings(tmp_path / "settings.txt") == {"DDIM": "--use_ddim True"}

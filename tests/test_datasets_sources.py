@@ -642,6 +642,22 @@ def archived(folder, **content):
     return "imagenet_downsampled", ["--data_dir", folder, "--image_size", 16]
 
 
+def saved_by_others(folder, name, content):
+    """The saved set of Hugging Face with another JSON file."""
+    shutil.copytree(SAVED, folder / "saved")
+    (folder / "saved" / name).write_text(content)
+    return "huggingface", ["--data_dir", folder / "saved", "--split", "train", "--image_size", 8]
+
+
+def piped(folder, script, name="", more=()):
+    """A pipe that nobody writes to in place of a file."""
+    if name:
+        npz_batches(folder)
+        (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / (name or "pipe"))
+    return script, ["--data_dir", folder if name else folder / "pipe", *more]
+
+
 def pictures_of(folder, script, size, name="a.png", more=()):
     save(folder / name, encoded(noise(*size, 3), "PNG"))
     return script, ["--data_dir", folder, *more]
@@ -662,6 +678,28 @@ WRONG = {
     "npz with the class 1001": (lambda f: archived(f, data=ROWS, labels=np.array([1001, 5])), "expected 1 to 1000"),
     "npz of floats": (lambda f: archived(f, data=ROWS / 255, labels=np.array([1, 5])), "float64"),
     "npz of objects": (lambda f: archived(f, data=ROWS, labels=np.array([1, None])), "labels"),
+    "npz of no rows": (
+        lambda f: archived(f, data=np.uint8(3), labels=np.array([1])),
+        "train_data_batch_4.npz holds uint8",
+    ),
+    "a set of others": (lambda f: saved_by_others(f, "train/dataset_info.json", "{}"), "of others; expected a folder"),
+    "files that are none": (lambda f: saved_by_others(f, "train/state.json", '{"_data_files": null}'), "state.json"),
+    "a list of others": (lambda f: saved_by_others(f, "train/state.json", "[1]"), "of others; expected a folder"),
+    "splits that are none": (lambda f: saved_by_others(f, "dataset_dict.json", '{"splits": 3}'), "dataset_dict.json"),
+    "a pipe as an archive": (lambda f: piped(f, "cifar10"), "it is a pipe"),
+    "a pipe as a batch": (
+        lambda f: piped(f, "imagenet_downsampled", "val_data.npz", ["--image_size", 16, "--split", "val"]),
+        "it is a pipe",
+    ),
+    "a list in Latin-1": (
+        lambda f: (
+            (f / "list.txt").write_bytes(b"\xe9.jpg 0\n"),
+            pictures_of(
+                f, "celeba", (218, 178), more=["--crop", "fork", "--split", "test", "--partition", f / "list.txt"]
+            ),
+        )[1],
+        "list.txt is no text in UTF-8",
+    ),
     "npz with labels too few": (lambda f: archived(f, data=ROWS, labels=np.array([1])), "integers [2]"),
     "a class of ImageNet that is none": (lambda f: pictures_of(f, "imagenet", (64, 64), "cat/a.png"), "cat"),
     "a CelebA of another size": (lambda f: pictures_of(f, "celeba", (178, 178), more=["--crop", "fork"]), "178x218"),

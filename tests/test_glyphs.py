@@ -251,3 +251,9 @@ def test_wrong_values_exit_with_two(tmp_path, flags, words):
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_a_pipe_is_no_font(glyphs, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"--font .*pipe is no regular file"):
+        glyphs.open_font(str(tmp_path / "pipe"))

@@ -21,6 +21,7 @@ from guided_diffusion.resample import UniformSampler
 from guided_diffusion.rewards import ProxyReward, Reward
 from guided_diffusion.script_util import diffusion_of
 from guided_diffusion.solvers import Consistency
+from guided_diffusion.spacing import uniform
 
 
 def steps(count):
@@ -265,8 +266,21 @@ def test_a_run_goes_on_bit_for_bit_and_its_target_follows(words, teacher, place)
 
     student = place / "whole" / "model000002.pt"
     said = script_runs.run("image_sample", "--model_path", student, "--num_samples", 2, "--out_dir", place / "samples")
-    assert "sampled by --solver consistency --spacing uniform --timestep_respacing 4" in said
-    assert json.loads((place / "samples" / "grid.json").read_text()) == [99, 74, 49, 24, -1]
+    assert "sampled by --solver consistency --spacing uniform --timestep_respacing 5" in said
+    assert json.loads((place / "samples" / "grid.json").read_text()) == [99, 79, 59, 39, 19, -1]
+
+
+@pytest.mark.parametrize("steps, count", [(50, 5), (64, 4), (10, 5), (9, 3), (7, 1), (2, 2), (1000, 4)])
+def test_it_is_sampled_in_steps_that_it_was_trained_at(steps, count):
+    diffusion = diffusion_of(DiffusionFlags(prediction="v"))
+    made = paper.ConsistencyDistillation(diffusion, UniformSampler(diffusion), None, steps)
+    assert made.sampled_by["timestep_respacing"] == str(count)
+    assert set(uniform(diffusion.schedule, count)) <= set(made.timesteps)
+
+
+def test_a_teacher_that_was_never_asked_without_a_class_is_said(words, teacher, place):
+    said = script_runs.run("image_train", *words(place / "dropped", "--iterations", 1, "--class_dropout", 0.5))
+    assert f"asks --teacher {teacher} without classes" in said and "trained without --class_dropout" in said
 
 
 @needs_mpirun
@@ -339,6 +353,12 @@ def test_a_reward_of_another_shape_is_refused():
         (["--consistency_steps", 101], "--consistency_steps 101 is above the 100 timesteps there are"),
         (["--prediction", "eps"], "expected --prediction v or x0"),
         (["--reward", ""], "--reward_proxy True has no --reward to learn"),
+        (["--reward_scale", 0], "or no --reward_scale; expected both"),
+        (
+            ["--reward_proxy", False, "--reward", "", "--reward_scale", 1],
+            "--reward_scale 1 does nothing without --reward",
+        ),
+        (["--timestep_respacing", 10], "--timestep_respacing 10 does nothing beside the steps of --objective"),
         (["--reward", "beauty"], "--reward is 'beauty'; expected classifier:PATH, torchscript:PATH"),
         (["--reward", "classifier:nowhere.pt"], "nowhere.pt"),
         (["--reward", f"classifier:{ROOT / 'models' / 'digits16_classifier.pt'}"], "has --image_size 16; expected 8"),

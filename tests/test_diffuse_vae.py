@@ -214,6 +214,7 @@ def test_an_autoencoder_is_opened_by_its_path(trained):
         ("image_train", ["--vae_path", "nowhere.pt"], "--vae_path: checkpoint nowhere.pt does not exist"),
         ("image_train", ["--vae_path", "{vae}", "--latent_dim", 4], "--latent_dim and --vae_path"),
         ("super_res_train", ["--vae_path", "{vae}", "--large_size", 8, "--small_size", 4], "cannot be told draft"),
+        ("image_train", ["--vae_form", 2], "--vae_form 2 does nothing without --vae_path"),
         ("vae_train", ["--image_size", 10], "--image_size 10 cannot be halved 2 times"),
         ("vae_train", ["--init_from", "{trained}/net/model000004.pt"], "expected an autoencoder"),
     ],

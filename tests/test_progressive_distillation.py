@@ -263,6 +263,7 @@ TRAIN += ["--objective", "progressive_distillation", "--prediction", "v", "--stu
         ([*CLASSES, "--teacher", "TEACHER", "--prediction", "eps"], "expected --prediction v or x0"),
         ([*CLASSES, "--teacher", "TEACHER", "--student_steps", 51], "are 102 of the teacher, which has 100 timesteps"),
         ([*CLASSES, "--teacher", "CLASSIFIER"], "is a classifier"),
+        ([*CLASSES, "--teacher", "TEACHER", "--timestep_respacing", 10], "--timestep_respacing 10 does nothing beside"),
         ([*CLASSES, "--teacher", "nowhere.pt"], "nowhere.pt"),
     ],
 )

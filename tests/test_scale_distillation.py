@@ -222,6 +222,23 @@ def test_a_schedule_leads_from_large_to_small():
     assert ScaleFlags(scale_schedule="4").scales(16, 4) == [4]
 
 
+def test_training_that_ends_before_the_last_factor_is_said(images, tmp_path):
+    for iterations, ends_before in ((1, True), (2, True), (3, False)):
+        words = ["--data_dir", images, "--out_dir", tmp_path / str(iterations), "--iterations", iterations]
+        said = script_runs.run("super_res_train", *RUN, *words)
+        assert ("has not learnt what it is sampled at" in said) == ends_before
+
+
+@pytest.mark.parametrize("objective", ["progressive_distillation", "consistency_distillation"])
+def test_a_teacher_of_another_factor_is_refused(images, tmp_path, capsys, objective):
+    first = ["--objective", "diffusion", "--small_size", 4, "--iterations", 1, "--out_dir", tmp_path / "teacher"]
+    script_runs.run("super_res_train", *RUN[:-8], *first, "--data_dir", images)
+    teacher = ["--objective", objective, "--teacher", tmp_path / "teacher" / "model000001.pt"]
+    words = ["--data_dir", images, "--iterations", 1, "--out_dir", tmp_path / "run"]
+    call = lambda: script_runs.run("super_res_train", *RUN[:-8], *teacher, *words)  # noqa: E731
+    refused(capsys, call, "--teacher", "has --small_size 4; expected 2, as of this run")
+
+
 def test_what_cannot_be_so_trained_is_refused(images, tmp_path, capsys):
     words = ["--data_dir", images, "--out_dir", tmp_path / "run", "--iterations", 1]
 
@@ -230,5 +247,9 @@ def test_what_cannot_be_so_trained_is_refused(images, tmp_path, capsys):
 
     refused(capsys, begin("super_res_train", *RUN, "--prediction", "eps"), "--prediction v or x0")
     refused(capsys, begin("super_res_train", *RUN, "--small_size", 4), "--scale_schedule", "--small_size 4")
+    for flag in ("scale_steps", "scale_ema_rate"):
+        one = ["--scale_schedule", 4, f"--{flag}", 1]
+        without = [word for i, word in enumerate(RUN) if "--scale_steps" not in (word, RUN[i - 1])]
+        refused(capsys, begin("super_res_train", *without, *one), f"--{flag} does nothing", "one factor")
     plain = [*RUN[4:], "--image_size", 8]
     refused(capsys, begin("image_train", *plain), "--objective scale_distillation", "scripts/super_res_train.py")

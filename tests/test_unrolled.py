@@ -231,6 +231,14 @@ def test_a_classifier_that_is_none_or_does_not_fit_is_refused(place, tmp_path, c
     refused(capsys, begin("--identity_path", tmp_path / "no.pt"), "--identity_path", "no.pt does not exist")
     refused(capsys, begin("--image_size", 16), "--identity_path", "takes images of 3x8x8; the network makes 3x16x16")
     refused(capsys, begin("--prediction", "eps"), "--objective unrolled", "--prediction v or x0")
+    plain = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt"]
+    own = [word for i, word in enumerate(RUN) if "--masks" not in (word, RUN[i - 1])]
+    refused(
+        capsys,
+        lambda: script_runs.run("image_train", *own, *plain, "--iterations", 1, "--out_dir", tmp_path / "plain"),
+        "--objective unrolled",
+        "scripts/inpaint_train.py or super_res_train.py",
+    )
 
 
 def test_more_steps_than_timesteps_are_refused():

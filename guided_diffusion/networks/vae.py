@@ -61,6 +61,10 @@ class DraftFlags(FlagGroup):
     # the VAE of --vae_path, once it is opened
     autoencoder: Any = field(default=None, repr=False, compare=False)
 
+    def refuse_unread(self, given):
+        if "vae_form" in given and not self.vae_path:
+            raise UserError(f"--vae_form {self.vae_form} does nothing without --vae_path")
+
 
 class VAE(nn.Module):
     """Convolutions that halve the side a level to a diagonal normal q(z | x), and back to an image.

@@ -57,4 +57,7 @@ def create(parsed, diffusion):
     for group in groups()[1:]:
         for name in sorted(parsed.given & set(group.__dataclass_fields__) - read):
             logger.warn(f"--{name} does nothing with --objective {chosen}")
+    if not issubclass(OBJECTIVES[chosen], DiffusionObjective):
+        for name in sorted(parsed.given & {"use_kl", "rescale_learned_sigmas"}):
+            logger.warn(f"--{name} does nothing with --objective {chosen}")
     return OBJECTIVES[chosen].create(parsed, diffusion)

@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import logger
 from ..denoiser import ModelMeanType, ModelVarType
 from ..errors import UserError
 from ..flags import POSITIVE, WIDTH, FlagGroup, at_least, flag
@@ -183,6 +184,8 @@ class AdversarialObjective(Objective):
         mult = channel_multipliers(unet.channel_mult, size)
         widths = [int(m * (own.discriminator_channels or unet.num_channels)) for m in mult]
         network = Discriminator(unet.image_channels, widths, unet.num_classes if unet.class_cond else None)
+        if not values["latent_dim"]:
+            logger.warn("--latent_dim 0 tells the generator no z, so that its steps draw from one Gaussian each")
         rates = {"lr": own.discriminator_lr, "betas": (values["beta1"], values["beta2"])}
         discriminator = AuxiliaryNetwork(network, torch.optim.Adam(network.parameters(), **rates))
         return cls(diffusion, discriminator, values["latent_dim"], own.rec_weight, own.r1_gamma, own.r1_interval)

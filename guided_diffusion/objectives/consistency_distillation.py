@@ -15,7 +15,7 @@ A student learns to map the points of each path of its teacher's to one image, w
 
 L_RM is the Kullback-Leibler divergence of the proxy's preferences from the expert's, a softmax of two rewards, over the
 pairs of the student's image, the target's and the real one. The expert then has no gradient asked of it, and the
-student follows the proxy, which sees halves of an image's resolution: so it has no high frequencies to please.
+student follows the proxy, which sees halves of an image's resolution: so it is not rewarded for high frequencies.
 
 Departures from the papers and the release. f needs no c_skip and c_out: the data are the time -1, below all trained
 ones, where f is the identity by definition and no network is asked (in the release c_skip is at most 0.0025 at every
@@ -40,7 +40,6 @@ from ..networks import UNetFlags, for_training
 from ..nn import mean_flat, update_ema
 from ..resample import SamplerFlags
 from ..rewards import ProxyReward, RewardFlags
-from ..scalars import combined
 from ..spacing import uniform
 from .objective import AuxiliaryNetwork, Loss
 from .sampled import SampledObjective
@@ -102,7 +101,8 @@ class ConsistencyDistillation(SampledObjective):
         self.teacher, self.ema, self.huber_c = teacher, ema, huber_c
         self.reward, self.scale, self.proxy = reward, scale, proxy
         self.timesteps = uniform(self.schedule, steps)
-        count = min(steps, 4)
+        trained = {*self.timesteps}
+        count = next(n for n in (4, 5, 3, 2, 1) if n <= steps and trained.issuperset(uniform(self.schedule, n)))
         self.sampled_by = {"solver": "consistency", "spacing": "uniform", "timestep_respacing": str(count)}
 
     @classmethod
@@ -110,8 +110,10 @@ class ConsistencyDistillation(SampledObjective):
         flags, unet = parsed[ConsistencyFlags], parsed[UNetFlags]
         refuse_eps(parsed)
         teacher, reward, proxy = Teacher.open(parsed, diffusion), parsed[RewardFlags].create(parsed), None
-        if flags.reward_proxy and reward is None:
-            raise UserError("--reward_proxy True has no --reward to learn; expected one")
+        if flags.reward_proxy and (reward is None or not flags.reward_scale):
+            raise UserError("--reward_proxy True has no --reward to learn, or no --reward_scale; expected both")
+        if reward is None and "reward_scale" in parsed.given:
+            raise UserError(f"--reward_scale {flags.reward_scale:g} does nothing without --reward")
         if flags.reward_proxy:
             network = ProxyReward(unet.image_channels, unet.num_classes if unet.class_cond else 0)
             proxy = AuxiliaryNetwork(network, torch.optim.Adam(network.parameters(), flags.reward_proxy_lr))
@@ -139,11 +141,11 @@ class ConsistencyDistillation(SampledObjective):
         noise = torch.randn_like(x)
         with torch.no_grad():
             level = self.schedule.alpha_bar(s)
-            step = self.teacher.predict(self._noised(x, noise, t), t, cond)
+            step = self.teacher.predict(self.noised(x, noise, t), t, cond)
             arrived = step.mixed(level.sqrt(), (1 - level).sqrt())
             jumped = self.process.denoiser(self._asked, cond)(arrived, s.clamp(min=0)).x0
             target = jumped.where((s >= 0)[:, None, None, None], arrived)
-        seen = self._noised(x, *self.process.corruption(noise, t))
+        seen = self.noised(x, *self.process.corruption(noise, t))
         image = self.process.denoiser(model, cond)(seen, t).x0
         found = distance(image, target, self.huber_c)
         self.teach(index, found)
@@ -173,10 +175,6 @@ class ConsistencyDistillation(SampledObjective):
         self.proxy.backward(learnt)
         terms |= {"reward": expert[0], "proxy": learnt.detach()}
         return self.proxy.fixed(image, **told)
-
-    def _noised(self, x, noise, t):
-        level = self.schedule.alpha_bar(t)
-        return combined(level.sqrt(), x, (1 - level).sqrt(), noise)
 
     def stepped(self, model):
         super().stepped(model)

@@ -103,11 +103,11 @@ class ProgressiveDistillation(SampledObjective):
         index, weights = self.sampler.sample(len(x), x.device)
         s, middle, t = self._times(index)
         noise = torch.randn_like(x)
-        x_t = self._noised(x, noise, t)
+        x_t = self.noised(x, noise, t)
         z = two_steps(lambda z, t: self.teacher.predict(z, t, cond), self.schedule, x_t, t, middle, s)
         level, target_level = self.schedule.alpha_bar(t), self.schedule.alpha_bar(s)
         target = implied(x_t, z, level, target_level)
-        seen = self._noised(x, *self.process.corruption(noise, t))
+        seen = self.noised(x, *self.process.corruption(noise, t))
         said = self.process.denoiser(model, cond)(seen, t)
         weight = per_sample(self.weight(level / (1 - level)), x)
         loss = mean_flat(weight * self.error(said.x0 - target))
@@ -119,10 +119,6 @@ class ProgressiveDistillation(SampledObjective):
         """(s, middle, t) [N] of the student's steps `index` [N]."""
         nodes = torch.tensor([-1, *self.grid], device=index.device)
         return (nodes[2 * index + i] for i in range(3))
-
-    def _noised(self, x, noise, t):
-        level = self.schedule.alpha_bar(t)
-        return combined(level.sqrt(), x, (1 - level).sqrt(), noise)
 
 
 def grid_of(schedule, steps):

@@ -3,6 +3,7 @@
 from .. import logger
 from ..errors import UserError
 from ..resample import LossAwareSampler, SamplerFlags
+from ..scalars import combined
 from .objective import Objective
 
 
@@ -29,6 +30,11 @@ class SampledObjective(Objective):
         """Let the sampler learn from the losses [N] at timesteps t [N]; every rank must call it."""
         if isinstance(self.sampler, LossAwareSampler):
             self.sampler.update_with_local_losses(t, losses.detach())
+
+    def noised(self, x, noise, t):
+        """x [N, C, ...] with noise, at training timesteps t [N]."""
+        level = self.diffusion.schedule.alpha_bar(t)
+        return combined(level.sqrt(), x, (1 - level).sqrt(), noise)
 
     def state_dict(self):
         return {"sampler": self.sampler.state_dict(), **super().state_dict()}

@@ -14,7 +14,7 @@ last of them samples in one step of DDIM.
 | scale factors 2, 4, 8 | `--scale_schedule`, of which one at a time is `scale` |
 | training steps of each | `--scale_steps`; the last goes on to the end of training |
 | x_h, z_h; the low resolution image of scale s | `x`; `low_res`, shrunk from the same x |
-| teacher phi; the student, which begins with its weights | `teacher`, an average of the weights so far; the network |
+| teacher phi; the student, which goes on from its own weights | `teacher`, an average of those so far; the network |
 | x0 of a network's v | `Prediction.x0` |
 | w(lambda_t) | 1 |
 
@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import torch
 
-from .. import checkpoints
+from .. import checkpoints, logger
 from ..averages import rate_at
 from ..conditioning.low_resolution import shrunk
 from ..denoiser import ModelMeanType, bound
@@ -42,7 +42,6 @@ from ..flags import FRACTION, FlagGroup, at_least, flag, int_list
 from ..networks import SuperResFlags, for_inference
 from ..nn import mean_flat
 from ..resample import SamplerFlags
-from ..scalars import combined
 from .objective import AuxiliaryNetwork, Loss
 from .sampled import SampledObjective
 
@@ -60,6 +59,11 @@ class ScaleFlags(FlagGroup):
     scale_ema_rate: float = flag(
         0.999, "Rate of the average of the weights, warming up, that becomes the teacher.", legal=FRACTION, lasting=True
     )
+
+    def refuse_unread(self, given):
+        unread = {"scale_steps", "scale_ema_rate"} & given.keys()
+        if unread and "," not in self.scale_schedule:
+            raise UserError(f"--{min(unread)} does nothing with a --scale_schedule of one factor")
 
     def scales(self, large_size, small_size):
         """The factors as a list.
@@ -110,6 +114,13 @@ class ScaleDistillation(SampledObjective):
             raise UserError("--objective scale_distillation is for upsamplers; expected scripts/super_res_train.py")
         flags, sizes = parsed[ScaleFlags], parsed[SuperResFlags]
         scales = flags.scales(sizes.large_size, sizes.small_size)
+        before = flags.scale_steps * (len(scales) - 1)
+        ends = [parsed.values()[name] for name in ("iterations", "lr_anneal_steps") if parsed.values().get(name)]
+        if ends and min(ends) <= before:
+            logger.warn(
+                f"training ends after {min(ends)} steps, and --scale_steps {flags.scale_steps} gives the factors below "
+                f"{scales[-1]} {before}: a network that ends there has not learnt what it is sampled at"
+            )
         network = checkpoints.SUPER_RES.create(parsed)
         sampler = parsed[SamplerFlags].create(diffusion)
         return cls(diffusion, sampler, network, scales, flags.scale_steps, flags.scale_ema_rate)
@@ -123,8 +134,8 @@ class ScaleDistillation(SampledObjective):
         index, weights = self.sampler.sample(len(x), x.device)
         t, noise = torch.tensor(self.process.grid, device=x.device)[index], torch.randn_like(x)
         told = [{**cond, "low_res": shrunk(x, x.shape[-1] // scale)} for scale in self.scales[: self.stage + 1]]
-        target = x if self.stage == 0 else self._taught(self._noised(x, noise, t), t, told[-2])
-        seen = self._noised(x, *self.process.corruption(noise, t))
+        target = x if self.stage == 0 else self._taught(self.noised(x, noise, t), t, told[-2])
+        seen = self.noised(x, *self.process.corruption(noise, t))
         said = bound(self.process.adapter(model), told[-1])(seen, t).x0
         loss = mean_flat((said - target).square())
         self.teach(index, loss)
@@ -135,10 +146,6 @@ class ScaleDistillation(SampledObjective):
     def _taught(self, x, t, cond):
         """The image that the teacher predicts."""
         return bound(self.process.bare().adapter(self.asked), cond)(x, t).x0.clamp(-1, 1)
-
-    def _noised(self, x, noise, t):
-        level = self.schedule.alpha_bar(t)
-        return combined(level.sqrt(), x, (1 - level).sqrt(), noise)
 
     @torch.no_grad()
     def stepped(self, model):

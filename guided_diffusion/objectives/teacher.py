@@ -7,7 +7,7 @@ import torch
 from .. import checkpoints, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
-from ..networks import SuperResFlags, UNetFlags, for_inference
+from ..networks import InpaintFlags, SuperResFlags, UNetFlags, for_inference
 from ..process import DiffusionFlags
 from .objective import AuxiliaryNetwork
 
@@ -59,13 +59,25 @@ class Teacher(AuxiliaryNetwork):
         path, values = parsed[TeacherFlags].teacher, parsed.values()
         if not path:
             raise UserError("--teacher is not given; expected the checkpoint of a diffusion network (.pt)")
-        expected = "super_res" if SuperResFlags in parsed.groups else "diffusion"
+        if values.get("timestep_respacing"):
+            raise UserError(
+                f"--timestep_respacing {values['timestep_respacing']} does nothing beside the steps of --objective"
+            )
+        kinds = {"inpaint": InpaintFlags, "super_res": SuperResFlags, "diffusion": UNetFlags}
+        expected = next(name for name, group in kinds.items() if group in parsed.groups)
         network, process, flags = checkpoints.open_network(path, "teacher", expected)
-        size = checkpoints.NETWORKS[expected].size_flag
-        names = [size, "image_channels", "class_cond", *(["num_classes"] if parsed[UNetFlags].class_cond else [])]
+        names = [checkpoints.NETWORKS[expected].size_flag, "image_channels", "class_cond"]
+        names += ["num_classes"] if parsed[UNetFlags].class_cond else []
+        names += {"super_res": ["small_size"], "inpaint": ["reference_cond"]}.get(expected, [])
         for name in names:
             if flags[name] != values[name]:
                 raise UserError(f"--teacher {path} has --{name} {flags[name]}; expected {values[name]}, as of this run")
+        dropped = values.get("class_dropout")
+        if dropped and not checkpoints.read_flags(path).get("class_dropout"):
+            logger.warn(
+                f"--class_dropout {dropped:g} asks --teacher {path} without classes, and it was trained without "
+                "--class_dropout: it has never seen such a question"
+            )
         schedules = process.schedule, diffusion.schedule
         levels = [schedule.alpha_bar(torch.arange(schedule.num_timesteps)) for schedule in schedules]
         if len(levels[0]) != len(levels[1]) or not torch.allclose(*levels):

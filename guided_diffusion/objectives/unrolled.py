@@ -23,8 +23,8 @@ distances are of that network, at its scales. Nothing but `mask` and `masked` is
 them (an upsampler) whole images are compared.
 Departures from the release: the noised image lies at the level of the first step's time (there 999 and 748), so that
 times told and levels agree; every prediction counts, once (there the first and the last, and x_T itself as a constant
-third); distances are means (there a sum of nine). Its batch of 1 or 2 comes from the memory of K networks, which
---use_checkpoint True saves here.
+third); distances are means (there a sum of nine). Predictions are not clipped on the way. Its batch of 1 or 2 comes
+from the memory of K networks, which --use_checkpoint True saves here.
 
 Networks that predict eps from nearly pure noise say nothing of the image in the first step, so that the cosine schedule
 needs --prediction v or x0. Every network precision works; the comparison is computed in float32. Input perturbation
@@ -37,9 +37,11 @@ import torch
 import torch.nn.functional as F
 
 from .. import checkpoints
+from ..conditioning.masked import filled
 from ..denoiser import ModelMeanType, bound
 from ..errors import UserError
 from ..flags import FlagGroup, at_least, flag
+from ..networks import InpaintFlags, SuperResFlags
 from ..resample import SamplerFlags
 from ..sampling import sample
 from ..schedule import NEARLY_NOISE
@@ -53,7 +55,9 @@ from .objective import AuxiliaryNetwork, Loss
 class UnrollFlags(FlagGroup):
     """Training through sampling (REFace)."""
 
-    identity_path: str = flag("", "Classifier (a checkpoint) that --objective unrolled compares images by.")
+    identity_path: str = flag(
+        "", "Classifier (a checkpoint) that --objective unrolled compares images by.", lasting=True
+    )
     unroll_steps: int = flag(4, "DDIM steps that training takes.", legal=at_least(1), lasting=True)
     identity_weight: float = flag(
         0.3, "Weight of the identity's loss of their images.", legal=at_least(0), lasting=True
@@ -95,6 +99,11 @@ class Unrolled(DiffusionObjective):
     @classmethod
     def create(cls, parsed, diffusion):
         flags, values = parsed[UnrollFlags], parsed.values()
+        if not parsed.groups.keys() & {InpaintFlags, SuperResFlags}:
+            raise UserError(
+                "--objective unrolled holds images drawn from noise to the true ones, of which a network has to be "
+                "told; expected scripts/inpaint_train.py or super_res_train.py"
+            )
         identity, _, _ = checkpoints.open_network(flags.identity_path, flag="identity_path", expected="classifier")
         side = values.get("large_size", values.get("image_size"))
         if identity.shape != (shape := (values["image_channels"], side, side)):
@@ -121,15 +130,12 @@ class Unrolled(DiffusionObjective):
         with torch.autocast(x.device.type, enabled=False):
             with torch.no_grad():
                 true = features(self.identity, x)
-            found = [features(self.identity, self._composed(image, cond).float()) for image in images]
+            whole = [filled(image, cond) if "mask" in cond else image for image in images]
+            found = [features(self.identity, image.float()) for image in whole]
             return {
                 "identity": torch.stack([1 - F.cosine_similarity(told, true[0]) for told, _ in found]).mean(dim=0),
                 "perceptual": torch.stack([_perceptual(blocks, true[1]) for _, blocks in found]).mean(dim=0),
             }
-
-    @staticmethod
-    def _composed(image, cond):
-        return image * cond["mask"] + cond["masked"] if "mask" in cond else image
 
 
 def unrolled(denoise, schedule, grid, x):

@@ -139,7 +139,10 @@ def _activated(x):
 
 
 def _deviation(h):
-    """The mean deviation within groups of up to 4 of h [N, C, H, W], as a channel (Karras et al. 2018, section 3)."""
+    """The mean deviation within groups of 4 of h [N, C, H, W], as a channel (Karras et al. 2018, section 3).
+
+    Of a microbatch that is no multiple of 4, within all of it.
+    """
     groups = h.unflatten(0, (-1, 4)) if len(h) % 4 == 0 else h[None]
     spread = (groups.var(dim=1, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     return spread.repeat_interleave(groups.shape[1]).view(-1, 1, 1, 1).expand(-1, 1, *h.shape[2:])

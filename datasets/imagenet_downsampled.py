@@ -8,6 +8,7 @@ WordNet ids by which the published checkpoints number classes: `--class_map map_
 download, names the classes by their ids, and training then numbers them as those checkpoints do.
 """
 
+import contextlib
 import os
 import re
 import zipfile
@@ -88,29 +89,22 @@ def _header(archive, name):
         return shape, dtype, member.tell()
 
 
-class _opened:
-    """A zipfile.ZipFile, of which anything that is damaged is a UserError."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
+@contextlib.contextmanager
+def _opened(path):
+    """The zipfile.ZipFile of a batch, of which anything that is damaged is a UserError."""
+    with contextlib.ExitStack() as stack:
         try:
-            self.file = files.open_read(self.path)
-            self.archive = zipfile.ZipFile(self.file)
+            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(files.open_read(path))))
         except FileNotFoundError:
-            raise UserError(f"--data_dir: {self.path} is not there, expected it beside the other batches") from None
+            raise UserError(f"--data_dir: {path} is not there, expected it beside the other batches") from None
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"--data_dir: {self.path} is no whole .npz file ({error})") from error
-        return self.archive
-
-    def __exit__(self, kind, error, _):
-        self.archive.close()
-        self.file.close()
-        if isinstance(error, UserError):
-            return
-        if isinstance(error, (OSError, EOFError, LookupError, *files.NPZ_DAMAGE)):
-            raise UserError(f"--data_dir: {self.path} is no batch of ImageNet, or damaged ({error})") from error
+            raise UserError(f"--data_dir: {path} is no whole .npz file ({error})") from error
+        try:
+            yield archive
+        except UserError:
+            raise
+        except (OSError, EOFError, LookupError, *files.NPZ_DAMAGE) as error:
+            raise UserError(f"--data_dir: {path} is no batch of ImageNet, or damaged ({error})") from error
 
 
 def class_map(path):

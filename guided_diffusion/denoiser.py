@@ -119,12 +119,11 @@ class Prediction:
         return type(self)(self.x_t, self.alpha_bar, x0, None, self.variance, self.gradient)
 
     def where(self, mask, other):
-        """This prediction for the samples of `mask`, a bool or [N], `other` for those beside it."""
+        """This prediction for the samples of `mask`, a bool or [N], `other` beside them; given as this one is."""
         if isinstance(mask, bool):
             return self if mask else other
         mask = mask.reshape(-1, *[1] * (self.x_t.ndim - 1))
-        both = [name for name in self.given if name in other.given] or self.given
-        parts = {name: getattr(self, name).where(mask, getattr(other, name)) for name in both}
+        parts = {name: getattr(self, name).where(mask, getattr(other, name)) for name in self.given}
         return replace(self, **({"x0": None, "eps": None} | parts))
 
 

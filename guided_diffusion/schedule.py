@@ -127,6 +127,15 @@ class NoiseSchedule:
         self.noisiest = float(self._lambdas[-1])
         self._on_device = {}
 
+    def nearly_noise(self, alpha_bar):
+        """Whether levels, a number or [N], are nearly pure noise: a bool where that is known, else bool [N]."""
+        if self.noisiest >= NEARLY_NOISE:
+            return False
+        least, most = (half_log_snr(min(max(level, 0.0), 1.0)) for level in bounds(alpha_bar))
+        if least >= NEARLY_NOISE or most < NEARLY_NOISE:
+            return most < NEARLY_NOISE
+        return half_log_snr(alpha_bar) < NEARLY_NOISE
+
     def table(self, device):
         """(alpha_bar [T + 2] of times -1..T, lambda [T] of times 0..T-1) on a device."""
         if device not in self._on_device:

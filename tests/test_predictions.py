@@ -67,6 +67,32 @@ def test_zero_terminal_snr_works_with_every_solver(solver, methods):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("terminal", [{}, ZERO], ids=["cosine", "zero"])
+def test_a_scaler_near_one_hardly_changes_images(prediction, solver, terminal):
+    """Though the last cosine timestep has an alpha_bar of 2e-9, where x0 by a scaled eps is off by thousands."""
+    plain, scaled = (images(prediction, solver, {"eps_scaler": scaler}, **terminal) for scaler in ("1.0", "1.0005"))
+    assert (scaled - plain).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize("t", [[999, 400, 996, 995], [999] * 4, [995] * 4], ids=["mixed", "noise", "above"])
+def test_in_nearly_pure_noise_what_was_predicted_beside_eps_stays(prediction, t):
+    t = torch.tensor(t)
+    made = [
+        sampled.process(clip=False, diffusion={"noise_schedule": "cosine", "prediction": prediction}, methods=methods)
+        for methods in ({}, {"eps_scaler": 1.02})
+    ]
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    plain, scaled = (process.denoiser(network(prediction, process.schedule))(x, t) for process in made)
+    noise = np.log(np.cumprod(1 - get_named_beta_schedule("cosine", 1000))[t]) / 2 < -5.1  # what DPM-Solver leaves out
+    kept = torch.from_numpy(noise) & (prediction != "eps")
+    expected = plain.eps / torch.where(kept, 1.0, 1.02).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(scaled.eps, expected.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scaled.x0[kept], plain.x0[kept], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("prediction", ["v", "x0"])
 def test_zero_terminal_snr_works_with_a_shift(prediction, solver):
     """Of the network's time, so that what it predicts makes a difference."""
     shift = {"do_time_shift": True, "time_shift_variant": "net", "window": 20, "cutoff": 99}

@@ -7,6 +7,10 @@ The authors' releases for other families scale alike, but for this. EDM-ES divid
 at both calls of a Heun step in one of its samplers, and at the first alone in the other; here at every call, for a
 method knows no solver. LDM-ES divides the eps that x0 is made of and leaves the one in DDIM's direction to x_t; here
 both are the same, so that x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps stays true and a solver may use either.
+
+In nearly pure noise, which the linear schedule does not have, what an x0 or v network predicts stays. The state there
+is the noise that was drawn, in which no bias has gathered, and x0 would move by (1 - 1 / lambda) eps / sqrt(alpha_bar):
+at the last cosine timestep by 10 eps for a lambda of 1.0005. An eps network, as the paper has, is scaled at every step.
 """
 
 import bisect
@@ -18,7 +22,8 @@ import torch
 
 from ..errors import UserError
 from ..flags import flag, number
-from ..scalars import less, per_sample, real, shared
+from ..scalars import per_sample, real, shared
+from ..schedule import NEARLY_NOISE, half_log_snr
 from .method import Method, Proposal, jackknife
 
 
@@ -42,7 +47,7 @@ class EpsilonScaling(Method):
     def wrap(self, denoise, process):
         if (self.k, self.b) == (0.0, 1.0):
             return denoise
-        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, process.schedule.ends_in_noise)
+        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, process.schedule.nearly_noise)
 
     def propose(self, probe):
         """Scalers by the ratio of lengths of the predicted noise, along sampling and at true states.
@@ -59,6 +64,8 @@ class EpsilonScaling(Method):
         base = probe({"eps_scaler": "1.0"}, "norms")
         norms, steps = base.curves["norms"], len(base.times)
         weights = moved_by_eps(base.levels)
+        if not weights.any():  # one step from pure noise
+            return
 
         def divided(*curves):
             """[1 + shares, S]: the first of four lengths over the second, over the same of the Gaussian."""
@@ -100,10 +107,13 @@ def written(k, b):
 def moved_by_eps(levels):
     """How far a step of DDIM moves a state for a change of eps [S], at most 1: what an error of its scale does.
 
+    0 in nearly pure noise, where no bias has gathered.
+
     :param levels: float64 [S] alpha_bar of the kept steps, decreasing from the data on.
     """
     to = np.append(1.0, levels[:-1])
-    return np.minimum(1.0, np.abs(np.sqrt(to * (1 - levels) / levels) - np.sqrt(1 - to)))
+    moved = np.minimum(1.0, np.abs(np.sqrt(to * (1 - levels) / levels) - np.sqrt(1 - to)))
+    return np.where([half_log_snr(level) < NEARLY_NOISE for level in levels.tolist()], 0.0, moved)
 
 
 def fitted(ratios, weights, linear):
@@ -140,21 +150,21 @@ class EpsilonScaledDenoiser:
     :param denoise: the denoiser it scales.
     :param grid: the kept training timesteps, increasing; a time between two of them is scaled in between.
     :param k, b: lambda_i = k i + b, positive.
-    :param ends_in_noise: the noisiest state may have no signal; its eps, which is the state itself, stays then.
+    :param nearly_noise: `alpha_bar -> bool or bool [N]`, where an x0 that the network said stays.
     """
 
-    def __init__(self, denoise, grid, k, b, ends_in_noise=False):
+    def __init__(self, denoise, grid, k, b, nearly_noise=lambda alpha_bar: False):
         self.denoise = denoise
         self.grid = [*map(int, grid)]
         self._on_device = {}
         self.k = k
         self.b = b
-        self.ends_in_noise = ends_in_noise
+        self.nearly_noise = nearly_noise
 
     def __call__(self, x, t, cond):
         prediction = self.denoise(x, t, cond)
         scaled = prediction.with_eps(prediction.eps / per_sample(self.scale(shared(t)), x))
-        return scaled.where(less(0, prediction.alpha_bar), prediction) if self.ends_in_noise else scaled
+        return prediction.where(self.nearly_noise(prediction.alpha_bar), scaled) if "x0" in prediction.given else scaled
 
     def scale(self, t):
         """lambda (float64) at training timesteps t, a number or [N]."""

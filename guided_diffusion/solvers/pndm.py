@@ -22,7 +22,7 @@ stays a fraction; the noisiest step is not dropped; the last step ends at the da
 import torch
 
 from ..scalars import add_, at_least_zero, bounded, bounds, either, less, per_sample, shared
-from .step import Solver, Step, chosen, is_plain, nearly_noise, transfer
+from .step import Solver, Step, chosen, is_plain, transfer
 
 # weights of the newest predictions, newest first, where 1 to 4 of them are known
 ADAMS_BASHFORTH = (
@@ -61,7 +61,7 @@ class PNDM(Solver):
         if needless is not True:
             average = self.average(denoise, prediction, t, at_least_zero(s))
             eps = chosen(needless, eps, average)
-        memory = history[: self.terms - 1], self._remembered(known, nearly_noise(prediction, self.schedule))
+        memory = history[: self.terms - 1], self._remembered(known, self.schedule.nearly_noise(prediction.alpha_bar))
         return Step(transfer(prediction, target, chosen(plain, prediction.eps, eps)), prediction, memory)
 
     def _one_more(self, known):

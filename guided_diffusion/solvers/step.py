@@ -5,8 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ..denoiser import Prediction
-from ..scalars import add_, bounds, either, less, ratio, shared, sqrt, where
-from ..schedule import NEARLY_NOISE, half_log_snr
+from ..scalars import add_, either, less, ratio, shared, sqrt, where
 
 
 class Step(NamedTuple):
@@ -69,21 +68,6 @@ def transfer(prediction, target, eps=None):
     return add_(moved, weight, eps - prediction.eps)
 
 
-def nearly_noise(prediction, schedule):
-    """Whether the levels are so near to pure noise that a step must be DDIM's: a bool where that is known, or [N].
-
-    There sqrt(1 / alpha_bar - 1) falls by thousands within one step, and so does each error of an average count.
-
-    :param schedule: the NoiseSchedule, which may have no such levels.
-    """
-    if schedule.noisiest >= NEARLY_NOISE:
-        return False
-    least, most = (half_log_snr(min(max(level, 0.0), 1.0)) for level in bounds(prediction.alpha_bar))
-    if least >= NEARLY_NOISE or most < NEARLY_NOISE:
-        return most < NEARLY_NOISE
-    return half_log_snr(prediction.alpha_bar) < NEARLY_NOISE
-
-
 def chosen(condition, yes, no):
     """The images `yes` of samples for which the condition (a bool, or [N]) holds, else `no`, each [N, C, ...]."""
     if isinstance(condition, bool):
@@ -94,6 +78,7 @@ def chosen(condition, yes, no):
 def is_plain(prediction, s, schedule):
     """Whether a step to times s must be DDIM's, in solvers that average noise predictions: a bool, or [N].
 
-    At the data (s = -1) the noise is not defined; else see `nearly_noise`.
+    At the data (s = -1) the noise is not defined. In nearly pure noise sqrt(1 / alpha_bar - 1) falls by thousands
+    within one step, and so does each error of an average count.
     """
-    return either(less(s, 0), nearly_noise(prediction, schedule))
+    return either(less(s, 0), schedule.nearly_noise(prediction.alpha_bar))

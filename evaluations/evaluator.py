@@ -1,7 +1,7 @@
 """Score samples against real images by the five numbers of guided-diffusion's evaluator, or with other features.
 
 python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz
-python evaluations/evaluator.py data/digits.npz runs/digits --features classifier:models/digits16_classifier.pt
+python evaluations/evaluator.py REFERENCE.npz runs/emoji --features classifier:models/emoji32_classifier.pt
 mpirun -n 2 python evaluations/evaluator.py --reference REFERENCE.npz --samples runs/image_sample --json scores.json
 python evaluations/evaluator.py REFERENCE.npz runs/a runs/b runs/c --standard_error True --out_dir runs/scores
 

@@ -1,6 +1,6 @@
 """How grainy images are, and how coloured: a table of sets, of which the real images may be the first.
 
-python evaluations/grain.py data/digits.npz runs/digits
+python evaluations/grain.py models/emoji32_reference.npz runs/emoji
 
 `laplacian` is the mean absolute difference between four times a pixel and its four neighbours, in grey levels; noise
 left in images raises it, blur lowers it. `colours` are the means of the channels, and `contrast` is the standard

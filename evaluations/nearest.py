@@ -1,6 +1,6 @@
 """The training image nearest to each sample, and whether samples lie nearer to training images than new data do.
 
-python evaluations/nearest.py data/digits.npz runs/digits --held_out data/digits_heldout.npz
+python evaluations/nearest.py models/emoji32_reference.npz runs/emoji
 mpirun -n 2 python evaluations/nearest.py data/photos runs/samples --by features --features classifier:classifier.pt
 
 A network that has learnt its training images by heart draws samples that lie nearer to them than images of the same

@@ -134,6 +134,7 @@ class Objective:
 
     :cvar flags: flag groups of scripts that offer it.
     :cvar memory: what a state file holds of it, in words.
+    :cvar trains_variance: whether it trains the channels that --learn_sigma adds.
     :ivar num_timesteps: T, of which the log has quartiles.
     :ivar sampled_by: {flag: value} of the sampler that its networks are meant for; {} where any will do. It lies beside
         their checkpoints: previews take it, and sampling scripts where their command lines say nothing else.
@@ -142,6 +143,7 @@ class Objective:
 
     flags = ()
     memory = "what --objective has learnt"
+    trains_variance = True
     sampled_by: ClassVar = {}
     timesteps = None
 

@@ -125,6 +125,27 @@ class AuxiliaryNetwork:
         self.network.load_state_dict(state["network"])
 
 
+class OpenedNetwork(AuxiliaryNetwork):
+    """A frozen network of a file, which is opened again when a run goes on; the state has it as the run began with it.
+
+    :param network: as of AuxiliaryNetwork.
+    :param flag: that names the file, for the warning that it has changed.
+    """
+
+    def __init__(self, network, flag):
+        super().__init__(network)
+        self.flag = flag
+
+    def load_state_dict(self, state):
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        super().load_state_dict(state)
+        if any(not torch.equal(value, before[name]) for name, value in self.network.state_dict().items()):
+            logger.warn(
+                f"--{self.flag} is not what --resume_checkpoint was trained with: it has other weights, and the run "
+                "goes on with those that it began with"
+            )
+
+
 class Objective:
     """What training minimises. A paper is a class of its own in a file of its own, and a line in OBJECTIVES.
 

@@ -189,6 +189,9 @@ class Objective:
         """
         raise NotImplementedError
 
+    def set_rate(self, share):
+        """Take note, before a step, of the trained network's learning rate in it, as a share of --lr."""
+
     def stepped(self, model):
         """Follow an optimiser step that changed the weights of the trained network; every rank calls it.
 

@@ -9,6 +9,7 @@ them and their names; --labels expects them. With --png an .npz becomes a PNG fo
 these become the same array again, in the order of the numbers that their names end in.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -58,10 +59,10 @@ def pack(args):
     path = os.path.abspath(args.out_dir) + ".npz"
     if files.is_same(path, args.data_dir):
         raise UserError(f"--out_dir {args.out_dir} would replace --data_dir {args.data_dir}, expected another")
-    writer.refuse_another(path, (args.image_size, args.image_size, args.image_channels))
-    members = {
-        "arr_0": (np.dtype(np.uint8), (len(data), *[args.image_size] * 2, args.image_channels), parts(data, order))
-    }
+    images = parts(data, order)
+    first = next(images)
+    writer.refuse_another(path, first)
+    members = {"arr_0": (first.dtype, (len(data), *first.shape[1:]), itertools.chain([first], images))}
     if args.labels:
         names = np.array(data.class_names)
         members |= {"arr_1": (data.labels.dtype, data.labels.shape, [data.labels[list(order)]])}

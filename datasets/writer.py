@@ -34,7 +34,7 @@ def write_images(out_dir, images, labels=None, classes=None):
     os.makedirs(folder, exist_ok=True)
     sweep(folder + ".npz")
     refuse_others(folder, names, images.shape[1:3])
-    refuse_another(folder + ".npz", images.shape[1:])
+    refuse_another(folder + ".npz", images)
     for name, image in zip(names, images):
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(os.path.join(folder, name))
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": np.asarray(labels, dtype=np.int64)})
@@ -67,12 +67,17 @@ def _has_size(path, size):
         return True  # cut short when its command was killed
 
 
-def refuse_another(path, shape):
-    """Validate that nothing but an earlier .npz of images of a shape [H, W, C] lies where one is to be written."""
+def refuse_another(path, images):
+    """Validate that nothing lies where an .npz is to be written but an earlier one of these images, fewer or more.
+
+    :param images: uint8 [N, H, W, C], those that are to be written or the first of them.
+    :raises UserError: for anything else.
+    """
     if not os.path.exists(path):
         return
     try:
-        alike = read_arrays(path)[0].shape[1:] == tuple(shape)
+        there = read_arrays(path)[0]
+        alike = np.array_equal(there[: len(images)], images[: len(there)])
     except UserError:
         alike = False
     if not alike:

@@ -25,6 +25,7 @@ class RewardFlags(FlagGroup):
         "float32 [N, C, H, W] in [-1, 1] and returns [N]: torchscript:PATH, or python:MODULE.FUNCTION, which is given "
         "a dict of what the network is told too; empty is none.",
         lasting=True,
+        content=True,
     )
     trust_reward: bool = flag(False, "Run the code that --reward is.")
 

@@ -336,6 +336,26 @@ def test_training_refuses_what_has_no_meaning(images, tmp_path, capsys, script, 
     assert sentence in said and "Traceback" not in said, said
 
 
+@pytest.mark.parametrize(
+    "flags, shares",
+    [
+        ([], [1, 1, 1, 1]),
+        (["--lr_anneal_steps", 4], [1, 3 / 4, 2 / 4, 1 / 4]),
+        (["--lr_warmup_steps", 3], [1 / 3, 2 / 3, 1, 1]),
+    ],
+)
+def test_the_learning_rates_of_both_rise_and_fall_together(images, tmp_path, flags, shares):
+    """Also where a run is gone on with, in which the files say the rate of the last step."""
+    words = ["--data_dir", images, "--out_dir", tmp_path, *RUN, "--discriminator_lr", 0.004, "--save_interval", 1]
+    for end in (2, 4):
+        script_runs.run("image_train", *words, *flags, "--iterations", end, "--resume_checkpoint", "auto")
+    for step, share in enumerate(shares, 1):
+        own = torch.load(tmp_path / f"opt{step:06d}.pt", weights_only=True)
+        theirs = torch.load(tmp_path / f"state{step:06d}.pt", weights_only=True)["discriminator"]["optimizer"]
+        found = [state["param_groups"][0]["lr"] for state in (own, theirs)]
+        assert found == pytest.approx([1e-3 * share, 0.004 * share])
+
+
 def test_the_generator_may_compute_in_half_precision(images, tmp_path):
     words = ["--data_dir", images, "--out_dir", tmp_path, "--iterations", 2, "--use_bf16", True]
     script_runs.run("image_train", *RUN, *words)

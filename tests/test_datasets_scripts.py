@@ -207,16 +207,22 @@ def test_another_data_set_in_the_folder_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["keep.png"]
 
 
-@pytest.mark.parametrize("there", ["x/00000.png", "x.npz", "foreign.npz"])
+OF_OTHERS = {
+    "no array": {"weights": np.ones(3)},
+    "another size": {"arr_0": np.zeros((2, 9, 9, 3), np.uint8)},
+    "other images of the size": {"arr_0": np.zeros((3, 32, 32, 3), np.uint8)},
+    "fewer images of the size": {"arr_0": np.zeros((1, 32, 32, 3), np.uint8)},
+}
+
+
+@pytest.mark.parametrize("there", [None, *OF_OTHERS])
 def test_what_others_wrote_is_not_replaced(tmp_path, there):
-    """A picture or an array of another size, or no array at all."""
-    path = tmp_path / there.replace("foreign", "x")
-    path.parent.mkdir(exist_ok=True)
-    if there == "foreign.npz":
-        np.savez(path, weights=np.ones(3))
-    elif there == "x.npz":
-        np.savez(path, np.zeros((2, 9, 9, 3), np.uint8))
+    """An array, or a picture of another size."""
+    path = tmp_path / ("x.npz" if there else "x/00000.png")
+    if there:
+        np.savez(path, **OF_OTHERS[there])
     else:
+        path.parent.mkdir()
         Image.new("RGB", (40, 30)).save(path)
     before = path.read_bytes()
     done = script("photo_patches", "--out_dir", tmp_path / "x", "--num_images", 3)

@@ -290,3 +290,52 @@ def test_networks_in_lists_and_dicts_are_trained_and_saved(tmp_path):
         Owner().load_state_dict(objective.state_dict())
     with pytest.raises(UserError, match="critics.0 of the checkpoint does not fit"):
         Many((1.0, 2.0)).load_state_dict(objective.state_dict())
+
+
+# -------------------------------------------------------------------------------- a learned variance
+
+UPSAMPLER = (
+    "--large_size 8 --small_size 4 --num_channels 32 --num_res_blocks 1 --channel_mult 1 --attention_resolutions= "
+    "--learn_sigma True --diffusion_steps 6 --noise_schedule cosine --batch_size 4 --lr 1e-3 --num_workers 0 "
+    "--iterations 2"
+).split()
+
+
+@pytest.fixture(scope="module")
+def begun(images, tmp_path_factory):
+    """An upsampler with a learned variance, and what objectives open beside it."""
+    folder = tmp_path_factory.mktemp("begun")
+    train("super_res_train", images, folder / "first", *UPSAMPLER)
+    words = "--image_size 8 --num_classes 2 --classifier_width 32 --classifier_depth 1 --classifier_channel_mult 1"
+    words += " --classifier_attention_resolutions 8 --classifier_num_head_channels 32 --batch_size 4 --num_workers 0"
+    np.savez(folder / "classes.npz", arr_0=np.load(images)["arr_0"], arr_1=np.arange(13) % 2)
+    train("classifier_train", folder / "classes.npz", folder / "judge", *words.split(), "--iterations", 1)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "adversarial"])  # which refuses one
+def test_a_variance_that_is_not_trained_is_said(begun, images, tmp_path, name):
+    first = begun / "first" / "model000002.pt"
+    words = {
+        "progressive_distillation": ["--teacher", first, "--student_steps", 2],
+        "consistency_distillation": ["--teacher", first, "--consistency_steps", 3],
+        "scale_distillation": ["--scale_schedule", 2],
+        "unrolled": ["--identity_path", begun / "judge" / "model000001.pt", "--unroll_steps", 2],
+    }.get(name, [])
+    said = train(
+        "super_res_train",
+        images,
+        tmp_path,
+        *UPSAMPLER,
+        *words,
+        "--init_from",
+        first,
+        "--objective",
+        name,
+        "--prediction",
+        "v",
+    )
+    before, after = (weights(path)["out.2.weight"] for path in (first, tmp_path / "model000002.pt"))
+    kept = torch.equal(before[3:], after[3:])
+    assert before[3:].any() and not torch.equal(before[:3], after[:3])
+    assert said.count(f"--objective {name} does not train the variance of --learn_sigma True") == kept

@@ -83,7 +83,16 @@ def test_files_of_an_earlier_set_are_not_mixed_in(pack, tmp_path, capsys):
     assert "--image_size has no meaning with --png" in said
 
 
-@pytest.mark.parametrize("there", [{"weights": np.ones(3)}, {"arr_0": np.zeros((2, 9, 9, 3), np.uint8)}, None])
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"weights": np.ones(3)},
+        {"arr_0": np.zeros((2, 9, 9, 3), np.uint8)},
+        {"arr_0": np.ones((3, 8, 8, 3), np.uint8)},
+        {"arr_0": np.ones((1, 8, 8, 3), np.uint8)},
+        None,
+    ],
+)
 def test_an_array_of_others_is_not_replaced(pack, tmp_path, capsys, there):
     np.savez(tmp_path / "in.npz", np.zeros((3, 8, 8, 3), np.uint8))
     (tmp_path / "out.npz").write_bytes(b"mine")
@@ -92,6 +101,18 @@ def test_an_array_of_others_is_not_replaced(pack, tmp_path, capsys, there):
     before = (tmp_path / "out.npz").read_bytes()
     said = refused(pack, capsys, "--data_dir", tmp_path / "in.npz", "--out_dir", tmp_path / "out", "--image_size", 8)
     assert "out.npz is there, and of another data set" in said and (tmp_path / "out.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [{}, {"arr_1": np.arange(300) % 3}])
+def test_a_set_that_grew_or_shrank_is_packed_anew(pack, tmp_path, more):
+    """Of more than the images that are looked at."""
+    drawn = np.random.default_rng(0).integers(256, size=(300, 8, 8, 3), dtype=np.uint8)
+    words = ["--data_dir", tmp_path / "in.npz", "--out_dir", tmp_path / "out", "--image_size", 8]
+    for count in (100, 300, 300, 280):
+        np.savez(tmp_path / "in.npz", drawn[:count], **{name: values[:count] for name, values in more.items()})
+        pack(*words, *(["--labels"] if more else []))
+        with np.load(tmp_path / "out.npz") as packed:
+            assert np.array_equal(packed["arr_0"], drawn[:count])
 
 
 def test_sampling_writes_every_image(tmp_path):

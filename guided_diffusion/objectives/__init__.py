@@ -60,4 +60,10 @@ def create(parsed, diffusion):
     if not issubclass(OBJECTIVES[chosen], DiffusionObjective):
         for name in sorted(parsed.given & {"use_kl", "rescale_learned_sigmas"}):
             logger.warn(f"--{name} does nothing with --objective {chosen}")
-    return OBJECTIVES[chosen].create(parsed, diffusion)
+    made = OBJECTIVES[chosen].create(parsed, diffusion)
+    if diffusion.model_var_type.is_learned and not made.trains_variance:
+        logger.warn(
+            f"--objective {chosen} does not train the variance of --learn_sigma True: the last layer's weights of it "
+            "stay as they began, and --solver ddpm and likelihoods read them"
+        )
+    return made

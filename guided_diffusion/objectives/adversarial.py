@@ -25,8 +25,8 @@ Departures from the papers and their releases:
 - G is ADM's UNet with z in the embedding of the time (AdaGN), where the releases have NCSN++ with a tanh at its end, in
   place of which sampling clips. D is built as the release's (convolutions without normalisation, time added, deviation
   over groups of 4 as a channel), halves sides by means instead of a filter, and is told labels where G is.
-- Both learn by Adam with --beta1 and --beta2 (0.5 and 0.9 in the papers). G's learning rate falls linearly if at all,
-  not as a cosine, and D's stays.
+- Both learn by Adam with --beta1 and --beta2 (0.5 and 0.9 in the papers). The learning rates of both rise and fall
+  together, as in the release, but linearly if at all, not as a cosine.
 - EMDM's geometric losses are those of motion, and have no counterpart in images.
 
 D computes in float32 whatever G computes in, since R1 differentiates twice.
@@ -62,7 +62,9 @@ class AdversarialFlags(FlagGroup):
     rec_weight: float = flag(
         0.0, "Weight of the mean squared error of x0 beside the adversarial loss.", legal=at_least(0), lasting=True
     )
-    discriminator_lr: float = flag(1.25e-4, "Learning rate of the discriminator.", legal=POSITIVE, lasting=True)
+    discriminator_lr: float = flag(
+        1.25e-4, "Learning rate of the discriminator, which rises and falls as --lr does.", legal=POSITIVE, lasting=True
+    )
     discriminator_channels: int = flag(
         0,
         "Channels of the discriminator's first level; 0 takes --num_channels.",
@@ -177,6 +179,7 @@ class AdversarialObjective(Objective):
         self.r1_gamma = r1_gamma
         self.r1_interval = r1_interval
         self.steps = 0
+        self.rates = [group["lr"] for group in discriminator.optimizer.param_groups]
 
     @classmethod
     def create(cls, parsed, diffusion):
@@ -234,6 +237,10 @@ class AdversarialObjective(Objective):
             losses = losses + self.r1_gamma / 2 * slope.flatten(1).square().sum(dim=1)
         self.discriminator.backward(losses)
         return real, fake
+
+    def set_rate(self, share):
+        for group, rate in zip(self.discriminator.optimizer.param_groups, self.rates):
+            group["lr"] = share * rate
 
     def stepped(self, model):
         super().stepped(model)

@@ -88,6 +88,7 @@ class ConsistencyDistillation(SampledObjective):
     """
 
     flags = (*SampledObjective.flags, TeacherFlags, ConsistencyFlags, RewardFlags)
+    trains_variance = False
 
     def __init__(self, diffusion, sampler, teacher, steps, ema=0.95, huber_c=1e-3, reward=None, scale=1.0, proxy=None):
         super().__init__(diffusion, sampler)

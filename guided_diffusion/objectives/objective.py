@@ -125,6 +125,27 @@ class AuxiliaryNetwork:
         self.network.load_state_dict(state["network"])
 
 
+class OpenedNetwork(AuxiliaryNetwork):
+    """A frozen network of a file, which is opened again when a run goes on; the state has it as the run began with it.
+
+    :param network: as of AuxiliaryNetwork.
+    :param flag: that names the file, for the warning that it has changed.
+    """
+
+    def __init__(self, network, flag):
+        super().__init__(network)
+        self.flag = flag
+
+    def load_state_dict(self, state):
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        super().load_state_dict(state)
+        if any(not torch.equal(value, before[name]) for name, value in self.network.state_dict().items()):
+            logger.warn(
+                f"--{self.flag} is not what --resume_checkpoint was trained with: it has other weights, and the run "
+                "goes on with those that it began with"
+            )
+
+
 class Objective:
     """What training minimises. A paper is a class of its own in a file of its own, and a line in OBJECTIVES.
 
@@ -134,6 +155,7 @@ class Objective:
 
     :cvar flags: flag groups of scripts that offer it.
     :cvar memory: what a state file holds of it, in words.
+    :cvar trains_variance: whether it trains the channels that --learn_sigma adds.
     :ivar num_timesteps: T, of which the log has quartiles.
     :ivar sampled_by: {flag: value} of the sampler that its networks are meant for; {} where any will do. It lies beside
         their checkpoints: previews take it, and sampling scripts where their command lines say nothing else.
@@ -142,6 +164,7 @@ class Objective:
 
     flags = ()
     memory = "what --objective has learnt"
+    trains_variance = True
     sampled_by: ClassVar = {}
     timesteps = None
 
@@ -165,6 +188,9 @@ class Objective:
         :param cond: {name: tensor [N, ...]} of what the network is told.
         """
         raise NotImplementedError
+
+    def set_rate(self, share):
+        """Take note, before a step, of the trained network's learning rate in it, as a share of --lr."""
 
     def stepped(self, model):
         """Follow an optimiser step that changed the weights of the trained network; every rank calls it.

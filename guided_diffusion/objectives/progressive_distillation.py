@@ -74,6 +74,7 @@ class ProgressiveDistillation(SampledObjective):
     """
 
     flags = (*SampledObjective.flags, TeacherFlags, ProgressiveDistillationFlags)
+    trains_variance = False
 
     def __init__(self, diffusion, sampler, teacher, steps, weight="truncated", loss="l2"):
         super().__init__(diffusion, sampler)

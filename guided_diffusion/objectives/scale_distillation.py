@@ -94,6 +94,7 @@ class ScaleDistillation(SampledObjective):
     """
 
     flags = (SamplerFlags, ScaleFlags)
+    trains_variance = False
     sampled_by: ClassVar = {"solver": "ddim", "spacing": "uniform", "timestep_respacing": "1"}
 
     def __init__(self, diffusion, sampler, network, scales, steps, rate):

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..networks import InpaintFlags, SuperResFlags, UNetFlags, for_inference
 from ..process import DiffusionFlags
-from .objective import AuxiliaryNetwork
+from .objective import OpenedNetwork
 
 
 @dataclass
@@ -36,7 +36,7 @@ def refuse_eps(parsed):
         )
 
 
-class Teacher(AuxiliaryNetwork):
+class Teacher(OpenedNetwork):
     """A network whose predicted images are held in [-1, 1], as its sampler holds them.
 
     :param network: `network(x, t, **cond)`.
@@ -44,7 +44,7 @@ class Teacher(AuxiliaryNetwork):
     """
 
     def __init__(self, network, process):
-        super().__init__(network)
+        super().__init__(network, "teacher")
         self.process = process
         self.asked = for_inference(network)
 
@@ -94,8 +94,5 @@ class Teacher(AuxiliaryNetwork):
         return prediction.with_x0(prediction.x0.clamp(-1, 1))
 
     def load_state_dict(self, state):
-        before = {name: value.clone() for name, value in self.network.state_dict().items()}
         super().load_state_dict(state)
-        if any(not torch.equal(value, before[name]) for name, value in self.network.state_dict().items()):
-            logger.warn("--teacher has other weights than that which this run began with, and goes on with")
         self.asked = for_inference(self.network)

@@ -48,7 +48,7 @@ from ..schedule import NEARLY_NOISE
 from ..solvers import DDIM
 from ..spacing import SPACINGS
 from .diffusion import DiffusionObjective
-from .objective import AuxiliaryNetwork, Loss
+from .objective import Loss, OpenedNetwork
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Unrolled(DiffusionObjective):
         self.process = diffusion.process.bare()
         self.grid = SPACINGS["uniform"](schedule, flags.unroll_steps)
         self.weights = {"identity": flags.identity_weight, "perceptual": flags.perceptual_weight}
-        self.identity = AuxiliaryNetwork(identity)
+        self.identity = OpenedNetwork(identity, "identity_path")
 
     @classmethod
     def create(cls, parsed, diffusion):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .. import dist_util, image_labels, logger
+from .. import dist_util, files, image_labels, logger
 from ..checkpoints import read_flags, resume
 from ..image_datasets import DataFlags, batches
 from ..image_stream import report
@@ -10,6 +10,8 @@ from .flags import TrainFlags
 
 # what lies beside a checkpoint of the data it was trained on; see Images.facts
 FACTS = "data"
+# and of the files that flags name and that a run reads anew whenever it goes on: {flag: digest}
+FILES = "files"
 
 
 def training_images(parsed, network):
@@ -40,7 +42,9 @@ def training_images(parsed, network):
         parsed = parsed.with_values({"num_classes": dataset.num_classes, "class_names": names})
     report(dataset)
     if flags.resume_checkpoint:
-        _compare(dataset, read_flags(flags.resume_checkpoint).get(FACTS))
+        then = read_flags(flags.resume_checkpoint)
+        _compare(dataset, then.get(FACTS))
+        _compare_files(parsed, then.get(FILES))
     return dataset, parsed
 
 
@@ -58,9 +62,35 @@ def _compare(dataset, then):
     logger.warn(f"--data_dir {dataset.data_dir} is not what --resume_checkpoint was trained on: {what}")
 
 
+def _named_files(parsed):
+    """{flag: digest} of the files whose content decides what is trained; some are named as kind:PATH."""
+    found = {}
+    for name in sorted(parsed.marked("content")):
+        value = parsed.values()[name]
+        path = value if files.exists(value) else value.partition(":")[2]
+        if files.exists(path):
+            found[name] = files.sha256(path)[:16]
+    return found
+
+
+def _compare_files(parsed, then):
+    """Warn, on rank 0, of a resumed run that reads another file than its checkpoint was trained with."""
+    if not isinstance(then, dict) or not dist_util.is_main():
+        return
+    for name, digest in _named_files(parsed).items():
+        if name in then and then[name] != digest:
+            logger.warn(
+                f"--{name} {parsed.values()[name]} is not what --resume_checkpoint was trained with: it has other "
+                "content, and the run goes on with that"
+            )
+
+
 def with_facts(parsed, dataset):
     """What lies beside a checkpoint: {flag: value}, and on rank 0, which writes it, what tells its data from others."""
-    return parsed.values() | ({FACTS: dataset.facts()} if dist_util.is_main() else {})
+    if not dist_util.is_main():
+        return parsed.values()
+    named = _named_files(parsed)
+    return parsed.values() | {FACTS: dataset.facts()} | ({FILES: named} if named else {})
 
 
 def held_out_data(parsed, data_dir, start, size_flag="image_size"):

@@ -303,8 +303,10 @@ class Loop:
         return stepped
 
     def _set_lr(self):
+        lr = self.flags.lr_at(self.step)
         for group in self.opt.param_groups:
-            group["lr"] = self.flags.lr_at(self.step)
+            group["lr"] = lr
+        self.objective.set_rate(lr / self.flags.lr)
 
     def _raise_if_diverged(self, step, came):
         """Let a step pass that changed nothing, unless none has been better for long or no later one can be.

@@ -228,6 +228,24 @@ def test_bytes_depend_neither_on_threads_nor_on_the_batch(instructions, threads)
         assert all(torch.equal(a[i : i + 1], b) for a, b in zip(whole, made(slice(i, i + 1))))
 
 
+@every_set
+@pytest.mark.parametrize("kernel", ["convolution", "normalisation", "linear"])
+def test_an_empty_batch_gives_nothing_and_its_gradients_are_zero(instructions, kernel):
+    it, x = found(instructions), torch.zeros(0, 32, 8, 8, requires_grad=True)
+    shape = {"convolution": (48, 32, 3, 3), "normalisation": (32,), "linear": (48, 32)}[kernel]
+    weight, bias = drawn(*shape).requires_grad_(), drawn(shape[0]).requires_grad_()
+    if kernel == "linear":
+        assert it.linear(x.detach().permute(0, 2, 3, 1), it.linear_weights(weight), 48, bias).shape == (0, 8, 8, 48)
+        return
+    if kernel == "convolution":
+        y = functions.convolution(it, x, weight, bias)
+    else:
+        y = functions.normalised(it, x, 8, weight, bias, 1e-5, torch.zeros(0, 64))
+    assert y.shape == (0, shape[0], 8, 8)
+    for gradient, of in zip(torch.autograd.grad(y.sum(), (x, weight, bias)), (x, weight, bias)):
+        assert torch.equal(gradient, torch.zeros_like(of))
+
+
 # -- whole networks
 
 COMMON = dict(
@@ -296,6 +314,15 @@ def test_a_fast_network_gives_what_the_network_gives(family, way):
                 out = made(*arguments, **told)
                 assert (out - expected).abs().max() < (1e-5 if way == "direct" else 1e-4)
         assert out.is_contiguous() and type(made) is type(model) and made.shape == model.shape
+
+
+@every_way
+@pytest.mark.parametrize("family", ["adm", "legacy_heads_classes", "pooled_resampling"])
+@pytest.mark.parametrize("make", [for_inference, for_training])
+def test_an_empty_batch_goes_through_a_network(make, family, way):
+    made = make(network(family), way)
+    arguments, told = inputs(made, count=0)
+    assert made(*arguments, **told).shape == (0, 6, 16, 16)
 
 
 @every_family

@@ -9,9 +9,11 @@ import copy
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +184,9 @@ def for_inference(model, conv=None):
     convolutions keep their transformed weights where there is room (see GROWTH). It recomputes nothing in a backward
     pass, and has no gradients of its convolutions' weights. On another device it is `model` itself.
 
+    Weights that change are followed, but a write through `.data` or numpy into a part of a weight may go unseen: write
+    `with torch.no_grad(): weight[...] = value` instead.
+
     :param model: a network of unet.py; anything else is returned as it is. Modules in it that are hooked, replaced,
         subclassed or patched stay what they are.
     :param conv: "auto", "direct" or "winograd"; None is what `compute_by` said last.
@@ -247,16 +252,38 @@ class _Layer:
 
     def transformed(self, transform):
         """transform(weight), kept from call to call where there is room for it."""
-        weight = self.weight.detach()
-        made_of = (transform, weight.data_ptr(), None if weight.is_inference() else weight._version)
-        if self.kept is None or self.kept[0] != made_of:
-            self.plan.spare += 0 if self.kept is None else self.kept[1].numel()
-            made, self.kept = transform(weight), None
-            if made.numel() > self.plan.spare:
-                return made
+        weight, kept = self.weight.detach(), self.kept
+        if kept is not None and kept.is_of(transform, weight):
+            return kept.made
+        self.plan.spare += 0 if kept is None else kept.made.numel()
+        made, self.kept = transform(weight), None
+        # a tensor of inference mode does not count what is written to it
+        if made.numel() <= self.plan.spare and not weight.is_inference():
             self.plan.spare -= made.numel()
-            self.kept = (made_of, made)
-        return self.kept[1]
+            diagonal = weight.diagonal()
+            self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), made)
+        return made
+
+
+class _Kept(NamedTuple):
+    """A transformed weight, and what it was made of: while that is held, no other tensor has its memory."""
+
+    transform: Callable
+    weight: torch.Tensor
+    version: int
+    diagonal: torch.Tensor
+    sample: torch.Tensor
+    made: torch.Tensor
+
+    def is_of(self, transform, weight):
+        """Whether it is transform(weight); of writes through `.data`, which nothing counts, the diagonal tells."""
+        return (
+            self.transform == transform
+            and self.weight.is_set_to(weight)
+            and not weight.is_inference()
+            and self.version == weight._version
+            and torch.equal(self.sample, self.diagonal)
+        )
 
 
 class FastConvolution(_Layer, nn.Conv2d):

@@ -28,7 +28,14 @@ from guided_diffusion.networks import (
     for_training,
     slow_halves,
 )
-from guided_diffusion.unet import AttentionBlock, EncoderUNetModel, ResBlock, SuperResModel, UNetModel
+from guided_diffusion.unet import (
+    AttentionBlock,
+    EncoderUNetModel,
+    QKVAttention,
+    ResBlock,
+    SuperResModel,
+    UNetModel,
+)
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "models" / "digits16.pt"
@@ -513,6 +520,11 @@ class OwnAttention(nn.Module):
         return qkv.chunk(3, dim=1)[2]
 
 
+def around_a_torus(x, weight, bias):
+    """In place of a convolution's, as pictures without seams are made."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+
 def subclassed(layer, kind):
     layer.__class__ = kind
 
@@ -527,12 +539,18 @@ CHANGES = {
     "hooked network": lambda m: m.register_forward_hook(lambda *a: a[2] * 2),
     "hooked projection": lambda m: m.middle_block[1].qkv.register_forward_hook(lambda *a: a[2] * 2),
     "replaced attention": lambda m: setattr(m.middle_block[1], "attention", OwnAttention()),
+    "replaced heads": lambda m: setattr(m.middle_block[1], "attention", QKVAttention(4)),
+    "replaced end": lambda m: setattr(m, "out", nn.Conv2d(32, 6, 3, padding=1)),
+    "replaced embedding": lambda m: setattr(m, "time_embed", nn.Sequential(m.time_embed[0], nn.BatchNorm1d(128))),
+    "hooked embedding": lambda m: m.time_embed[0].register_forward_hook(lambda *a: a[2] * len(a[2])),
+    "hooked scales": lambda m: m.middle_block[0].emb_layers.register_forward_hook(lambda *a: a[2] * len(a[2])),
     "replaced dropout": lambda m: setattr(m.middle_block[0].out_layers, "2", nn.Tanh()),
     "replaced activation": lambda m: setattr(m.middle_block[0].in_layers, "1", nn.ReLU()),
     "replaced skip": lambda m: setattr(m.input_blocks[1][0], "skip_connection", nn.Tanh()),
     "subclassed convolution": lambda m: subclassed(m.output_blocks[1][0].out_layers[3], Doubled),
     "subclassed block": lambda m: subclassed(m.middle_block[2], OwnBlock),
     "patched block": lambda m: setattr(m.middle_block[0], "_forward", lambda x, emb: x * 2),
+    "patched product": lambda m: setattr(m.middle_block[0].in_layers[2], "_conv_forward", around_a_torus),
     "patched convolution": lambda m: setattr(m.out[2], "forward", lambda x: x[:, :6]),
     "normalised weights": lambda m: nn.utils.parametrizations.weight_norm(m.middle_block[0].in_layers[2]),
     "spectral norm": lambda m: nn.utils.spectral_norm(m.middle_block[0].in_layers[2]),
@@ -545,22 +563,61 @@ CHANGES = {
 def test_what_somebody_changed_does_what_it_did(change, made_for):
     model = network("adm")
     arguments, _ = inputs(model)
+    alike = arguments[0], torch.full((3,), 321.0)  # of which fast networks embed one
     with torch.no_grad():
         before = model(*arguments)
         CHANGES[change](model)
-        expected = model(*arguments)
-        out = made_for(model, "auto")(*arguments)
-    assert (out - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
+        made = made_for(model, "auto")
+        for given in (arguments, alike):
+            expected, out = model(*given), made(*given)
+            assert (out - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
     if change != "normalised weights":
-        assert (out - before).abs().max() > 1e-2
+        assert (model(*arguments) - before).abs().max() > 1e-2
+
+
+PATCHES = {
+    "a block's": "f = unet.ResBlock._forward; unet.ResBlock._forward = functools.wraps(f)(lambda s, *a: 2 * f(s, *a))",
+    "torch's own": "f = torch.nn.Conv2d._conv_forward; torch.nn.Conv2d._conv_forward = lambda s, *a: 2 * f(s, *a)",
+    "that of all modules": "f = torch.nn.Module.__call__; torch.nn.Module.__call__ = lambda s, *a: 0.9 * f(s, *a)",
+}
 
 
 @compiled
-def test_a_class_that_somebody_patched_is_left_alone():
+@pytest.mark.parametrize("order", ["patch; fast", "fast; patch"])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_class_that_somebody_patched_is_left_alone(patch, order):
+    """Before the fast networks were imported, and afterwards."""
+    lines = {"fast": "from guided_diffusion import networks", "patch": PATCHES[patch]}
+    code = [lines[word] for word in order.split("; ")]
+    body = f"""
+import functools, torch
+from guided_diffusion import unet
+plain = unet.UNetModel(16, 3, 32, 6, 1, (2,), channel_mult=(1, 2), num_heads=2)
+with torch.no_grad():
+    for p in plain.parameters():
+        p.normal_(std=p[0].numel() ** -0.5)
+    x = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 500.0])
+    before = plain(*x)
+    {code[0]}
+    {code[1]}
+    expected = plain(*x)
+    assert (expected - before).abs().max() > 1e-2
+    for make in networks.for_inference, networks.for_training:
+        assert (make(plain, "auto")(*x) - expected).abs().max() < 1e-4
+"""
+    subprocess.run([sys.executable, "-c", body], cwd=ROOT, check=True)
+
+
+@compiled
+@pytest.mark.parametrize("made_for", [for_inference, for_training])
+def test_hooks_of_all_modules_do_what_they_did(made_for):
     model = network("adm")
     arguments, _ = inputs(model)
-    with mock.patch.object(AttentionBlock, "_forward", lambda self, x: x), torch.no_grad():
-        assert (for_inference(model, "auto")(*arguments) - model(*arguments)).abs().max() < 1e-4
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda layer, given, out: out * 0.9 if isinstance(layer, nn.SiLU) else None
+    )
+    with handle, torch.no_grad():
+        assert torch.equal(made_for(model, "auto")(*arguments), model(*arguments))
 
 
 def test_the_network_itself_stays_as_it_is():

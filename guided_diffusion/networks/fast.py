@@ -9,6 +9,7 @@ import copy
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -184,11 +185,12 @@ def for_inference(model, conv=None):
     convolutions keep their transformed weights where there is room (see GROWTH). It recomputes nothing in a backward
     pass, and has no gradients of its convolutions' weights. On another device it is `model` itself.
 
+    What is hooked, replaced or patched in it afterwards may be passed over, for several layers are computed as one.
     Weights that change are followed, but a write through `.data` or numpy into a part of a weight may go unseen: write
     `with torch.no_grad(): weight[...] = value` instead.
 
     :param model: a network of unet.py; anything else is returned as it is. Modules in it that are hooked, replaced,
-        subclassed or patched stay what they are.
+        subclassed or patched stay what they are, and so do all where hooks of all modules are set.
     :param conv: "auto", "direct" or "winograd"; None is what `compute_by` said last.
     """
     if not isinstance(model, nn.Module):
@@ -398,7 +400,7 @@ class FastAttention(AttentionBlock):
             return super()._forward(x)
         n, channels, height, width = x.shape
         h = _channels_last(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, channels)
-        heads = self.qkv.rows(h).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
+        heads = self.qkv.rows(h).unflatten(-1, (3 * self.attention.n_heads, -1)).transpose(1, 2)
         h = F.scaled_dot_product_attention(*self.attention.split(heads)).transpose(1, 2).flatten(2)
         x = _channels_last(x).permute(0, 2, 3, 1).view(n, height * width, channels)
         return self.proj_out.rows(h, x).view(n, height, width, channels).permute(0, 3, 1, 2)
@@ -421,28 +423,40 @@ NETWORKS = (UNetModel, SuperResModel, EncoderUNetModel)
 CONTAINERS = (nn.Sequential, nn.ModuleList, TimestepEmbedSequential, Upsample, Downsample)
 LAYERS = (nn.Conv2d, nn.Linear, PointwiseConv, GroupNorm32, ResBlock, AttentionBlock)
 PARTS = (SiLU, nn.Dropout, QKVAttention, QKVAttentionLegacy)
-METHODS = ("forward", "_forward", "__call__")
-# as they are defined, so that a class which somebody patched is known
-DEFINED = {kind: [getattr(kind, name, None) for name in METHODS] for kind in (*NETWORKS, *CONTAINERS, *LAYERS, *PARTS)}
+KNOWN = {*NETWORKS, *CONTAINERS, *LAYERS, *PARTS}
+METHODS = ("forward", "_forward", "_conv_forward", "__call__")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def enrolled(kind):
     """The class, from now on known here: a network whose own forward uses the parts of one of NETWORKS as that does."""
-    DEFINED[kind] = [getattr(kind, name, None) for name in METHODS]
+    KNOWN.add(kind)
     return kind
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def _untouched(*modules):
-    """Whether modules are of kinds that are known here, and as those are defined."""
-    return all(
-        DEFINED.get(type(module)) == [getattr(type(module), name, None) for name in METHODS]
+    """Whether modules are of kinds that are known here, and nobody hooked or patched them or all modules."""
+    return not nn.modules.module._has_any_global_hook() and all(
+        type(module) in KNOWN
+        and _is_as_defined(type(module))
         and not any(vars(module)[hooks] for hooks in HOOKS)
-        and not vars(module).keys() & set(METHODS)
+        and not any(callable(getattr(type(module), name, None)) for name in vars(module))
         for module in modules
     )
+
+
+def _is_as_defined(kind):
+    """Whether a class has the methods of the files that it and its bases stand in, whoever is imported first."""
+    owners = ((name, next((base for base in kind.__mro__ if name in vars(base)), None)) for name in METHODS)
+    return all(
+        owner is None or getattr(vars(owner)[name], "__globals__", None) is vars(sys.modules[owner.__module__])
+        for name, owner in owners
+    )
+
+
+def _is_by_rows(layers):
+    """Whether layers give a row for each row, which depends on no other."""
+    return type(layers) is nn.Sequential and _untouched(layers, *layers) and {*map(type, layers)} <= {nn.Linear, SiLU}
 
 
 def _fast(module, plan):
@@ -454,9 +468,9 @@ def _fast(module, plan):
             return module
         made = _with_parts(module, plan)
         made.out = _fused(made.out)
-        if not plan.training and type(made.time_embed) is nn.Sequential and _untouched(module.time_embed):
+        if not plan.training and _is_by_rows(module.time_embed):
             made.time_embed = _with_parts(module.time_embed, plan, FastEmbedding)
-        if not isinstance(module, EncoderUNetModel) and _untouched(module.out):
+        if not isinstance(module, EncoderUNetModel) and type(made.out) is nn.Sequential and _untouched(module.out):
             made.out.append(ChannelsFirst())
         return made
     if type(module) in CONTAINERS:
@@ -511,7 +525,7 @@ def _fast_residual(block, plan):
     made = _with_parts(block, plan)
     made.use_checkpoint = block.use_checkpoint and plan.training
     made.in_layers = _fused(made.in_layers)
-    if _untouched(block.out_layers) and _is_second_half(*made.out_layers):
+    if _is_by_rows(block.emb_layers) and _untouched(block.out_layers) and _is_second_half(*made.out_layers):
         made.out_layers = _fused(made.out_layers)
         made.__class__ = FastResBlock
     return made

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -489,6 +490,25 @@ def test_weights_that_are_handed_in_are_followed(way):
             assert (out - expected).abs().max() < 1e-4
 
 
+COPIES = {"deep": copy.deepcopy, "pickled": lambda made: pickle.loads(pickle.dumps(made))}
+
+
+@keeping
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_is_of_the_weights_and_keeps_its_own(copied, way):
+    made = for_inference(network("adm"), way)
+    arguments, _ = inputs(made)
+    with torch.no_grad():
+        expected = made(*arguments)
+        two = COPIES[copied](made)
+        assert torch.equal(two(*arguments), expected)
+        kept = [[part.kept is not None for part in net.modules() if hasattr(part, "kept")] for net in (made, two)]
+        assert kept[0] == kept[1] and any(kept[0])
+        for p in two.parameters():
+            p.mul_(1.1)
+        assert torch.equal(made(*arguments), expected) and not torch.equal(two(*arguments), expected)
+
+
 @compiled
 @pytest.mark.parametrize("family", ["adm", "wide"])
 def test_weights_grow_at_most_fourfold(family):
@@ -841,5 +861,8 @@ def without_tf32():
 def test_tf32_is_off_unless_asked_for(without_tf32):
     ConvFlags().apply()
     assert not any(part.allow_tf32 for part in without_tf32)
-    ConvFlags(tf32=True).apply()
-    assert all(part.allow_tf32 for part in without_tf32)
+    for _ in range(2):
+        ConvFlags(tf32=True).apply()
+        assert all(part.allow_tf32 for part in without_tf32)
+    ConvFlags().apply()
+    assert not any(part.allow_tf32 for part in without_tf32)

@@ -75,8 +75,7 @@ class ConvFlags(FlagGroup):
         """Let the networks of this process that are loaded from now on compute by these flags."""
         compute_by(DIRECT if self.compile != "off" else self.algorithm(training))
         _process["compile"] = self.compile
-        if self.tf32:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        _round_to_tf32(self.tf32)
 
     def algorithm(self, training=False):
         """The fewest channels of a layer that is computed by Winograd; 0 for none.
@@ -115,7 +114,7 @@ def slow_halves(*dtypes):
 
 
 # of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
-_process = {"algorithm": None, "compile": "off"}
+_process = {"algorithm": None, "compile": "off", "tf32": None}
 
 
 def compute_by(algorithm):
@@ -130,6 +129,16 @@ def computing_by(training=False):
     """The algorithm of `compute_by`."""
     chosen = _process["algorithm"]
     return ConvFlags().algorithm(training) if chosen is None else chosen
+
+
+def _round_to_tf32(asked):
+    """Let a GPU round to TF32; where it is not asked for, as torch did before it was."""
+    parts, before = (torch.backends.cuda.matmul, torch.backends.cudnn), _process["tf32"]
+    if asked != (before is None):
+        return
+    _process["tf32"] = [part.allow_tf32 for part in parts] if asked else None
+    for part, value in zip(parts, before or [True, True]):
+        part.allow_tf32 = value
 
 
 def compiled(model):
@@ -162,6 +171,11 @@ class Plan:
 
     def __init__(self, algorithm, spare, training):
         self.own, self.spare, self.training = algorithm, spare, training
+        self._whole = spare
+
+    def __getstate__(self):
+        """What a copy begins with, for its layers have kept nothing."""
+        return {**vars(self), "spare": self._whole}
 
     @property
     def algorithm(self):
@@ -183,7 +197,8 @@ def for_inference(model, conv=None):
 
     On a CPU its images lie channels last, its normalisations are fused with what follows them, and its 3x3
     convolutions keep their transformed weights where there is room (see GROWTH). It recomputes nothing in a backward
-    pass, and has no gradients of its convolutions' weights. On another device it is `model` itself.
+    pass, and has gradients of its inputs, but none of the weights of its convolutions, linear and attention layers: a
+    network is trained by `for_training`, or as it is. On another device it is `model` itself.
 
     What is hooked, replaced or patched in it afterwards may be passed over, for several layers are computed as one.
     Weights that change are followed, but a write through `.data` or numpy into a part of a weight may go unseen: write
@@ -245,6 +260,10 @@ class _Layer:
     """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights."""
 
     plan, kept = None, None
+
+    def __getstate__(self):
+        """What is copied and pickled of it: what it keeps can be made again."""
+        return {**vars(self), "kept": None}
 
     def constants(self):
         """(weight, bias); where they are not trained they have no gradients."""

@@ -402,6 +402,40 @@ def test_an_image_is_the_same_in_any_batch(instructions, family):
             assert torch.equal(made(x[part], t[part], **{k: v[part] for k, v in told.items()}), whole[part])
 
 
+def dual(function, given, tangents):
+    with torch.autograd.forward_ad.dual_level():
+        made = map(torch.autograd.forward_ad.make_dual, given, tangents)
+        return torch.autograd.forward_ad.unpack_dual(function(*made)).tangent
+
+
+def of_times(net, x, t):
+    t = t.clone().requires_grad_()
+    return torch.autograd.grad(net(x, t).square().sum(), t)[0]
+
+
+TRANSFORMS = {
+    "gradient of times": of_times,
+    "func.grad": lambda net, x, t: torch.func.grad(lambda t: net(x, t).square().sum())(t),
+    "func.jvp": lambda net, x, t: torch.func.jvp(net, (x, t), (x, torch.arange(3.0)))[1],
+    "dual numbers": lambda net, x, t: dual(net, (x, t), (x, torch.arange(3.0))),
+    "vmap": lambda net, x, t: torch.vmap(net)(torch.stack([x, 2 * x]), torch.stack([t, t])),
+    "vmap of images": lambda net, x, t: torch.vmap(net, (0, None))(torch.stack([x, 2 * x]), t),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own
+@ways([pair for pair in WAYS if pair[1] == "auto"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("alike", [True, False])
+def test_transforms_of_functions_go_through_a_network_for_inference(transform, alike, way):
+    model = network("adm", attention_resolutions=())
+    model.middle_block[1] = nn.Identity()  # torch's own attention has no forward derivative on a CPU
+    (x, t), _ = inputs(model)
+    t = torch.full((3,), 321.0) if alike else t
+    got, expected = (TRANSFORMS[transform](net, x, t) for net in (for_inference(model, way), model))
+    assert (got - expected).norm() <= 1e-3 * expected.norm()
+
+
 @every_set
 @pytest.mark.parametrize("family", ["adm", "legacy_heads_classes", "super_res", "classifier_attention"])
 def test_a_time_that_all_images_share_is_embedded_once_and_changes_no_bit(instructions, family):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from .. import kernels
 from ..errors import UserError
@@ -236,16 +237,20 @@ def _usable(*tensors):
 
 
 def _plain(*tensors):
-    """Whether all are ordinary float32 tensors in main memory, or None."""
-    return not torch.is_autocast_enabled("cpu") and all(
-        t is None
-        or (
-            type(t) in (torch.Tensor, nn.Parameter)
-            and t.dtype is torch.float32
-            and t.device.type == "cpu"
-            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    """Whether all are ordinary float32 tensors in main memory, or None, and nothing is differentiated forward."""
+    return (
+        not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+        and all(
+            t is None
+            or (
+                type(t) in (torch.Tensor, nn.Parameter)
+                and t.dtype is torch.float32
+                and t.device.type == "cpu"
+                and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+            )
+            for t in tensors
         )
-        for t in tensors
     )
 
 
@@ -392,7 +397,8 @@ class FastEmbedding(nn.Sequential):
     """The layers after the sinusoids [N, C] of the times; where all are the same, on one row, which is expanded."""
 
     def forward(self, x):
-        if len(x) < 2 or not (x == x[:1]).all():
+        # a gradient or a tangent is each time's own
+        if len(x) < 2 or x.requires_grad or not _plain(x) or not (x == x[:1]).all():
             return super().forward(x)
         return super().forward(x[:1]).expand(len(x), -1)
 

@@ -190,6 +190,67 @@ def test_silu_of_extreme_values(instructions, value):
 
 
 @every_set
+@pytest.mark.parametrize("scale", [1e15, 1e25, float("inf"), float("nan")])
+@pytest.mark.parametrize("one", [False, True])
+def test_a_group_that_diverged_is_no_number_and_no_other_one_is(instructions, scale, one):
+    """As torch has it, whose own squares overflow elsewhere."""
+    x = drawn(2, 32, 8, 8)
+    x[(0, 0, 5, 3) if one else (0, slice(8))] *= scale
+    weight, bias = torch.ones(32), torch.zeros(32)
+    y, _ = found(instructions).normalised(x, 4, weight, bias, 1e-5, silu=False)
+    expected = F.group_norm(x, 4, weight, bias)
+    if scale != 1e15:
+        expected[0, :8] = float("nan")
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+LAYOUTS = {
+    "every other": lambda t: torch.stack([t, t + 1], dim=-1).flatten(-2)[..., ::2],
+    "expanded": lambda t: t[..., :1].expand(t.shape),
+}
+
+
+@every_set
+@pytest.mark.parametrize("lies", LAYOUTS)
+def test_what_is_given_may_lie_anyhow_in_memory(instructions, lies):
+    it = found(instructions)
+
+    def made(*shape):
+        return LAYOUTS[lies](drawn(*shape))
+
+    x, weight, bias, residual = drawn(2, 32, 8, 8), made(32, 32, 3, 3), made(32), made(2, 32, 8, 8)
+    y = functions.convolution(it, x, weight, bias, residual)
+    close(y, F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + residual, 2e-5)
+    rows, matrix, added = made(5, 8), made(32, 8), made(5, 32)
+    y = it.linear(rows, it.linear_weights(matrix), 32, bias, added)
+    close(y, F.linear(rows.double(), matrix.double(), bias.double()) + added, 1e-5)
+    tensors = [x, made(32), bias, made(2, 64)]
+    given, exact = ([t.to(kind).detach().requires_grad_() for t in tensors] for kind in (torch.float32, torch.float64))
+    y = functions.normalised(it, given[0], 8, given[1], given[2], 1e-5, given[3])
+    expected = group_norm(exact[0], 8, *exact[1:], True)
+    close(y.detach(), expected.detach(), 1e-5)
+    for a, b in zip(torch.autograd.grad(y.sum(), given), torch.autograd.grad(expected.sum(), exact)):
+        close(a, b, 1e-4)
+
+
+@every_set
+@pytest.mark.parametrize("kind", ["convolution", "normalisation"])
+@pytest.mark.parametrize("only", range(4))
+def test_one_input_alone_may_have_a_gradient_that_has_one(instructions, kind, only):
+    it, layer = found(instructions), kind == "convolution"
+    shapes = [(2, 32, 8, 8), (32, 32, 3, 3), (32,), (2, 32, 8, 8)] if layer else [(2, 32, 8, 8), (32,), (32,), (2, 64)]
+    inputs = [drawn(*shape) for shape in shapes]
+    inputs[only].requires_grad_()
+    if layer:
+        pair = functions.convolution(it, *inputs), F.conv2d(*inputs[:3], padding=1) + inputs[3]
+    else:
+        x, weight, bias, scale_shift = inputs
+        pair = functions.normalised(it, x, 8, weight, bias, 1e-5, scale_shift), group_norm(x, 8, *inputs[1:], True)
+    got, expected = (torch.autograd.grad(y.square().sum(), inputs[only], create_graph=True)[0] for y in pair)
+    close(got, expected.double(), 1e-3)
+
+
+@every_set
 @pytest.mark.parametrize("kind", ["convolution", "normalisation"])
 def test_a_gradient_penalty_is_that_of_torch(instructions, kind):
     """Gradients that are differentiated again."""

@@ -520,9 +520,11 @@ LOCAL void NAME(moments)(const float *x, long P, long C, long groups, float eps,
             double own = sums[c] / P, off = x[c] + own - average;
             variance += (sums[C + c] / P - own * own + off * off) / width;
         }
+        /* squares beyond float32 are no number, so that a network that diverges is seen to */
+        double inverse = variance < INFINITY ? 1 / sqrt((variance > 0 ? variance : 0) + eps) : NAN;
         for (long c = from; c < from + width; c++) {
             mean[c] = (float)average;
-            rstd[c] = (float)(1 / sqrt((variance > 0 ? variance : 0) + eps));
+            rstd[c] = (float)inverse;
         }
     }
 }

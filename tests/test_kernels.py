@@ -606,15 +606,16 @@ def test_a_copy_is_of_the_weights_and_keeps_its_own(copied, way):
 
 @compiled
 @pytest.mark.parametrize("family", ["adm", "wide"])
-def test_weights_grow_at_most_fourfold(family):
+def test_weights_grow_at_most_fourfold_and_those_of_rows_are_always_kept(family):
     model = network(family)
     made = for_inference(model, "winograd")
     arguments, _ = inputs(model)
     with torch.no_grad():
         made(*arguments)
-    kept = [m.kept.made.numel() for m in made.modules() if getattr(m, "kept", None) is not None]
-    weights = sum(p.numel() for p in model.parameters())
-    assert kept and sum(kept) + weights <= 4 * weights
+    layers = [m for m in made.modules() if hasattr(m, "kept")]
+    kept, weights = [m for m in layers if m.kept is not None], sum(p.numel() for p in model.parameters())
+    assert sum(m.kept.made.numel() for m in kept) + weights <= 4 * weights
+    assert {type(m) for m in layers if m.kept is None} == {fast.FastConvolution} < {type(m) for m in kept}
 
 
 # -- what somebody changed is left alone

@@ -172,11 +172,11 @@ class Plan:
 
     def __init__(self, algorithm, spare, training):
         self.own, self.spare, self.training = algorithm, spare, training
-        self._whole = spare
+        self.taken = 0
 
     def __getstate__(self):
         """What a copy begins with, for its layers have kept nothing."""
-        return {**vars(self), "spare": self._whole}
+        return {**vars(self), "taken": 0}
 
     @property
     def algorithm(self):
@@ -264,7 +264,7 @@ def _lies_last(x, *weights):
 class _Layer:
     """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights."""
 
-    plan, kept = None, None
+    plan, kept, growth = None, None, 4
 
     def __getstate__(self):
         """What is copied and pickled of it: what it keeps can be made again."""
@@ -277,18 +277,20 @@ class _Layer:
         return self.weight.detach(), None if self.bias is None else self.bias.detach()
 
     def transformed(self, transform):
-        """transform(weight), kept from call to call where there is room for it."""
+        """transform(weight), kept from call to call; None where there is no room to keep it."""
         weight, kept = self.weight.detach(), self.kept
         if kept is not None and kept.is_of(transform, weight):
             return kept.made
-        self.plan.spare += 0 if kept is None else kept.made.numel()
-        made, self.kept = transform(weight), None
+        if kept is not None:
+            self.plan.taken -= self.growth * weight.numel()
+            self.kept = None
         # a tensor of inference mode does not count what is written to it
-        if made.numel() <= self.plan.spare and not weight.is_inference():
-            self.plan.spare -= made.numel()
-            diagonal = weight.diagonal()
-            self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), made)
-        return made
+        if weight.is_inference() or self.plan.taken + self.growth * weight.numel() > self.plan.spare:
+            return None
+        self.plan.taken += self.growth * weight.numel()
+        diagonal = weight.diagonal()
+        self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), transform(weight))
+        return self.kept.made
 
 
 class _Kept(NamedTuple):
@@ -325,12 +327,14 @@ class FastConvolution(_Layer, nn.Conv2d):
         if found is not None:
             filters = None if self.plan.training else self.transformed(found.filters)
             return functions.convolution(found, x, weight, bias, residual, filters)
-        filters = winograd.filters(weight) if self.plan.training else self.transformed(winograd.filters)
-        y = winograd.convolution(x, filters, bias)
+        filters = None if self.plan.training else self.transformed(winograd.filters)
+        y = winograd.convolution(x, winograd.filters(weight) if filters is None else filters, bias)
         return y if residual is None else y + residual
 
 
 class _Linear(_Layer):
+    growth = 0  # Plan.spare is without them
+
     @staticmethod
     def differentiated(*inputs):
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
@@ -340,7 +344,9 @@ class _Linear(_Layer):
         weight, bias = self.constants()
         found = None if self.plan.training else _usable(x, weight, bias, residual)
         if found is not None and not self.differentiated(x, residual):
-            return found.linear(x, self.transformed(found.linear_weights), len(weight), bias, residual)
+            packed = self.transformed(found.linear_weights)
+            packed = found.linear_weights(weight) if packed is None else packed
+            return found.linear(x, packed, len(weight), bias, residual)
         y = F.linear(x, weight.flatten(1), bias)
         return y if residual is None else y + residual
 
@@ -539,6 +545,8 @@ def _fast_convolution(layer, plan):
 def _with_weights(layer, plan, kind):
     made = _with_parts(layer, plan, kind)
     made.plan = plan
+    if issubclass(kind, _Linear):  # are always kept: to pack them takes about as long as to multiply by them
+        plan.spare -= layer.weight.numel()
     return made
 
 

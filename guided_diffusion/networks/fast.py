@@ -282,7 +282,7 @@ class _Layer:
         if kept is not None and kept.is_of(transform, weight):
             return kept.made
         if kept is not None:
-            self.plan.taken -= self.growth * weight.numel()
+            self.plan.taken -= self.growth * kept.weight.numel()
             self.kept = None
         # a tensor of inference mode does not count what is written to it
         if weight.is_inference() or self.plan.taken + self.growth * weight.numel() > self.plan.spare:

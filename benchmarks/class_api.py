@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 STEPS = 20
@@ -76,6 +77,7 @@ def main():
         print(case, batch, file=process.stdin, flush=True)
         return json.loads(process.stdout.readline())
 
+    print(f"torch {version('torch')}, 1 thread, cpu; {args.rounds} rounds")
     print(f"{'case':18} {'batch':>5} {'other ms':>9} {'this ms':>9} {'ratio':>6}  [min, max]")
     for case in CASES:
         for batch in args.batches.split(","):

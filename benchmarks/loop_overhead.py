@@ -58,7 +58,7 @@ class PublishedStyle:
         values = torch.from_numpy(table).to(t.device)[t].float()
         while values.ndim < x.ndim:
             values = values[..., None]
-        return values + torch.zeros_like(x)
+        return values.expand(x.shape)
 
     def moments(self, output, x, t, dynamic=False):
         """Mean, log variance and clipped x0."""

@@ -4,7 +4,7 @@
 
 The network has 32 channels, as `tiny` of network_speed.py, which has the published style too; images come from DDIM. A
 point is a process of its own, so that its peak of memory is its own; published style and here take turns, and a point
-has the medians of the rounds, in processor time without the start. Ranks are those of mpirun and
+has the medians of the rounds and the range of their processor time without the start. Ranks are those of mpirun and
 scripts/image_sample.py on models/emoji32.pt, in real time, the start taken off by runs of two lengths. Writes
 scaling.csv and scaling.png.
 """
@@ -38,7 +38,7 @@ SWEEPS = {
     "size": [(1, 5, size) for size in (32, 64, 128, 256)],
 }
 STYLES = ("published style", "here")
-COLUMNS = ("sweep", "batch", "steps", "size", "ranks", "style", "GFLOP an image", "s an image", "peak MB")
+COLUMNS = ("sweep", "batch", "steps", "size", "ranks", "style", "GFLOP an image", "s an image", "range", "peak MB")
 
 
 def network(size):
@@ -78,18 +78,24 @@ def run_point(style, batch, steps, size):
 
 
 def measured(point, rounds):
-    """{style: (s an image, peak MB)}: medians."""
+    """{style: (s an image, its range, peak MB)}: medians."""
     found = {style: [] for style in STYLES}
     for i in range(rounds):
         for style in STYLES[:: 1 if i % 2 else -1]:
             command = [sys.executable, __file__, "--point", style, *map(str, point)]
             said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
             found[style].append(tuple(map(float, said.split())))
-    return {style: tuple(map(statistics.median, zip(*values))) for style, values in found.items()}
+    columns = {style: zip(*values) for style, values in found.items()}
+    return {style: (*of_rounds(took), statistics.median(peaks)) for style, (took, peaks) in columns.items()}
+
+
+def of_rounds(values):
+    """The median and, in words, the range."""
+    return statistics.median(values), f"{min(values):.4g} to {max(values):.4g}"
 
 
 def seconds_of_ranks(ranks, rounds):
-    """Real seconds an image of scripts/image_sample.py on so many ranks."""
+    """Real seconds an image, and their range, of scripts/image_sample.py on so many ranks."""
     sampler = ["--model_path", str(ROOT / "models/emoji32.pt"), "--use_ddim", "True", "--timestep_respacing", "20"]
 
     def took(images):
@@ -100,7 +106,7 @@ def seconds_of_ranks(ranks, rounds):
             subprocess.run(command, capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             return time.monotonic() - began
 
-    return statistics.median((took(160) - took(32)) / 128 for _ in range(rounds))
+    return of_rounds([(took(160) - took(32)) / 128 for _ in range(rounds)])
 
 
 def rows_of(sweeps, rounds):
@@ -108,12 +114,13 @@ def rows_of(sweeps, rounds):
     for sweep in sweeps:
         if sweep == "ranks":
             for ranks in (1, 2):
-                yield dict(zip(COLUMNS, (sweep, 16, 20, 32, ranks, STYLES[1], "", seconds_of_ranks(ranks, rounds), "")))
+                took = seconds_of_ranks(ranks, rounds)
+                yield dict(zip(COLUMNS, (sweep, 16, 20, 32, ranks, STYLES[1], "", *took, "")))
             continue
         for batch, steps, size in SWEEPS[sweep]:
             calls[size] = calls.get(size) or gflop(size)
-            for style, (took, memory) in measured((batch, steps, size), rounds).items():
-                yield dict(zip(COLUMNS, (sweep, batch, steps, size, 1, style, steps * calls[size], took, memory)))
+            for style, found in measured((batch, steps, size), rounds).items():
+                yield dict(zip(COLUMNS, (sweep, batch, steps, size, 1, style, steps * calls[size], *found)))
 
 
 def draw(rows, path):

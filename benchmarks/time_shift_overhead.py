@@ -1,4 +1,4 @@
-"""What the time-shift search costs, as a share of one network call of an embedded model.
+"""What the time-shift search costs, as a share of one call of an embedded network, as fast as samplers call it.
 
 python benchmarks/time_shift_overhead.py --model_path models/digits16.pt --batch_size 64 --window 80
 
@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from guided_diffusion import checkpoints
+from guided_diffusion import checkpoints, networks
 from guided_diffusion.methods import TimeShift
 
 
@@ -32,6 +32,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     model, process, flags = checkpoints.open_network(args.model_path)
+    model = networks.for_inference(model)
     device, size = next(model.parameters()).device, flags["image_size"]
     x = torch.randn(args.batch_size, *model.shape, device=device)
     t = torch.full((args.batch_size,), process.grid[len(process.grid) // 2], device=device)
@@ -43,11 +44,12 @@ def main():
             call()
         rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
     median = {name: statistics.median(r[name] for r in rounds) for name in calls}
-    share = statistics.median(r["search"] / r["network"] for r in rounds)
+    shares = [100 * r["search"] / r["network"] for r in rounds]
     print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {networks.described(networks.computing_by())}\n"
         f"{args.batch_size} images of {size}x{size} on {device}, window {args.window}: "
         f"network call {1e3 * median['network']:.2f} ms, search {1e3 * median['search']:.3f} ms, "
-        f"share {100 * share:.2f} %"
+        f"share {statistics.median(shares):.2f} % [{min(shares):.2f}, {max(shares):.2f}] of {args.rounds} rounds"
     )
 
 

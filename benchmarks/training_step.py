@@ -2,11 +2,12 @@
 
     python benchmarks/training_step.py [--size tiny] [--batch 8] [--rounds 5] [--threads 1]
 
-The network is the same UNetModel in both. The baseline draws timesteps and weights by numpy, spreads coefficients over
-all pixels, computes losses and bound step by step, reads each of them, their quartiles and both norms at every step,
-and updates weights by AdamW and one moving average weight by weight. Here it is a step of the training loop as scripts
-take it, with its fastest network. Both take turns in one process, half of the rounds in the other order; a round's
-ratio is baseline time / time here, of process CPU time. Peak memory is that of a process of its own, above its start.
+Both train the same network; the baseline computes it as the published style of network_speed.py does, draws timesteps
+and weights by numpy, spreads coefficients over all pixels, computes losses and bound step by step, reads each of them,
+their quartiles and both norms at every step, and updates weights by AdamW and one moving average weight by weight. Here
+it is a step of the training loop as scripts take it, with its fastest network. Both take turns in one process, half of
+the rounds in the other order; a round's ratio is baseline time / time here, of process CPU time. Peak memory is that of
+a process of its own, above its start.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from network_speed import published_style
 
 from guided_diffusion import logger
 from guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
@@ -32,7 +34,8 @@ from guided_diffusion.training.loop import Loop
 
 NETWORKS = {
     "tiny": {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2,2"},
-    "c10": {"image_size": 32, "num_channels": 128, "num_res_blocks": 3, "channel_mult": "1,2,2,2"},
+    "c10": {"image_size": 32, "num_channels": 128, "num_res_blocks": 3, "channel_mult": "1,2,2,2"}
+    | {"num_head_channels": 32, "use_new_attention_order": True, "resblock_updown": True},
 }
 
 
@@ -45,7 +48,7 @@ class PublishedStyle:
     """A step of training in the published style."""
 
     def __init__(self, size):
-        self.model = network(size)
+        self.model = published_style(network(size))
         betas = DiffusionFlags(noise_schedule="cosine").betas
         levels = np.cumprod(1 - betas)
         before = np.append(1.0, levels[:-1])

@@ -39,8 +39,8 @@ from .image_labels import as_text
 from .images import HALF_A_LEVEL, to_uint8
 from .inversion import EXACT, advice, by_ddim, decode, encode
 from .jobs import folder_lock
-from .jobs.launch import RunFlags, warn_of_unread
-from .networks import ConvFlags, UNetFlags, compiled, compute_by
+from .jobs.launch import RunFlags, warn_of_slow_halves, warn_of_unread
+from .networks import ConvFlags, UNetFlags, compiled
 from .process import DiffusionFlags, Process, SpacingFlags
 from .sampling import Record
 from .solvers.bdia import Before
@@ -120,7 +120,9 @@ class Model:
     """A diffusion network with its process; `load` makes it.
 
     :param given: {flag: value} of NETWORK that are known of it, with model_path.
-    :ivar network: `network(x, t, y=labels)`, on the device, in eval mode.
+    :ivar network: `network(x, t, y=labels)`, on the device, in eval mode, as `networks.for_inference` makes it: without
+        gradients of most weights, and what is hooked or patched in it may be passed over. To train or hook a network,
+        take that of `checkpoints.open_network(path)`.
     """
 
     network: Any
@@ -129,7 +131,8 @@ class Model:
         self._given = dict(given)
         parsed = stated(self._given, [*NETWORK, *SAMPLER])
         self._found = checkpoints.of_others(parsed)
-        self._loaded, self.network = checkpoints.load_network(parsed)
+        self._loaded, self.network = checkpoints.load_network(parsed, parsed[ConvFlags].conv)
+        warn_of_slow_halves(self._loaded)
 
     def __repr__(self) -> str:
         channels, height, width = self.network.shape
@@ -319,6 +322,7 @@ class Model:
         self._refuse_preset_of_another(own[RunFlags].preset)
         told = {name: value for name, value in _given(own).items() if name != "preset"}
         parsed, network = stated({**self._given, **told}, [*NETWORK, *groups], overrides), self.network
+        parsed[ConvFlags].apply()
         if self._found is None:
             known = {name: value for name, value in self._loaded.values().items() if name in _OF_NETWORK}
             parsed = checkpoints.as_meant(parsed.with_values(known), self._given["model_path"], log=False)
@@ -327,7 +331,6 @@ class Model:
             if not np.array_equal(whole[DiffusionFlags].betas, self._loaded[DiffusionFlags].betas):
                 network = compiled(self.network.timed(whole[DiffusionFlags].create().schedule))
             parsed = whole
-        compute_by(parsed[ConvFlags].algorithm())
         return parsed, network
 
     def _refuse_preset_of_another(self, preset: str) -> None:

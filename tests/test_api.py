@@ -493,3 +493,23 @@ def test_types_are_told(digits):
         names = {*function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]}
         assert names - {"self"} <= function.__annotations__.keys() and "return" in function.__annotations__
     assert repr(digits) == f"<Model {DIGITS}: x is 3x16x16, 10 classes>"
+
+
+def test_each_network_computes_by_its_own_flags():
+    """Whichever was loaded last, and whoever sampled last."""
+    direct, winograd = (gd.load(DIGITS, conv=conv) for conv in ("direct", "winograd"))
+    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([300, 600]), torch.tensor([3, 7])
+    with torch.no_grad():
+        plain = checkpoints.open_network(DIGITS)[0](x, t, y=y)
+        off = {model: (model.network(x, t, y=y) - plain).abs().max() for model in (direct, winograd)}
+        winograd.sample(1, steps=1, progress=False)
+        assert torch.equal((direct.network(x, t, y=y) - plain).abs().max(), off[direct])
+    assert off[direct] * 1.5 < off[winograd] < 1e-3
+
+
+def test_half_precision_that_is_slow_is_warned_of_as_a_network_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
+    gd.load(DIGITS)
+    assert "no instructions" not in "".join(capsys.readouterr())
+    gd.load(DIGITS, use_bf16=True)
+    assert "".join(capsys.readouterr()).count("no instructions for bfloat16") == 1

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,14 @@ from guided_diffusion.networks import (
     for_training,
     slow_halves,
 )
-from guided_diffusion.unet import AttentionBlock, EncoderUNetModel, ResBlock, SuperResModel, UNetModel
+from guided_diffusion.unet import (
+    AttentionBlock,
+    EncoderUNetModel,
+    QKVAttention,
+    ResBlock,
+    SuperResModel,
+    UNetModel,
+)
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "models" / "digits16.pt"
@@ -182,6 +190,67 @@ def test_silu_of_extreme_values(instructions, value):
 
 
 @every_set
+@pytest.mark.parametrize("scale", [1e15, 1e25, float("inf"), float("nan")])
+@pytest.mark.parametrize("one", [False, True])
+def test_a_group_that_diverged_is_no_number_and_no_other_one_is(instructions, scale, one):
+    """As torch has it, whose own squares overflow elsewhere."""
+    x = drawn(2, 32, 8, 8)
+    x[(0, 0, 5, 3) if one else (0, slice(8))] *= scale
+    weight, bias = torch.ones(32), torch.zeros(32)
+    y, _ = found(instructions).normalised(x, 4, weight, bias, 1e-5, silu=False)
+    expected = F.group_norm(x, 4, weight, bias)
+    if scale != 1e15:
+        expected[0, :8] = float("nan")
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+LAYOUTS = {
+    "every other": lambda t: torch.stack([t, t + 1], dim=-1).flatten(-2)[..., ::2],
+    "expanded": lambda t: t[..., :1].expand(t.shape),
+}
+
+
+@every_set
+@pytest.mark.parametrize("lies", LAYOUTS)
+def test_what_is_given_may_lie_anyhow_in_memory(instructions, lies):
+    it = found(instructions)
+
+    def made(*shape):
+        return LAYOUTS[lies](drawn(*shape))
+
+    x, weight, bias, residual = drawn(2, 32, 8, 8), made(32, 32, 3, 3), made(32), made(2, 32, 8, 8)
+    y = functions.convolution(it, x, weight, bias, residual)
+    close(y, F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + residual, 2e-5)
+    rows, matrix, added = made(5, 8), made(32, 8), made(5, 32)
+    y = it.linear(rows, it.linear_weights(matrix), 32, bias, added)
+    close(y, F.linear(rows.double(), matrix.double(), bias.double()) + added, 1e-5)
+    tensors = [x, made(32), bias, made(2, 64)]
+    given, exact = ([t.to(kind).detach().requires_grad_() for t in tensors] for kind in (torch.float32, torch.float64))
+    y = functions.normalised(it, given[0], 8, given[1], given[2], 1e-5, given[3])
+    expected = group_norm(exact[0], 8, *exact[1:], True)
+    close(y.detach(), expected.detach(), 1e-5)
+    for a, b in zip(torch.autograd.grad(y.sum(), given), torch.autograd.grad(expected.sum(), exact)):
+        close(a, b, 1e-4)
+
+
+@every_set
+@pytest.mark.parametrize("kind", ["convolution", "normalisation"])
+@pytest.mark.parametrize("only", range(4))
+def test_one_input_alone_may_have_a_gradient_that_has_one(instructions, kind, only):
+    it, layer = found(instructions), kind == "convolution"
+    shapes = [(2, 32, 8, 8), (32, 32, 3, 3), (32,), (2, 32, 8, 8)] if layer else [(2, 32, 8, 8), (32,), (32,), (2, 64)]
+    inputs = [drawn(*shape) for shape in shapes]
+    inputs[only].requires_grad_()
+    if layer:
+        pair = functions.convolution(it, *inputs), F.conv2d(*inputs[:3], padding=1) + inputs[3]
+    else:
+        x, weight, bias, scale_shift = inputs
+        pair = functions.normalised(it, x, 8, weight, bias, 1e-5, scale_shift), group_norm(x, 8, *inputs[1:], True)
+    got, expected = (torch.autograd.grad(y.square().sum(), inputs[only], create_graph=True)[0] for y in pair)
+    close(got, expected.double(), 1e-3)
+
+
+@every_set
 @pytest.mark.parametrize("kind", ["convolution", "normalisation"])
 def test_a_gradient_penalty_is_that_of_torch(instructions, kind):
     """Gradients that are differentiated again."""
@@ -226,6 +295,24 @@ def test_bytes_depend_neither_on_threads_nor_on_the_batch(instructions, threads)
     assert torch.equal(of_weight, it.filter_gradient(x, gradient))
     for i in range(5):
         assert all(torch.equal(a[i : i + 1], b) for a, b in zip(whole, made(slice(i, i + 1))))
+
+
+@every_set
+@pytest.mark.parametrize("kernel", ["convolution", "normalisation", "linear"])
+def test_an_empty_batch_gives_nothing_and_its_gradients_are_zero(instructions, kernel):
+    it, x = found(instructions), torch.zeros(0, 32, 8, 8, requires_grad=True)
+    shape = {"convolution": (48, 32, 3, 3), "normalisation": (32,), "linear": (48, 32)}[kernel]
+    weight, bias = drawn(*shape).requires_grad_(), drawn(shape[0]).requires_grad_()
+    if kernel == "linear":
+        assert it.linear(x.detach().permute(0, 2, 3, 1), it.linear_weights(weight), 48, bias).shape == (0, 8, 8, 48)
+        return
+    if kernel == "convolution":
+        y = functions.convolution(it, x, weight, bias)
+    else:
+        y = functions.normalised(it, x, 8, weight, bias, 1e-5, torch.zeros(0, 64))
+    assert y.shape == (0, shape[0], 8, 8)
+    for gradient, of in zip(torch.autograd.grad(y.sum(), (x, weight, bias)), (x, weight, bias)):
+        assert torch.equal(gradient, torch.zeros_like(of))
 
 
 # -- whole networks
@@ -280,7 +367,11 @@ def way(request):
         yield conv
 
 
-every_way = pytest.mark.parametrize("way", WAYS, indirect=True, ids=lambda pair: "-".join(pair))
+def ways(pairs):
+    return pytest.mark.parametrize("way", pairs, indirect=True, ids=lambda pair: "-".join(pair))
+
+
+every_way, keeping = ways(WAYS), ways([pair for pair in WAYS if pair[1] == "winograd"])
 
 
 @every_family
@@ -296,6 +387,15 @@ def test_a_fast_network_gives_what_the_network_gives(family, way):
                 out = made(*arguments, **told)
                 assert (out - expected).abs().max() < (1e-5 if way == "direct" else 1e-4)
         assert out.is_contiguous() and type(made) is type(model) and made.shape == model.shape
+
+
+@every_way
+@pytest.mark.parametrize("family", ["adm", "legacy_heads_classes", "pooled_resampling"])
+@pytest.mark.parametrize("make", [for_inference, for_training])
+def test_an_empty_batch_goes_through_a_network(make, family, way):
+    made = make(network(family), way)
+    arguments, told = inputs(made, count=0)
+    assert made(*arguments, **told).shape == (0, 6, 16, 16)
 
 
 @every_family
@@ -363,6 +463,40 @@ def test_an_image_is_the_same_in_any_batch(instructions, family):
             assert torch.equal(made(x[part], t[part], **{k: v[part] for k, v in told.items()}), whole[part])
 
 
+def dual(function, given, tangents):
+    with torch.autograd.forward_ad.dual_level():
+        made = map(torch.autograd.forward_ad.make_dual, given, tangents)
+        return torch.autograd.forward_ad.unpack_dual(function(*made)).tangent
+
+
+def of_times(net, x, t):
+    t = t.clone().requires_grad_()
+    return torch.autograd.grad(net(x, t).square().sum(), t)[0]
+
+
+TRANSFORMS = {
+    "gradient of times": of_times,
+    "func.grad": lambda net, x, t: torch.func.grad(lambda t: net(x, t).square().sum())(t),
+    "func.jvp": lambda net, x, t: torch.func.jvp(net, (x, t), (x, torch.arange(3.0)))[1],
+    "dual numbers": lambda net, x, t: dual(net, (x, t), (x, torch.arange(3.0))),
+    "vmap": lambda net, x, t: torch.vmap(net)(torch.stack([x, 2 * x]), torch.stack([t, t])),
+    "vmap of images": lambda net, x, t: torch.vmap(net, (0, None))(torch.stack([x, 2 * x]), t),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own
+@ways([pair for pair in WAYS if pair[1] == "auto"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("alike", [True, False])
+def test_transforms_of_functions_go_through_a_network_for_inference(transform, alike, way):
+    model = network("adm", attention_resolutions=())
+    model.middle_block[1] = nn.Identity()  # torch's own attention has no forward derivative on a CPU
+    (x, t), _ = inputs(model)
+    t = torch.full((3,), 321.0) if alike else t
+    got, expected = (TRANSFORMS[transform](net, x, t) for net in (for_inference(model, way), model))
+    assert (got - expected).norm() <= 1e-3 * expected.norm()
+
+
 @every_set
 @pytest.mark.parametrize("family", ["adm", "legacy_heads_classes", "super_res", "classifier_attention"])
 def test_a_time_that_all_images_share_is_embedded_once_and_changes_no_bit(instructions, family):
@@ -398,29 +532,90 @@ def test_checkpoints_and_dropout_of_training_stay():
     assert not any(block.use_checkpoint for block in blocks)
 
 
-def test_weights_that_change_are_followed():
+def written(change):
+    """A change of weights in place, as a function of the network."""
+
+    @torch.no_grad()
+    def to(model):
+        for p in model.parameters():
+            change(p)
+
+    return to
+
+
+WRITES = {
+    "in place": written(lambda p: p.mul_(1.1)),
+    "replaced": written(lambda p: setattr(p, "data", p.data * 0.9)),
+    "in place through data": written(lambda p: p.data.mul_(1.1)),
+    "copied through data": written(lambda p: p.data.copy_(p.data.flip(0))),
+    "turned in memory": written(
+        lambda p: setattr(p, "data", p.data.transpose(0, 1)) if p.ndim > 1 and len(p) == p.shape[1] else 0
+    ),
+    "through numpy": written(lambda p: np.multiply(p.numpy(), 1.1, out=p.numpy())),
+    "by a state dict": lambda model: model.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()}),
+}
+
+
+@keeping
+@pytest.mark.parametrize("born", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("write", WRITES)
+def test_weights_that_change_are_followed(write, born, way):
+    with born():
+        model = network("adm")
+        made = for_inference(model, way)
+        arguments, _ = inputs(model)
+        before = made(*arguments)
+        WRITES[write](model)
+        out = made(*arguments)
+        assert (out - model(*arguments)).abs().max() < 1e-4 < (out - before).abs().max()
+
+
+@keeping
+def test_weights_that_are_handed_in_are_followed(way):
+    """Each call frees what the call before was given, so its memory is used again."""
     model = network("adm")
-    made = for_inference(model, "auto")
+    made = for_inference(model, way)
     arguments, _ = inputs(model)
     with torch.no_grad():
-        made(*arguments)
-        for change in (lambda p: p.mul_(1.1), lambda p: setattr(p, "data", p.data * 0.9)):
-            for p in model.parameters():
-                change(p)
-            assert (made(*arguments) - model(*arguments)).abs().max() < 1e-4
+        for scale in (0.9, 1.0, 1.1, 1.2):
+            out, expected = (
+                torch.func.functional_call(net, {k: v * scale for k, v in model.named_parameters()}, arguments)
+                for net in (made, model)
+            )
+            assert (out - expected).abs().max() < 1e-4
+
+
+COPIES = {"deep": copy.deepcopy, "pickled": lambda made: pickle.loads(pickle.dumps(made))}
+
+
+@keeping
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_is_of_the_weights_and_keeps_its_own(copied, way):
+    made = for_inference(network("adm"), way)
+    arguments, _ = inputs(made)
+    with torch.no_grad():
+        expected = made(*arguments)
+        two = COPIES[copied](made)
+        assert torch.equal(two(*arguments), expected)
+        kept = [[part.kept is not None for part in net.modules() if hasattr(part, "kept")] for net in (made, two)]
+        assert kept[0] == kept[1] and any(kept[0])
+        for p in two.parameters():
+            p.mul_(1.1)
+        assert torch.equal(made(*arguments), expected) and not torch.equal(two(*arguments), expected)
 
 
 @compiled
 @pytest.mark.parametrize("family", ["adm", "wide"])
-def test_weights_grow_at_most_fourfold(family):
+def test_weights_grow_at_most_fourfold_and_those_of_rows_are_always_kept(family):
     model = network(family)
     made = for_inference(model, "winograd")
     arguments, _ = inputs(model)
     with torch.no_grad():
         made(*arguments)
-    kept = [m.kept[1].numel() for m in made.modules() if getattr(m, "kept", None) is not None]
-    weights = sum(p.numel() for p in model.parameters())
-    assert kept and sum(kept) + weights <= 4 * weights
+    layers = [m for m in made.modules() if hasattr(m, "kept")]
+    kept, weights = [m for m in layers if m.kept is not None], sum(p.numel() for p in model.parameters())
+    assert sum(m.kept.made.numel() for m in kept) + weights <= 4 * weights
+    assert {type(m) for m in layers if m.kept is None} == {fast.FastConvolution} < {type(m) for m in kept}
 
 
 # -- what somebody changed is left alone
@@ -441,6 +636,11 @@ class OwnAttention(nn.Module):
         return qkv.chunk(3, dim=1)[2]
 
 
+def around_a_torus(x, weight, bias):
+    """In place of a convolution's, as pictures without seams are made."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+
 def subclassed(layer, kind):
     layer.__class__ = kind
 
@@ -455,12 +655,18 @@ CHANGES = {
     "hooked network": lambda m: m.register_forward_hook(lambda *a: a[2] * 2),
     "hooked projection": lambda m: m.middle_block[1].qkv.register_forward_hook(lambda *a: a[2] * 2),
     "replaced attention": lambda m: setattr(m.middle_block[1], "attention", OwnAttention()),
+    "replaced heads": lambda m: setattr(m.middle_block[1], "attention", QKVAttention(4)),
+    "replaced end": lambda m: setattr(m, "out", nn.Conv2d(32, 6, 3, padding=1)),
+    "replaced embedding": lambda m: setattr(m, "time_embed", nn.Sequential(m.time_embed[0], nn.BatchNorm1d(128))),
+    "hooked embedding": lambda m: m.time_embed[0].register_forward_hook(lambda *a: a[2] * len(a[2])),
+    "hooked scales": lambda m: m.middle_block[0].emb_layers.register_forward_hook(lambda *a: a[2] * len(a[2])),
     "replaced dropout": lambda m: setattr(m.middle_block[0].out_layers, "2", nn.Tanh()),
     "replaced activation": lambda m: setattr(m.middle_block[0].in_layers, "1", nn.ReLU()),
     "replaced skip": lambda m: setattr(m.input_blocks[1][0], "skip_connection", nn.Tanh()),
     "subclassed convolution": lambda m: subclassed(m.output_blocks[1][0].out_layers[3], Doubled),
     "subclassed block": lambda m: subclassed(m.middle_block[2], OwnBlock),
     "patched block": lambda m: setattr(m.middle_block[0], "_forward", lambda x, emb: x * 2),
+    "patched product": lambda m: setattr(m.middle_block[0].in_layers[2], "_conv_forward", around_a_torus),
     "patched convolution": lambda m: setattr(m.out[2], "forward", lambda x: x[:, :6]),
     "normalised weights": lambda m: nn.utils.parametrizations.weight_norm(m.middle_block[0].in_layers[2]),
     "spectral norm": lambda m: nn.utils.spectral_norm(m.middle_block[0].in_layers[2]),
@@ -473,22 +679,61 @@ CHANGES = {
 def test_what_somebody_changed_does_what_it_did(change, made_for):
     model = network("adm")
     arguments, _ = inputs(model)
+    alike = arguments[0], torch.full((3,), 321.0)  # of which fast networks embed one
     with torch.no_grad():
         before = model(*arguments)
         CHANGES[change](model)
-        expected = model(*arguments)
-        out = made_for(model, "auto")(*arguments)
-    assert (out - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
+        made = made_for(model, "auto")
+        for given in (arguments, alike):
+            expected, out = model(*given), made(*given)
+            assert (out - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
     if change != "normalised weights":
-        assert (out - before).abs().max() > 1e-2
+        assert (model(*arguments) - before).abs().max() > 1e-2
+
+
+PATCHES = {
+    "a block's": "f = unet.ResBlock._forward; unet.ResBlock._forward = functools.wraps(f)(lambda s, *a: 2 * f(s, *a))",
+    "torch's own": "f = torch.nn.Conv2d._conv_forward; torch.nn.Conv2d._conv_forward = lambda s, *a: 2 * f(s, *a)",
+    "that of all modules": "f = torch.nn.Module.__call__; torch.nn.Module.__call__ = lambda s, *a: 0.9 * f(s, *a)",
+}
 
 
 @compiled
-def test_a_class_that_somebody_patched_is_left_alone():
+@pytest.mark.parametrize("order", ["patch; fast", "fast; patch"])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_class_that_somebody_patched_is_left_alone(patch, order):
+    """Before the fast networks were imported, and afterwards."""
+    lines = {"fast": "from guided_diffusion import networks", "patch": PATCHES[patch]}
+    code = [lines[word] for word in order.split("; ")]
+    body = f"""
+import functools, torch
+from guided_diffusion import unet
+plain = unet.UNetModel(16, 3, 32, 6, 1, (2,), channel_mult=(1, 2), num_heads=2)
+with torch.no_grad():
+    for p in plain.parameters():
+        p.normal_(std=p[0].numel() ** -0.5)
+    x = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 500.0])
+    before = plain(*x)
+    {code[0]}
+    {code[1]}
+    expected = plain(*x)
+    assert (expected - before).abs().max() > 1e-2
+    for make in networks.for_inference, networks.for_training:
+        assert (make(plain, "auto")(*x) - expected).abs().max() < 1e-4
+"""
+    subprocess.run([sys.executable, "-c", body], cwd=ROOT, check=True)
+
+
+@compiled
+@pytest.mark.parametrize("made_for", [for_inference, for_training])
+def test_hooks_of_all_modules_do_what_they_did(made_for):
     model = network("adm")
     arguments, _ = inputs(model)
-    with mock.patch.object(AttentionBlock, "_forward", lambda self, x: x), torch.no_grad():
-        assert (for_inference(model, "auto")(*arguments) - model(*arguments)).abs().max() < 1e-4
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda layer, given, out: out * 0.9 if isinstance(layer, nn.SiLU) else None
+    )
+    with handle, torch.no_grad():
+        assert torch.equal(made_for(model, "auto")(*arguments), model(*arguments))
 
 
 def test_the_network_itself_stays_as_it_is():
@@ -712,5 +957,8 @@ def without_tf32():
 def test_tf32_is_off_unless_asked_for(without_tf32):
     ConvFlags().apply()
     assert not any(part.allow_tf32 for part in without_tf32)
-    ConvFlags(tf32=True).apply()
-    assert all(part.allow_tf32 for part in without_tf32)
+    for _ in range(2):
+        ConvFlags(tf32=True).apply()
+        assert all(part.allow_tf32 for part in without_tf32)
+    ConvFlags().apply()
+    assert not any(part.allow_tf32 for part in without_tf32)

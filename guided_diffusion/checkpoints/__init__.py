@@ -119,11 +119,12 @@ def _create(found, parsed, path):
     return network.to(dist_util.dev()).eval()
 
 
-def load_network(parsed):
+def load_network(parsed, conv=None):
     """The network of --model_path.
 
     A script with the flags of another network, such as the sizes of a super-resolution network, expects that.
 
+    :param conv: see `networks.for_inference`.
     :return: (the resolved Parsed flags, the network on this rank's device in eval mode, fast for inference).
     """
     parsed = resolved(parsed)
@@ -132,7 +133,7 @@ def load_network(parsed):
         model = _create(found, parsed, path)
         _compute_by(parsed)
         return parsed, compiled(model)
-    return parsed, _fast(parsed, _open(parsed, path, _network(parsed)))
+    return parsed, _fast(parsed, _open(parsed, path, _network(parsed)), conv)
 
 
 def load_process(parsed, *methods):
@@ -270,10 +271,10 @@ def _open(parsed, path, network, flag="model_path"):
     return model.eval()
 
 
-def _fast(parsed, model):
+def _fast(parsed, model, conv=None):
     """The network as the scripts run it."""
     _compute_by(parsed)
-    return for_inference(compiled(model))
+    return for_inference(compiled(model), conv)
 
 
 def _compute_by(parsed):

@@ -129,6 +129,16 @@ def warn_of_unread(parsed):
             logger.warn(f"--{name} does nothing without --{switch} True")
 
 
+def warn_of_slow_halves(parsed):
+    """Warn of flags that ask a CPU for 16-bit numbers that it has no instructions for."""
+    if dist_util.dev().type == "cpu":
+        for dtype in slow_halves(*(getattr(group, "dtype", None) for group in parsed.groups.values())):
+            logger.warn(
+                f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
+                "times as long as float32 there; expected float32, or a GPU"
+            )
+
+
 def announce(parsed, file_name="flags.json"):
     """Print the resolved flags that are not at their defaults, and save all in the output folder, on rank 0.
 
@@ -142,11 +152,7 @@ def announce(parsed, file_name="flags.json"):
     if dist_util.is_main():
         if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
             logger.log(described(computing_by()))
-            for dtype in slow_halves(*(getattr(group, "dtype", None) for group in parsed.groups.values())):
-                logger.warn(
-                    f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
-                    "times as long as float32 there; expected float32, or a GPU"
-                )
+            warn_of_slow_halves(parsed)
         defaults = {} if dry_run else parsed.defaults()
         shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
         words = " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in shown.items())

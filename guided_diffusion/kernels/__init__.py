@@ -112,7 +112,7 @@ class Kernels:
 
         :param filters: see `filters`.
         """
-        x, residual = _last(x), None if residual is None else _last(residual)
+        x, bias, residual = _last(x), _dense(bias), None if residual is None else _last(residual)
         n, channels, height, width = x.shape
         y = _images(n, outputs, height, width)
         pointers = (x.data_ptr(), filters.data_ptr(), _pointer(bias), _pointer(residual), y.data_ptr())
@@ -142,7 +142,7 @@ class Kernels:
 
         :param weights: see `linear_weights`.
         """
-        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+        x, bias, residual = map(_dense, (x, bias, residual))
         y = torch.empty(*x.shape[:-1], outputs)
         pointers = (x.data_ptr(), weights.data_ptr(), _pointer(bias), _pointer(residual), y.data_ptr())
         self._linear(*pointers, x.shape[:-1].numel(), x.shape[-1], outputs, torch.get_num_threads())
@@ -155,7 +155,7 @@ class Kernels:
         :param silu: whether there is a SiLU.
         :return: statistics [N, 2, C] are the means and 1 / deviations.
         """
-        x = _last(x)
+        x, weight, bias, scale_shift = _last(x), _dense(weight), _dense(bias), _by_rows(scale_shift)
         n, channels = x.shape[:2]
         y, statistics = torch.empty_like(x), torch.empty(n, 2, channels)
         pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *_halves(scale_shift, channels))
@@ -172,6 +172,7 @@ class Kernels:
             normalised x.
         """
         x, gradient = _last(x), _last(gradient)
+        weight, bias, scale_shift = _dense(weight), _dense(bias), _by_rows(scale_shift)
         n, channels = x.shape[:2]
         dx, sums = torch.empty_like(x), torch.empty(n, 2, channels)
         images = (x.data_ptr(), gradient.data_ptr())
@@ -193,6 +194,15 @@ def _images(*shape):
     return torch.empty(shape, memory_format=torch.channels_last)
 
 
+def _dense(tensor):
+    """A tensor, or None, without gaps in memory; it has to outlive the call that is given its address."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def _by_rows(scale_shift):
+    return scale_shift if scale_shift is None or scale_shift.stride(-1) == 1 else scale_shift.contiguous()
+
+
 def _pointer(tensor):
     return None if tensor is None else tensor.data_ptr()
 
@@ -201,8 +211,6 @@ def _halves(scale_shift, channels):
     """(pointer to scales, pointer to shifts, floats from one image to the next)."""
     if scale_shift is None:
         return None, None, 0
-    if scale_shift.stride(-1) != 1:
-        raise ValueError("scale_shift has to be contiguous")
     start = scale_shift.data_ptr()
     return start, start + 4 * channels, scale_shift.stride(0)
 

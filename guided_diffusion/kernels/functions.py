@@ -95,5 +95,5 @@ class _Normalised(Function):
 def _by_torch(function, inputs, needed, gradient):
     """The gradients of function(*inputs) that are needed, with a graph of their own; None for the others."""
     wanted = [tensor for tensor, need in zip(inputs, needed) if need]
-    found = iter(torch.autograd.grad(function(*inputs), wanted, gradient, create_graph=True))
+    found = iter(torch.autograd.grad(function(*inputs), wanted, gradient, create_graph=True) if wanted else ())
     return [next(found) if need else None for need in needed]

@@ -312,7 +312,7 @@ HELPER long NAME(padded)(long O) { return ceiling(O, PANEL) * PANEL; }
 /* How many tiles are worked on at once. */
 HELPER long NAME(tiles_at_once)(long C, long O, long tiles, long threads) {
     long fitting = CACHE / (4 * TILE * (C + NAME(padded)(O)));
-    long share = ceiling(tiles, threads);
+    long share = ceiling(tiles ? tiles : 1, threads);
     if (fitting < ROWS) fitting = ROWS;
     share = ceiling(share, ceiling(share, fitting)); /* blocks of about equal size */
     return ceiling(share, ROWS) * ROWS;
@@ -409,6 +409,10 @@ LOCAL void NAME(filters_from_sums)(const float *u, long u_step, long width, floa
 EXPORTED int NAME(filter_gradient)(const float *x, const float *dy, float *g, long N, long H, long W, long C, long O,
                                    int threads) {
     long across = W / 4, each = H / 4 * across, tiles = N * each, width = NAME(padded)(O);
+    if (!tiles) {
+        memset(g, 0, O * C * 9 * sizeof(float));
+        return 0;
+    }
     int kept = tiles * (C + width) < C * width;
     long block = kept ? tiles : NAME(tiles_at_once)(C, O, tiles, 1);
     long inputs = kept ? ROWS * ceiling(CACHE / (4 * TILE), ROWS * width) : C;
@@ -516,9 +520,11 @@ LOCAL void NAME(moments)(const float *x, long P, long C, long groups, float eps,
             double own = sums[c] / P, off = x[c] + own - average;
             variance += (sums[C + c] / P - own * own + off * off) / width;
         }
+        /* squares beyond float32 are no number, so that a network that diverges is seen to */
+        double inverse = variance < INFINITY ? 1 / sqrt((variance > 0 ? variance : 0) + eps) : NAN;
         for (long c = from; c < from + width; c++) {
             mean[c] = (float)average;
-            rstd[c] = (float)(1 / sqrt((variance > 0 ? variance : 0) + eps));
+            rstd[c] = (float)inverse;
         }
     }
 }

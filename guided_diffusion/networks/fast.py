@@ -9,13 +9,17 @@ import copy
 import importlib.util
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from .. import kernels
 from ..errors import UserError
@@ -72,8 +76,7 @@ class ConvFlags(FlagGroup):
         """Let the networks of this process that are loaded from now on compute by these flags."""
         compute_by(DIRECT if self.compile != "off" else self.algorithm(training))
         _process["compile"] = self.compile
-        if self.tf32:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        _round_to_tf32(self.tf32)
 
     def algorithm(self, training=False):
         """The fewest channels of a layer that is computed by Winograd; 0 for none.
@@ -112,7 +115,7 @@ def slow_halves(*dtypes):
 
 
 # of the process, as its threads are: a run that goes on with a folder has to follow it after its networks are loaded
-_process = {"algorithm": None, "compile": "off"}
+_process = {"algorithm": None, "compile": "off", "tf32": None}
 
 
 def compute_by(algorithm):
@@ -127,6 +130,16 @@ def computing_by(training=False):
     """The algorithm of `compute_by`."""
     chosen = _process["algorithm"]
     return ConvFlags().algorithm(training) if chosen is None else chosen
+
+
+def _round_to_tf32(asked):
+    """Let a GPU round to TF32; where it is not asked for, as torch did before it was."""
+    parts, before = (torch.backends.cuda.matmul, torch.backends.cudnn), _process["tf32"]
+    if asked != (before is None):
+        return
+    _process["tf32"] = [part.allow_tf32 for part in parts] if asked else None
+    for part, value in zip(parts, before or [True, True]):
+        part.allow_tf32 = value
 
 
 def compiled(model):
@@ -159,6 +172,11 @@ class Plan:
 
     def __init__(self, algorithm, spare, training):
         self.own, self.spare, self.training = algorithm, spare, training
+        self.taken = 0
+
+    def __getstate__(self):
+        """What a copy begins with, for its layers have kept nothing."""
+        return {**vars(self), "taken": 0}
 
     @property
     def algorithm(self):
@@ -180,10 +198,15 @@ def for_inference(model, conv=None):
 
     On a CPU its images lie channels last, its normalisations are fused with what follows them, and its 3x3
     convolutions keep their transformed weights where there is room (see GROWTH). It recomputes nothing in a backward
-    pass, and has no gradients of its convolutions' weights. On another device it is `model` itself.
+    pass, and has gradients of its inputs, but none of the weights of its convolutions, linear and attention layers: a
+    network is trained by `for_training`, or as it is. On another device it is `model` itself.
+
+    What is hooked, replaced or patched in it afterwards may be passed over, for several layers are computed as one.
+    Weights that change are followed, but a write through `.data` or numpy into a part of a weight may go unseen: write
+    `with torch.no_grad(): weight[...] = value` instead.
 
     :param model: a network of unet.py; anything else is returned as it is. Modules in it that are hooked, replaced,
-        subclassed or patched stay what they are.
+        subclassed or patched stay what they are, and so do all where hooks of all modules are set.
     :param conv: "auto", "direct" or "winograd"; None is what `compute_by` said last.
     """
     if not isinstance(model, nn.Module):
@@ -214,16 +237,20 @@ def _usable(*tensors):
 
 
 def _plain(*tensors):
-    """Whether all are ordinary float32 tensors in main memory, or None."""
-    return not torch.is_autocast_enabled("cpu") and all(
-        t is None
-        or (
-            type(t) in (torch.Tensor, nn.Parameter)
-            and t.dtype is torch.float32
-            and t.device.type == "cpu"
-            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    """Whether all are ordinary float32 tensors in main memory, or None, and nothing is differentiated forward."""
+    return (
+        not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+        and all(
+            t is None
+            or (
+                type(t) in (torch.Tensor, nn.Parameter)
+                and t.dtype is torch.float32
+                and t.device.type == "cpu"
+                and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+            )
+            for t in tensors
         )
-        for t in tensors
     )
 
 
@@ -237,7 +264,11 @@ def _lies_last(x, *weights):
 class _Layer:
     """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights."""
 
-    plan, kept = None, None
+    plan, kept, growth = None, None, 4
+
+    def __getstate__(self):
+        """What is copied and pickled of it: what it keeps can be made again."""
+        return {**vars(self), "kept": None}
 
     def constants(self):
         """(weight, bias); where they are not trained they have no gradients."""
@@ -246,17 +277,41 @@ class _Layer:
         return self.weight.detach(), None if self.bias is None else self.bias.detach()
 
     def transformed(self, transform):
-        """transform(weight), kept from call to call where there is room for it."""
-        weight = self.weight.detach()
-        made_of = (transform, weight.data_ptr(), None if weight.is_inference() else weight._version)
-        if self.kept is None or self.kept[0] != made_of:
-            self.plan.spare += 0 if self.kept is None else self.kept[1].numel()
-            made, self.kept = transform(weight), None
-            if made.numel() > self.plan.spare:
-                return made
-            self.plan.spare -= made.numel()
-            self.kept = (made_of, made)
-        return self.kept[1]
+        """transform(weight), kept from call to call; None where there is no room to keep it."""
+        weight, kept = self.weight.detach(), self.kept
+        if kept is not None and kept.is_of(transform, weight):
+            return kept.made
+        if kept is not None:
+            self.plan.taken -= self.growth * kept.weight.numel()
+            self.kept = None
+        # a tensor of inference mode does not count what is written to it
+        if weight.is_inference() or self.plan.taken + self.growth * weight.numel() > self.plan.spare:
+            return None
+        self.plan.taken += self.growth * weight.numel()
+        diagonal = weight.diagonal()
+        self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), transform(weight))
+        return self.kept.made
+
+
+class _Kept(NamedTuple):
+    """A transformed weight, and what it was made of: while that is held, no other tensor has its memory."""
+
+    transform: Callable
+    weight: torch.Tensor
+    version: int
+    diagonal: torch.Tensor
+    sample: torch.Tensor
+    made: torch.Tensor
+
+    def is_of(self, transform, weight):
+        """Whether it is transform(weight); of writes through `.data`, which nothing counts, the diagonal tells."""
+        return (
+            self.transform == transform
+            and self.weight.is_set_to(weight)
+            and not weight.is_inference()
+            and self.version == weight._version
+            and torch.equal(self.sample, self.diagonal)
+        )
 
 
 class FastConvolution(_Layer, nn.Conv2d):
@@ -272,12 +327,14 @@ class FastConvolution(_Layer, nn.Conv2d):
         if found is not None:
             filters = None if self.plan.training else self.transformed(found.filters)
             return functions.convolution(found, x, weight, bias, residual, filters)
-        filters = winograd.filters(weight) if self.plan.training else self.transformed(winograd.filters)
-        y = winograd.convolution(x, filters, bias)
+        filters = None if self.plan.training else self.transformed(winograd.filters)
+        y = winograd.convolution(x, winograd.filters(weight) if filters is None else filters, bias)
         return y if residual is None else y + residual
 
 
 class _Linear(_Layer):
+    growth = 0  # Plan.spare is without them
+
     @staticmethod
     def differentiated(*inputs):
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
@@ -287,7 +344,9 @@ class _Linear(_Layer):
         weight, bias = self.constants()
         found = None if self.plan.training else _usable(x, weight, bias, residual)
         if found is not None and not self.differentiated(x, residual):
-            return found.linear(x, self.transformed(found.linear_weights), len(weight), bias, residual)
+            packed = self.transformed(found.linear_weights)
+            packed = found.linear_weights(weight) if packed is None else packed
+            return found.linear(x, packed, len(weight), bias, residual)
         y = F.linear(x, weight.flatten(1), bias)
         return y if residual is None else y + residual
 
@@ -344,7 +403,8 @@ class FastEmbedding(nn.Sequential):
     """The layers after the sinusoids [N, C] of the times; where all are the same, on one row, which is expanded."""
 
     def forward(self, x):
-        if len(x) < 2 or not (x == x[:1]).all():
+        # a gradient or a tangent is each time's own
+        if len(x) < 2 or x.requires_grad or not _plain(x) or not (x == x[:1]).all():
             return super().forward(x)
         return super().forward(x[:1]).expand(len(x), -1)
 
@@ -371,7 +431,7 @@ class FastAttention(AttentionBlock):
             return super()._forward(x)
         n, channels, height, width = x.shape
         h = _channels_last(self.norm(x)).permute(0, 2, 3, 1).reshape(n, height * width, channels)
-        heads = self.qkv.rows(h).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
+        heads = self.qkv.rows(h).unflatten(-1, (3 * self.attention.n_heads, -1)).transpose(1, 2)
         h = F.scaled_dot_product_attention(*self.attention.split(heads)).transpose(1, 2).flatten(2)
         x = _channels_last(x).permute(0, 2, 3, 1).view(n, height * width, channels)
         return self.proj_out.rows(h, x).view(n, height, width, channels).permute(0, 3, 1, 2)
@@ -394,28 +454,40 @@ NETWORKS = (UNetModel, SuperResModel, EncoderUNetModel)
 CONTAINERS = (nn.Sequential, nn.ModuleList, TimestepEmbedSequential, Upsample, Downsample)
 LAYERS = (nn.Conv2d, nn.Linear, PointwiseConv, GroupNorm32, ResBlock, AttentionBlock)
 PARTS = (SiLU, nn.Dropout, QKVAttention, QKVAttentionLegacy)
-METHODS = ("forward", "_forward", "__call__")
-# as they are defined, so that a class which somebody patched is known
-DEFINED = {kind: [getattr(kind, name, None) for name in METHODS] for kind in (*NETWORKS, *CONTAINERS, *LAYERS, *PARTS)}
+KNOWN = {*NETWORKS, *CONTAINERS, *LAYERS, *PARTS}
+METHODS = ("forward", "_forward", "_conv_forward", "__call__")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def enrolled(kind):
     """The class, from now on known here: a network whose own forward uses the parts of one of NETWORKS as that does."""
-    DEFINED[kind] = [getattr(kind, name, None) for name in METHODS]
+    KNOWN.add(kind)
     return kind
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def _untouched(*modules):
-    """Whether modules are of kinds that are known here, and as those are defined."""
-    return all(
-        DEFINED.get(type(module)) == [getattr(type(module), name, None) for name in METHODS]
+    """Whether modules are of kinds that are known here, and nobody hooked or patched them or all modules."""
+    return not nn.modules.module._has_any_global_hook() and all(
+        type(module) in KNOWN
+        and _is_as_defined(type(module))
         and not any(vars(module)[hooks] for hooks in HOOKS)
-        and not vars(module).keys() & set(METHODS)
+        and not any(callable(getattr(type(module), name, None)) for name in vars(module))
         for module in modules
     )
+
+
+def _is_as_defined(kind):
+    """Whether a class has the methods of the files that it and its bases stand in, whoever is imported first."""
+    owners = ((name, next((base for base in kind.__mro__ if name in vars(base)), None)) for name in METHODS)
+    return all(
+        owner is None or getattr(vars(owner)[name], "__globals__", None) is vars(sys.modules[owner.__module__])
+        for name, owner in owners
+    )
+
+
+def _is_by_rows(layers):
+    """Whether layers give a row for each row, which depends on no other."""
+    return type(layers) is nn.Sequential and _untouched(layers, *layers) and {*map(type, layers)} <= {nn.Linear, SiLU}
 
 
 def _fast(module, plan):
@@ -427,9 +499,9 @@ def _fast(module, plan):
             return module
         made = _with_parts(module, plan)
         made.out = _fused(made.out)
-        if not plan.training and type(made.time_embed) is nn.Sequential and _untouched(module.time_embed):
+        if not plan.training and _is_by_rows(module.time_embed):
             made.time_embed = _with_parts(module.time_embed, plan, FastEmbedding)
-        if not isinstance(module, EncoderUNetModel) and _untouched(module.out):
+        if not isinstance(module, EncoderUNetModel) and type(made.out) is nn.Sequential and _untouched(module.out):
             made.out.append(ChannelsFirst())
         return made
     if type(module) in CONTAINERS:
@@ -473,6 +545,8 @@ def _fast_convolution(layer, plan):
 def _with_weights(layer, plan, kind):
     made = _with_parts(layer, plan, kind)
     made.plan = plan
+    if issubclass(kind, _Linear):  # are always kept: to pack them takes about as long as to multiply by them
+        plan.spare -= layer.weight.numel()
     return made
 
 
@@ -484,7 +558,7 @@ def _fast_residual(block, plan):
     made = _with_parts(block, plan)
     made.use_checkpoint = block.use_checkpoint and plan.training
     made.in_layers = _fused(made.in_layers)
-    if _untouched(block.out_layers) and _is_second_half(*made.out_layers):
+    if _is_by_rows(block.emb_layers) and _untouched(block.out_layers) and _is_second_half(*made.out_layers):
         made.out_layers = _fused(made.out_layers)
         made.__class__ = FastResBlock
     return made

@@ -8,6 +8,7 @@ import torch
 from evaluations.exposure import sums
 from evaluations.exposure.measures import MEASURES, Lengths, Setup
 from evaluations.exposure.walks import Gaussian
+from guided_diffusion.denoiser import ModelMeanType
 from guided_diffusion.methods.time_shift import pixel_variance
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.solvers.flags import SolverFlags
@@ -26,7 +27,7 @@ class Real:
 
 
 class Exact:
-    """A network `(x, t) -> eps`, in double precision, times a factor of the kept step.
+    """A network `(x, t)` of eps, in double precision, times a factor of the kept step; or of the v that says the same.
 
     :param eps: `(x, alpha_bar [N]) -> eps`.
     :param factor: `i -> number`, of the kept steps of `grid`.
@@ -36,12 +37,15 @@ class Exact:
 
     def __init__(self, eps, process, shape, factor=None):
         self.eps, self.schedule, self.shape, self.factor = eps, process.schedule, shape, factor
-        self.grid = torch.tensor(process.grid)
+        self.grid, self.says_v = torch.tensor(process.grid), process.mean_type is ModelMeanType.VELOCITY
 
     def __call__(self, x, t):
         eps = self.eps(x.double(), self.schedule.alpha_bar(t))
         if self.factor:
             eps = eps * self.factor(torch.searchsorted(self.grid, t).double())[:, None, None, None]
+        if self.says_v:
+            level = self.schedule.alpha_bar(t)[:, None, None, None]
+            eps = (eps - (1 - level).sqrt() * x) / level.sqrt()
         return eps.float()
 
 
@@ -54,10 +58,13 @@ class Found(NamedTuple):
     gaussian_error: float
     curves: dict
     findings: dict
+    predicts_eps: bool
 
 
-def process(steps, solver="ddim", methods=(), schedule="linear"):
-    flags = DiffusionFlags(noise_schedule=schedule, timestep_respacing=str(steps), sigma_small=True)
+def process(steps, solver="ddim", methods=(), schedule="linear", prediction="eps"):
+    flags = DiffusionFlags(
+        noise_schedule=schedule, timestep_respacing=str(steps), sigma_small=True, prediction=prediction
+    )
     return flags.create(methods, SolverFlags(solver=solver))
 
 
@@ -70,7 +77,7 @@ def measured(made, network, real, measures=MEASURES, seed=0, batch=16):
     chunks = [range(i, min(i + batch, real.count)) for i in starts]
     total = sums.added(((chunk, make_batch(chunk)) for chunk in chunks), real.count)
     curves = sums.curves_of(total, real.count, setup, measures)
-    return Found(setup.times, levels, real.data_variance, 0.0, curves, {})
+    return Found(setup.times, levels, real.data_variance, 0.0, curves, {}, made.mean_type is ModelMeanType.EPSILON)
 
 
 KNOWN = {measure.name: measure for measure in (Lengths(), *MEASURES)}

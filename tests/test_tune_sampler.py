@@ -45,15 +45,18 @@ def images(count):
     return VARIANCE**0.5 * torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(4))
 
 
-def proposals(solver, steps, factor, count=128):
-    """{name: Proposal} for a network whose noise is multiplied by `factor(i)`."""
+def proposals(solver, steps, factor, count=128, **flags):
+    """{name: Proposal} for a network whose noise is multiplied by `factor(i)`.
+
+    :param flags: schedule and prediction.
+    """
     real = exposure.Real(images(count))
     # the data's own Gaussian, known as well as by many images
     real.gaussian.axes, real.gaussian.variances = torch.eye(48).double(), torch.full((48,), VARIANCE).double()
     real.gaussian.mean = torch.zeros(48).double()
 
     def probe(values, *names):
-        made = exposure.process(steps, solver, of_values(values))
+        made = exposure.process(steps, solver, of_values(values), **flags)
         network = exposure.Exact(exact_eps, made, SHAPE, factor)
         return exposure.measured(made, network, real, [exposure.KNOWN[name] for name in names], batch=count)
 
@@ -70,6 +73,18 @@ def test_a_constant_factor_is_found_to_a_thousandth(solver, steps, factor):
     assert found["scale at true states"].numbers["B"][0] == pytest.approx(factor, rel=1e-3)
     assert found["opposite of the constant scaler"].near and not found["constant scaler"].near
     assert found["half of the constant scaler"].numbers["B"][0] - 1 == pytest.approx((value - 1) / 2)
+
+
+@pytest.mark.parametrize("factor", [0.98, 1.017])
+@pytest.mark.parametrize("solver, steps", [("ddim", 10), ("ddpm", 20)])
+def test_a_factor_of_v_is_found_beside_the_step_that_is_not_scaled(solver, steps, factor):
+    """The first, from the last cosine timestep, where the network makes no error."""
+
+    def of_step(i):
+        return torch.where(i < steps - 1, factor, 1.0)
+
+    found = proposals(solver, steps, of_step, schedule="cosine", prediction="v")
+    assert found["constant scaler"].numbers["B"][0] == pytest.approx(factor, rel=1e-3)
 
 
 @pytest.mark.parametrize("k, b", [(0.002, 1.0), (0.001, 0.97), (0.0004, 1.0042)])
@@ -95,13 +110,13 @@ def test_fits_are_weighted_least_squares():
         assert (k, b) == (pytest.approx(slope), pytest.approx(offset))
     for row, (k, b) in zip(ratios, fitted(ratios, weights, False)):
         assert k == 0 and b == pytest.approx(np.average(row, weights=weights**2))
-    levels = np.array([0.99, 0.7, 0.2, 4e-5, 2.4e-9])
+    levels = np.array([0.99, 0.7, 0.2, 1e-6])
     # of a step of DDIM from x = eps, x0 = 0: how x changes with eps
     change = [
         np.sqrt(to) * -np.sqrt(1 - level) / np.sqrt(level) + np.sqrt(1 - to)
         for level, to in zip(levels, [1, *levels[:-1]])
     ]
-    assert moved_by_eps(levels) == pytest.approx([*np.minimum(1, np.abs(change[:-1])), 0])
+    assert moved_by_eps(levels) == pytest.approx(np.minimum(1, np.abs(change)))
 
 
 def test_without_bias_the_interval_holds_one():
@@ -317,7 +332,7 @@ def test_mistakes_get_one_sentence(place, tmp_path, capsys, more, sentence):
         ("classifier:nowhere.pt", "there is no file nowhere.pt"),
         ("dinov2:nowhere", "there is no folder nowhere"),
         ("torchscript:colours.pt", "is code that would run here; expected --trust_code True"),
-        ("classifier:photo32_classifier.pt", "takes images of 32x32; these are 16x16"),
+        ("classifier:emoji32_classifier.pt", "takes images of 32x32; these are 16x16"),
     ],
 )
 def test_features_that_do_not_fit_are_refused_before_anything_is_measured(place, tmp_path, capsys, features, sentence):

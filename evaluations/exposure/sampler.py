@@ -8,6 +8,7 @@ import torch
 from evaluations.comparison.rows import digest_of_code, key_of, named_files
 from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.denoiser import ModelMeanType
 from guided_diffusion.flags import flags_of
 from guided_diffusion.generate import SampleFlags
 from guided_diffusion.networks import computing_by
@@ -31,6 +32,7 @@ class Result(NamedTuple):
     :ivar gaussian_error: about the relative error of lengths of the Gaussian, which no standard error holds.
     :ivar curves: {measure: {curve: Curve}}.
     :ivar findings: {column: number or None} of its methods along sampling.
+    :ivar predicts_eps: the network predicts the noise, and nothing of x0 beside it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Result(NamedTuple):
     gaussian_error: float
     curves: dict
     findings: dict
+    predicts_eps: bool
 
 
 def rounding():
@@ -123,6 +126,7 @@ class Opened(NamedTuple):
             1 / self.real.gaussian.count,
             made.curves,
             found,
+            process.mean_type is ModelMeanType.EPSILON,
         )
 
     def _decisive(self, parsed):

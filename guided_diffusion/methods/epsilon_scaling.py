@@ -56,7 +56,8 @@ class EpsilonScaling(Method):
         wrong in scale at true states too, and that error is in both lengths: so the divisor here is the length of the
         true noise along the prediction, and the path is sampled with the scale of true states set right, since that
         error would lead it astray. What the solver alone does to the ratio is divided out, as far as a Gaussian tells
-        it. Both forms are fitted by least squares, steps weighted by what an error of scale does in them.
+        it. Both forms are fitted by least squares, steps weighted by what an error of scale does in them, without those
+        that the scaler leaves alone.
 
         Errors add up along a path, so late ratios tell too much of a scaler that acts in each step: its half is a
         neighbor, and so are the scale of true states alone, and the opposite.
@@ -64,8 +65,10 @@ class EpsilonScaling(Method):
         base = probe({"eps_scaler": "1.0"}, "norms")
         norms, steps = base.curves["norms"], len(base.times)
         weights = moved_by_eps(base.levels)
-        if not weights.any():  # one step from pure noise
-            return
+        if not base.predicts_eps:
+            weights *= [half_log_snr(level) >= NEARLY_NOISE for level in base.levels.tolist()]
+            if not weights.any():
+                return
 
         def divided(*curves):
             """[1 + shares, S]: the first of four lengths over the second, over the same of the Gaussian."""
@@ -107,13 +110,10 @@ def written(k, b):
 def moved_by_eps(levels):
     """How far a step of DDIM moves a state for a change of eps [S], at most 1: what an error of its scale does.
 
-    0 in nearly pure noise, where no bias has gathered.
-
     :param levels: float64 [S] alpha_bar of the kept steps, decreasing from the data on.
     """
     to = np.append(1.0, levels[:-1])
-    moved = np.minimum(1.0, np.abs(np.sqrt(to * (1 - levels) / levels) - np.sqrt(1 - to)))
-    return np.where([half_log_snr(level) < NEARLY_NOISE for level in levels.tolist()], 0.0, moved)
+    return np.minimum(1.0, np.abs(np.sqrt(to * (1 - levels) / levels) - np.sqrt(1 - to)))
 
 
 def fitted(ratios, weights, linear):

@@ -1,7 +1,7 @@
 """Draw distance against network calls, a panel for each solver, from comparison.csv files of compare_samplers.
 
-python benchmarks/plot_samplers.py benchmarks/solvers_digits.csv benchmarks/solvers_photos.csv \\
-    --titles "digits, 16x16" "photo patches, 32x32" --out benchmarks/solvers.png
+python benchmarks/plot_samplers.py benchmarks/solvers_digits.csv --titles "digits, 16x16" \\
+    --out benchmarks/solvers.png
 
 A sampler's name is SOLVER or SOLVER + VARIANT; a panel has a line for each variant, and its band is from the lowest
 to the highest of the repeats. Prints the same numbers as a Markdown table, the variants of a solver in one cell.

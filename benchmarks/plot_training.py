@@ -2,8 +2,7 @@
 
 Needs matplotlib.
 
-python benchmarks/plot_training.py models/digits16_progress.csv models/photo32_progress.csv \\
-    models/emoji32_progress.csv --out models/training.png
+python benchmarks/plot_training.py models/emoji32_progress.csv models/digits16_progress.csv --out models/training.png
 """
 
 import argparse

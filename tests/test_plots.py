@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import plot_differences
 import plot_samplers
 import plot_training
 import plotting
@@ -82,3 +83,23 @@ def test_losses_are_drawn(tmp_path):
     assert set(plot_training.curves(models / "digits16_classifier_progress.csv")) == {"training", "validation"}
     script_runs.run("plot_training", models / "digits16_progress.csv", "--out", tmp_path / "x.png", folder=BENCHMARKS)
     assert width(tmp_path / "x.png") > 400
+
+
+def test_changes_are_paired_and_in_per_cent_of_the_plain_sampler(tmp_path):
+    """By hand: 4, 5, 6 plain and 5, 5, 8 of the variant differ by 20, 0 and 40 % of 5."""
+    table = tmp_path / "comparison.csv"
+    rows = [
+        "DDIM,10 steps,4,5,6",
+        "DDIM + ES 1.01,10 steps,5,5,8",
+        "DDIM + ES 0.99,20 steps,1,2,3",
+        "DDPM,10 steps,1,1,1",
+    ]
+    table.write_text("\n".join(["sampler,budget,distance_0,distance_1,distance_2", *rows]))
+    found = plot_differences.read(table)["DDIM"]
+    mean, error = plot_differences.change(found["ES 1.01"]["10 steps"], found[""]["10 steps"])
+    assert (mean, error) == (pytest.approx(20), pytest.approx(20 / 3**0.5))
+    script_runs.run("plot_differences", table, "--out", tmp_path / "x.png", folder=BENCHMARKS)
+    assert width(tmp_path / "x.png") > 100
+    table.write_text("\n".join(["sampler,budget,distance_0,distance_1,distance_2", "DDIM,10 steps,4,5,6"]))
+    with pytest.raises(SystemExit):
+        script_runs.run("plot_differences", table, "--out", tmp_path / "x.png", folder=BENCHMARKS)

@@ -118,7 +118,7 @@ def test_safetensors_and_back(tmp_path, kept):
         script_runs.run("image_sample", "--model_path", there, *flags)
 
 
-@pytest.mark.parametrize("name", ["digits16", "photo32"])
+@pytest.mark.parametrize("name", ["digits16", "emoji32"])
 def test_the_models_of_this_project(tmp_path, name):
     for ending in ("pt", "json"):
         shutil.copy(MODELS / f"{name}.{ending}", tmp_path)

@@ -1,0 +1,65 @@
+"""Draw what each variant changes of its sampler's distance, from a comparison.csv of compare_samplers.
+
+python benchmarks/plot_differences.py benchmarks/study_emoji.csv --out benchmarks/study_emoji.png
+
+A sampler's name is SAMPLER or SAMPLER + VARIANT. A dot is the distance of a variant less that of the plain sampler, in
+per cent of the latter: the mean of the repeats, which share their noise, and its standard error. Needs matplotlib.
+"""
+
+import argparse
+import csv
+
+import numpy as np
+from plotting import pyplot
+
+
+def read(path):
+    """{sampler: {variant: {budget: distances [repeats]}}} of a comparison.csv; the plain variant is ""."""
+    found = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            sampler, _, variant = row["sampler"].partition(" + ")
+            repeats = [float(value) for column, value in row.items() if column.startswith("distance_")]
+            found.setdefault(sampler, {}).setdefault(variant, {})[row["budget"]] = np.array(repeats)
+    return found
+
+
+def change(distances, plain):
+    """(mean, standard error) of what paired distances [repeats] are above plain ones, in per cent of their mean."""
+    differences = 100 * (distances - plain) / plain.mean()
+    return differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", help="comparison.csv file")
+    parser.add_argument("--out", required=True, help="the PNG to write")
+    args = parser.parse_args()
+    samplers = {name: variants for name, variants in read(args.table).items() if "" in variants and len(variants) > 1}
+    if not samplers:
+        parser.error(f"{args.table} has no sampler with a variant; expected names such as DDIM and DDIM + ES 1.01")
+    heights = [len(variants) - 1 for variants in samplers.values()]
+    plt = pyplot()
+    size = 8, 0.27 * sum(heights) + 0.5 * len(heights)
+    figure, panels = plt.subplots(len(samplers), 1, sharex=True, squeeze=False, height_ratios=heights, figsize=size)
+    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    for panel, (sampler, variants) in zip(panels.flat, samplers.items()):
+        plain = variants.pop("")
+        for (budget, base), colour in zip(plain.items(), colours):
+            rows = [(i, *change(line[budget], base)) for i, line in enumerate(variants.values()) if budget in line]
+            places, means, errors = np.array(rows).reshape(-1, 3).T
+            panel.errorbar(means, places, xerr=errors, fmt="o", ms=5, color=colour, label=budget)
+        panel.axvline(0, color="0.6", linewidth=1)
+        panel.set_yticks(range(len(variants)), variants)
+        panel.set_ylim(len(variants) - 0.5, -0.5)
+        distances = ", ".join(f"{base.mean():.3g} in {budget}" for budget, base in plain.items())
+        panel.set_title(f"{sampler}: {distances}", loc="left", fontsize="medium")
+    if len(plain) > 1:
+        panels[0, 0].legend()
+    panels[-1, 0].set_xlabel("Frechet distance, change in % (left is better)")
+    figure.savefig(args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

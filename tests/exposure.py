@@ -58,7 +58,7 @@ class Found(NamedTuple):
     gaussian_error: float
     curves: dict
     findings: dict
-    predicts_eps: bool
+    predicts_eps: bool = True
 
 
 def process(steps, solver="ddim", methods=(), schedule="linear", prediction="eps"):

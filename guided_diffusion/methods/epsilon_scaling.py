@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..denoiser import ModelMeanType
 from ..errors import UserError
 from ..flags import flag, number
 from ..scalars import per_sample, real, shared
@@ -47,7 +48,8 @@ class EpsilonScaling(Method):
     def wrap(self, denoise, process):
         if (self.k, self.b) == (0.0, 1.0):
             return denoise
-        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, process.schedule.nearly_noise)
+        left_alone = none if process.mean_type is ModelMeanType.EPSILON else process.schedule.nearly_noise
+        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, left_alone)
 
     def propose(self, probe):
         """Scalers by the ratio of lengths of the predicted noise, along sampling and at true states.
@@ -102,6 +104,11 @@ class EpsilonScaling(Method):
             )
 
 
+def none(alpha_bar):
+    """No level."""
+    return False
+
+
 def written(k, b):
     """The flag's text of lambda_i = k i + b."""
     return f"{k:.8g},{b:.8g}" if k else f"{b:.8g}"
@@ -150,21 +157,22 @@ class EpsilonScaledDenoiser:
     :param denoise: the denoiser it scales.
     :param grid: the kept training timesteps, increasing; a time between two of them is scaled in between.
     :param k, b: lambda_i = k i + b, positive.
-    :param nearly_noise: `alpha_bar -> bool or bool [N]`, where an x0 that the network said stays.
+    :param left_alone: `alpha_bar -> bool or bool [N]`, where the prediction stays as it is.
     """
 
-    def __init__(self, denoise, grid, k, b, nearly_noise=lambda alpha_bar: False):
+    def __init__(self, denoise, grid, k, b, left_alone=none):
         self.denoise = denoise
         self.grid = [*map(int, grid)]
         self._on_device = {}
         self.k = k
         self.b = b
-        self.nearly_noise = nearly_noise
+        self.left_alone = left_alone
 
     def __call__(self, x, t, cond):
         prediction = self.denoise(x, t, cond)
         scaled = prediction.with_eps(prediction.eps / per_sample(self.scale(shared(t)), x))
-        return prediction.where(self.nearly_noise(prediction.alpha_bar), scaled) if "x0" in prediction.given else scaled
+        still = self.left_alone(prediction.alpha_bar)
+        return scaled if still is False else prediction.where(still, scaled)
 
     def scale(self, t):
         """lambda (float64) at training timesteps t, a number or [N]."""

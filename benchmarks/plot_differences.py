@@ -1,6 +1,6 @@
 """Draw what each variant changes of its sampler's distance, from a comparison.csv of compare_samplers.
 
-python benchmarks/plot_differences.py benchmarks/study_emoji.csv --out benchmarks/study_emoji.png
+python benchmarks/plot_differences.py benchmarks/exposure_bias_twins.csv --out benchmarks/exposure_bias_twins.png
 
 A sampler's name is SAMPLER or SAMPLER + VARIANT. A dot is the distance of a variant less that of the plain sampler, in
 per cent of the latter: the mean of the repeats, which share their noise, and its standard error. Needs matplotlib.
@@ -54,7 +54,7 @@ def main():
         panel.set_ylim(len(variants) - 0.5, -0.5)
         distances = ", ".join(f"{base.mean():.3g} in {budget}" for budget, base in plain.items())
         panel.set_title(f"{sampler}: {distances}", loc="left", fontsize="medium")
-    if len(plain) > 1:
+    if len({*panels[0, 0].get_legend_handles_labels()[1]}) > 1:
         panels[0, 0].legend()
     panels[-1, 0].set_xlabel("Frechet distance, change in % (left is better)")
     figure.savefig(args.out)

@@ -2,7 +2,9 @@
 
 Needs matplotlib.
 
-python benchmarks/plot_training.py models/emoji32_progress.csv models/digits16_progress.csv --out models/training.png
+python benchmarks/plot_training.py models/emoji32_progress.csv models/emoji32_ip_progress.csv \\
+    models/emoji32_eps_progress.csv models/emoji32_classifier_progress.csv models/digits16_progress.csv \\
+    models/digits16_classifier_progress.csv --out models/training.png
 """
 
 import argparse

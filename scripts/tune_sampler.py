@@ -9,7 +9,7 @@ python scripts/image_sample.py --model_path models/digits16.pt --preset runs/tun
 
 The sampler is that of the flags. Each of its methods proposes its own: a scaler by the lengths of the predicted noise,
 a search and a constant shift of timesteps by the variance of the states. --refine N makes N images of each proposal and
-of its neighbors, from the same noise, and compares them with those of --data_dir by --features; the sampler stays as
+of its neighbours, from the same noise, and compares them with those of --data_dir by --features; the sampler stays as
 it is unless one gains more than two standard errors. What is measured and tried is kept, and the same command goes on.
 
 Writes preset.json, which --preset reads in every sampling script; tuning.csv and tuning.md, all that was proposed and

@@ -30,7 +30,7 @@ class TuneFlags(FlagGroup):
 
     refine: int = flag(
         0,
-        "Images of each proposal, and of its neighbors, that are made and compared by --features; 0 compares none.",
+        "Images of each proposal, and of its neighbours, that are made and compared by --features; 0 compares none.",
         legal=Legal(f"0 or at least {FEWEST}, at most {IMAGES}", lambda value: value == 0 or FEWEST <= value <= IMAGES),
     )
 
@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
     :ivar method: the class that proposed it; "" for the sampler as it is.
     :ivar values: {flag: value} that it changes in the sampler.
     :ivar numbers: {word: (number, its standard error)} behind it.
-    :ivar near: it is a neighbor of a proposal.
+    :ivar near: it is a neighbour of a proposal.
     :ivar trial: its Trial; None where none was asked for.
     """
 

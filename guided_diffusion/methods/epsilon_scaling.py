@@ -36,7 +36,8 @@ class EpsilonScaling(Method):
 
     eps_scaler: str = flag(
         "1.0",
-        "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off.",
+        "Divide the predicted noise by B, or at kept step i by K i + B when written K,B; 1.0 is off. What a network of x0 or "
+        "v predicts in nearly pure noise stays.",
         released=True,
     )
 
@@ -62,7 +63,7 @@ class EpsilonScaling(Method):
         that the scaler leaves alone.
 
         Errors add up along a path, so late ratios tell too much of a scaler that acts in each step: its half is a
-        neighbor, and so are the scale of true states alone, and the opposite.
+        neighbour, and so are the scale of true states alone, and the opposite.
         """
         base = probe({"eps_scaler": "1.0"}, "norms")
         norms, steps = base.curves["norms"], len(base.times)

@@ -13,7 +13,7 @@ class Proposal(NamedTuple):
     :ivar name: in words.
     :ivar values: {flag: value}.
     :ivar numbers: {word: (number, its standard error)} behind them.
-    :ivar near: it is a neighbor of another one, to be tried beside it.
+    :ivar near: it is a neighbour of another one, to be tried beside it.
     """
 
     name: str

@@ -119,7 +119,7 @@ class Prediction:
         return type(self)(self.x_t, self.alpha_bar, x0, None, self.variance, self.gradient)
 
     def where(self, mask, other):
-        """This prediction for the samples of `mask`, a bool or [N], and `other` for the rest; x0, eps or both as here."""
+        """This prediction for the samples of `mask`, a bool or [N], and `other` for the rest, given as this one is."""
         if isinstance(mask, bool):
             return self if mask else other
         mask = mask.reshape(-1, *[1] * (self.x_t.ndim - 1))

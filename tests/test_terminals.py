@@ -23,6 +23,14 @@ from guided_diffusion.distributed import peers
 from guided_diffusion.jobs import terminal
 
 
+@pytest.fixture(autouse=True)
+def hangups_arrive():
+    """Also in jobs of a suite that was itself started under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return draw_images(tmp_path_factory.mktemp("terminals") / "data")

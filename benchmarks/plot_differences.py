@@ -1,6 +1,6 @@
 """Draw what each variant changes of its sampler's distance, from a comparison.csv of compare_samplers.
 
-python benchmarks/plot_differences.py benchmarks/exposure_bias_twins.csv --out benchmarks/exposure_bias_twins.png
+python benchmarks/plot_differences.py runs/compared/comparison.csv --out runs/compared/differences.png
 
 A sampler's name is SAMPLER or SAMPLER + VARIANT. A dot is the distance of a variant less that of the plain sampler, in
 per cent of the latter: the mean of the repeats, which share their noise, and its standard error. Needs matplotlib.

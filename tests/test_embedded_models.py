@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_all_models_together_are_small():
     files = list(MODELS.glob("*.pt"))
-    assert len(files) >= 3 and sum(f.stat().st_size for f in files) <= 40 * 2**20
+    assert len(files) >= 6 and sum(f.stat().st_size for f in files) <= 40 * 2**20
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.pt")), ids=lambda path: path.stem)
@@ -51,13 +51,19 @@ EMOJI_LAPLACIAN = 38.5
 
 
 @pytest.mark.parametrize(
-    "eps_scaler, whole", [(1, True), (1.05, False), pytest.param(0.95, False, marks=pytest.mark.slow)]
+    "model, eps_scaler, whole",
+    [
+        ("emoji32", 1, True),
+        ("emoji32", 1.05, False),
+        pytest.param("emoji32", 0.95, False, marks=pytest.mark.slow),
+        pytest.param("emoji32_ip", 1, True, marks=pytest.mark.slow),
+    ],
 )
-def test_guided_emoji_are_of_their_class_on_white_without_grain(tmp_path, eps_scaler, whole):
+def test_guided_emoji_are_of_their_class_on_white_without_grain(tmp_path, model, eps_scaler, whole):
     """And not with a sampler whose predictions are 5 % too long or too short."""
     words = "--num_samples 20 --batch_size 20 --classes 0,1,2,3,4 --guidance_scale 2 --spacing uniform".split()
     words += ["--solver", "ddim", "--timestep_respacing", 20, "--eps_scaler", eps_scaler, "--out_dir", tmp_path]
-    script_runs.run("image_sample", "--model_path", MODELS / "emoji32.pt", *words)
+    script_runs.run("image_sample", "--model_path", MODELS / f"{model}.pt", *words)
     path = tmp_path / "samples_20x32x32x3.npz"
     images = np.load(path)["arr_0"]
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean()

@@ -1,26 +1,22 @@
 """Draw what each variant changes of its sampler's distance, from a comparison.csv of compare_samplers.
 
-python benchmarks/plot_differences.py runs/compared/comparison.csv --out runs/compared/differences.png
+python benchmarks/plot_differences.py benchmarks/solvers_digits.csv --out runs/differences.png
 
 A sampler's name is SAMPLER or SAMPLER + VARIANT. A dot is the distance of a variant less that of the plain sampler, in
 per cent of the latter: the mean of the repeats, which share their noise, and its standard error. Needs matplotlib.
 """
 
 import argparse
-import csv
 
 import numpy as np
-from plotting import pyplot
+from plotting import compared, pyplot
 
 
 def read(path):
     """{sampler: {variant: {budget: distances [repeats]}}} of a comparison.csv; the plain variant is ""."""
     found = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            sampler, _, variant = row["sampler"].partition(" + ")
-            repeats = [float(value) for column, value in row.items() if column.startswith("distance_")]
-            found.setdefault(sampler, {}).setdefault(variant, {})[row["budget"]] = np.array(repeats)
+    for sampler, variant, row, repeats in compared(path):
+        found.setdefault(sampler, {}).setdefault(variant, {})[row["budget"]] = np.array(repeats)
     return found
 
 
@@ -35,7 +31,11 @@ def main():
     parser.add_argument("table", help="comparison.csv file")
     parser.add_argument("--out", required=True, help="the PNG to write")
     args = parser.parse_args()
-    samplers = {name: variants for name, variants in read(args.table).items() if "" in variants and len(variants) > 1}
+    try:
+        found = read(args.table)
+    except (OSError, KeyError, ValueError) as error:
+        parser.error(f"expected a comparison.csv file of compare_samplers: {error}")
+    samplers = {name: variants for name, variants in found.items() if "" in variants and len(variants) > 1}
     if not samplers:
         parser.error(f"{args.table} has no sampler with a variant; expected names such as DDIM and DDIM + ES 1.01")
     heights = [len(variants) - 1 for variants in samplers.values()]
@@ -57,7 +57,10 @@ def main():
     if len({*panels[0, 0].get_legend_handles_labels()[1]}) > 1:
         panels[0, 0].legend()
     panels[-1, 0].set_xlabel("Frechet distance, change in % (left is better)")
-    figure.savefig(args.out)
+    try:
+        figure.savefig(args.out)
+    except OSError as error:
+        parser.error(f"--out cannot be written: {error}")
     print(f"wrote {args.out}")
 
 

@@ -9,13 +9,12 @@ Needs matplotlib.
 """
 
 import argparse
-import csv
 import math
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from plotting import BACKGROUND, plain_log_scale, pyplot, round_numbers
+from plotting import BACKGROUND, compared, plain_log_scale, pyplot, round_numbers
 
 COLUMNS = 5
 
@@ -32,12 +31,9 @@ class Point(NamedTuple):
 def read(path):
     """{solver: {variant: {budget: Point}}} of a comparison.csv; the variant without a name is ""."""
     found = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            solver, _, variant = row["sampler"].partition(" + ")
-            repeats = [float(value) for column, value in row.items() if column.startswith("distance_")]
-            point = Point(float(row["calls_per_image"]), float(row["distance"]), min(repeats), max(repeats))
-            found.setdefault(solver, {}).setdefault(variant, {})[row["budget"]] = point
+    for solver, variant, row, repeats in compared(path):
+        point = Point(float(row["calls_per_image"]), float(row["distance"]), min(repeats), max(repeats))
+        found.setdefault(solver, {}).setdefault(variant, {})[row["budget"]] = point
     return found
 
 

@@ -1,5 +1,6 @@
-"""What the figures of this project share: their style, and labels at the ends of lines. Needs matplotlib."""
+"""What the figures of this project share: their style, tables, and labels at the ends of lines. Needs matplotlib."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,18 @@ def pyplot():
 
     pyplot.style.use(Path(__file__).with_name("style.mplstyle"))
     return pyplot
+
+
+def compared(path):
+    """(sampler, variant, row, distances of the repeats) of each row of a comparison.csv of compare_samplers.
+
+    A sampler's name there is SAMPLER or SAMPLER + VARIANT; the variant without a name is "".
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            sampler, _, variant = row["sampler"].partition(" + ")
+            repeats = [float(value) for column, value in row.items() if column.startswith("distance_")]
+            yield sampler, variant, row, repeats
 
 
 def round_numbers(low, high):

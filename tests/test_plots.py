@@ -101,5 +101,6 @@ def test_changes_are_paired_and_in_per_cent_of_the_plain_sampler(tmp_path):
     script_runs.run("plot_differences", table, "--out", tmp_path / "x.png", folder=BENCHMARKS)
     assert width(tmp_path / "x.png") > 100
     table.write_text("\n".join(["sampler,budget,distance_0,distance_1,distance_2", "DDIM,10 steps,4,5,6"]))
-    with pytest.raises(SystemExit):
-        script_runs.run("plot_differences", table, "--out", tmp_path / "x.png", folder=BENCHMARKS)
+    for path in (table, tmp_path / "missing.csv", BENCHMARKS / "style.mplstyle"):
+        with pytest.raises(SystemExit):
+            script_runs.run("plot_differences", path, "--out", tmp_path / "x.png", folder=BENCHMARKS)

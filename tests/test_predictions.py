@@ -91,6 +91,16 @@ def test_in_nearly_pure_noise_what_was_predicted_beside_eps_stays(prediction, t)
     torch.testing.assert_close(scaled.x0[kept], plain.x0[kept], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("steps, scaler", [("1", "1.02"), ("1", "1.0"), ("2", "1.02")])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_a_scaler_that_acts_in_no_step_is_warned_of(prediction, steps, scaler):
+    flags = {"noise_schedule": "cosine", "prediction": prediction, "timestep_respacing": steps}
+    process = sampled.process("ddim", spacing="uniform", diffusion=flags, methods={"eps_scaler": scaler})
+    said = [sentence for method in process.methods for sentence in method.advice(process, {})]
+    idle = prediction != "eps" and steps == "1" and scaler != "1.0"
+    assert any("--eps_scaler 1.02 does nothing" in sentence for sentence in said) == idle
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("prediction", ["v", "x0"])
 def test_zero_terminal_snr_works_with_a_shift(prediction, solver):

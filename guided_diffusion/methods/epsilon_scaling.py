@@ -49,8 +49,12 @@ class EpsilonScaling(Method):
     def wrap(self, denoise, process):
         if (self.k, self.b) == (0.0, 1.0):
             return denoise
-        left_alone = none if process.mean_type is ModelMeanType.EPSILON else process.schedule.nearly_noise
-        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, left_alone)
+        return EpsilonScaledDenoiser(denoise, process.grid, self.k, self.b, _left_alone(process))
+
+    def advice(self, process, trained):
+        levels = process.schedule.alpha_bar(torch.tensor(process.grid)).tolist()
+        if (self.k, self.b) != (0.0, 1.0) and all(map(_left_alone(process), levels)):
+            yield f"--eps_scaler {self.eps_scaler} does nothing: every step is from nearly pure noise"
 
     def propose(self, probe):
         """Scalers by the ratio of lengths of the predicted noise, along sampling and at true states.
@@ -105,9 +109,11 @@ class EpsilonScaling(Method):
             )
 
 
-def none(alpha_bar):
-    """No level."""
-    return False
+def _left_alone(process):
+    """`alpha_bar -> bool or bool [N]`, whether levels are those whose predictions are not scaled."""
+    if process.mean_type is ModelMeanType.EPSILON:
+        return lambda alpha_bar: False
+    return process.schedule.nearly_noise
 
 
 def written(k, b):
@@ -161,7 +167,7 @@ class EpsilonScaledDenoiser:
     :param left_alone: `alpha_bar -> bool or bool [N]`, where the prediction stays as it is.
     """
 
-    def __init__(self, denoise, grid, k, b, left_alone=none):
+    def __init__(self, denoise, grid, k, b, left_alone=lambda alpha_bar: False):
         self.denoise = denoise
         self.grid = [*map(int, grid)]
         self._on_device = {}

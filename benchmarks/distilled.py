@@ -60,7 +60,7 @@ def draw(path, sets):
     figure, panels = plt.subplots(len(sets), 1, figsize=(8, 0.62 * len(sets)), squeeze=False)
     for panel, (name, folders) in zip(panels[:, 0], sets.items()):
         images = read_npz(next(Path(folders[0]).glob("samples_*.npz")))[0][:SHOWN]
-        panel.imshow(np.concatenate(list(images), axis=1))
+        panel.imshow(np.concatenate(list(images), axis=1).repeat(3 // images.shape[3], axis=2))
         panel.set_axis_off()
         panel.set_title(name, loc="left", fontsize=7, pad=2)
     figure.savefig(path, dpi=150)

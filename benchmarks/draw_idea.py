@@ -32,19 +32,19 @@ SAMPLERS = {
 
 
 def some_images(path, count):
-    """`count` images of an npz at random: (float32 [count, 3, H, W] in [-1, 1], classes [count])."""
+    """`count` images of an npz at random: (float32 [count, C, H, W] in [-1, 1], classes [count])."""
     images, labels = read_npz(path, "data")
     chosen = np.random.default_rng(0).choice(len(images), count, replace=False)
     return torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.from_numpy(labels[chosen])
 
 
 def length_of_noise(output):
-    """The norm [N] of the noise in a network's output [N, 6, H, W]."""
-    return output[:, :3].flatten(1).norm(dim=1)
+    """The norm [N] of the noise in a network's output [N, 2 C, H, W], before the learned variance."""
+    return output.chunk(2, dim=1)[0].flatten(1).norm(dim=1)
 
 
 def lengths_on_path(network, diffusion, labels, start):
-    """The length [S, N] of the noise that the network predicts in one DDIM run from `start` [N, 3, H, W]."""
+    """The length [S, N] of the noise that the network predicts in one DDIM run from `start` [N, C, H, W]."""
     lengths = []
 
     def watched(x, t, y):
@@ -57,7 +57,7 @@ def lengths_on_path(network, diffusion, labels, start):
 
 
 def lengths_at_data(network, diffusion, labels, images, noise):
-    """The same [S, N] at the images [N, 3, H, W] with `noise`, at the kept timesteps, noisiest first."""
+    """The same [S, N] at the images [N, C, H, W] with `noise`, at the kept timesteps, noisiest first."""
     lengths = []
     for index, time in reversed(list(enumerate(diffusion.timestep_map))):
         noised = diffusion.q_sample(images, torch.full_like(labels, index), noise)

@@ -1,7 +1,7 @@
 """Draw images of several npz as rows of one figure, a column for each index.
 
-    python benchmarks/plot_rows.py --out swapped.png target=data/grey8.npz reference=data/grey8.npz@180 \\
-        unrolled=runs/swapped/samples_360x8x8x1.npz
+    python benchmarks/plot_rows.py --out swapped.png target=data/digits8_heldout.npz \\
+        reference=data/digits8_heldout.npz@180 unrolled=runs/swapped/samples_360x8x8x1.npz
 
 A row is NAME=PATH, or NAME=PATH@K, which begins at image K.
 """

@@ -1,9 +1,7 @@
 """How often a filled image is taken for its reference: top-1 retrieval by a judge that no training has seen.
 
-    python benchmarks/swapped_identities.py --data data/digits_heldout.npz --write_grey data/grey.npz
-    python benchmarks/swapped_identities.py --train data/digits.npz --data data/grey.npz runs/*/samples_*.npz
+    python benchmarks/swapped_identities.py --train data/digits.npz --data data/digits_heldout.npz runs/*/samples_*.npz
 
-The first command writes the images in grey, in their order, for inpaint_sample.py to fill.
 The samples are those of inpaint_sample.py without --reference_dir, one of each image of --data: image i is filled as
 the image half the data further on says. The judge is scikit-learn's linear discriminant analysis of the pixels of
 --train, shrunk by a tenth; an image is at the cosine of its projection. Of each sample the nearest image of --data is
@@ -37,17 +35,11 @@ def found(queries, gallery, labels, wanted, own):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", help="npz of images with labels, which the judge learns")
+    parser.add_argument("--train", required=True, help="npz of images with labels, which the judge learns")
     parser.add_argument("--data", required=True, help="npz of the images that were filled, with labels")
-    parser.add_argument("--write_grey", default="", help="npz to write of --data, in grey")
-    parser.add_argument("samples", nargs="*", help="npz of samples")
+    parser.add_argument("samples", nargs="+", help="npz of samples")
     args = parser.parse_args()
     data = np.load(args.data)
-    if args.write_grey:
-        np.savez(args.write_grey, arr_0=data["arr_0"][..., :1], arr_1=data["arr_1"])
-        return
-    if not args.train:
-        parser.error("--train is not given; expected an npz of images with labels, which the judge learns")
     train = np.load(args.train)
     flat = grey(train["arr_0"])
     judge = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1).fit(flat, train["arr_1"])

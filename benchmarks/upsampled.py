@@ -13,6 +13,8 @@ import argparse
 import numpy as np
 from PIL import Image
 
+from guided_diffusion.images import as_picture
+
 
 def small(images, factor):
     """Means of factor x factor areas of uint8 images [N, H, W, C], rounded to uint8."""
@@ -22,8 +24,9 @@ def small(images, factor):
 
 
 def bicubic(images, size):
-    """uint8 images [N, h, w, 3] enlarged to size = (height, width)."""
-    return np.stack([Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC) for image in images])
+    """uint8 images [N, h, w, C] enlarged to size = (height, width)."""
+    enlarged = [as_picture(image).resize(size[::-1], Image.Resampling.BICUBIC) for image in images]
+    return np.stack(enlarged).reshape(len(images), *size, -1)
 
 
 def decibels(images, true):

@@ -2,8 +2,8 @@
 
     python datasets/digits.py --out_dir data/digits --image_size 16
 
-The 8x8 digits are enlarged by bicubic interpolation and their grey is repeated to RGB; a file is named
-by its digit, as in 3_00012.png. They need scikit-learn and no network.
+The 8x8 digits are enlarged by bicubic interpolation and stay grey; a file is named by its digit, as in
+3_00012.png. They need scikit-learn and no network.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ HELD_OUT = 360  # the last fifth, in scikit-learn's order
 
 
 def make(args):
-    """(uint8 [N, image_size, image_size, 3], digits [N]) of the split."""
+    """(uint8 [N, image_size, image_size, 1], digits [N]) of the split."""
     if args.image_size < 8:
         raise ValueError(f"--image_size is {args.image_size}, expected at least 8, the size of the digits")
     data = load_digits()
@@ -30,9 +30,9 @@ def make(args):
 
 
 def enlarge(digit, size):
-    """A digit [8, 8] in 0..16 as uint8 [size, size, 3]."""
+    """A digit [8, 8] in 0..16 as uint8 [size, size, 1]."""
     grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
-    return np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))
+    return np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC))[..., None]
 
 
 def main(argv=None):

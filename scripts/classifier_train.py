@@ -1,7 +1,8 @@
 """Train a classifier of noisy images, which can guide sampling.
 
 python scripts/classifier_train.py --data_dir data/digits --val_data_dir data/digits_heldout --image_size 16 \\
-    --num_classes 10 --classifier_width 32 --classifier_attention_resolutions 8 --batch_size 64 --iterations 1500
+    --image_channels 1 --num_classes 10 --classifier_width 32 --classifier_attention_resolutions 8 --batch_size 64 \\
+    --iterations 1500
 """
 
 from guided_diffusion.image_datasets import DataFlags

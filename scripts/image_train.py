@@ -1,7 +1,7 @@
 """Train a diffusion network on images.
 
-python scripts/image_train.py --data_dir data/digits --image_size 16 --class_cond True --num_classes 10 \\
-    --random_flip False --iterations 5000
+python scripts/image_train.py --data_dir data/digits --image_size 16 --image_channels 1 \\
+    --class_cond True --num_classes 10 --random_flip False --iterations 5000
 mpirun -n 2 python scripts/image_train.py --data_dir data/photo_patches --image_size 32 --batch_size 32 \\
     --iterations 5000
 """

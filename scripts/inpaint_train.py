@@ -1,7 +1,7 @@
 """Train a network that fills holes of images as a reference says.
 
-python scripts/inpaint_train.py --data_dir data/digits --image_size 16 --random_flip False --masks center,column \\
-    --noise_schedule cosine --prediction v --batch_size 32 --iterations 5000
+python scripts/inpaint_train.py --data_dir data/digits --image_size 16 --image_channels 1 --random_flip False \\
+    --masks center,column --noise_schedule cosine --prediction v --batch_size 32 --iterations 5000
 python scripts/inpaint_train.py --data_dir data/digits --init_from runs/inpaint_train/ema_0.9999_005000.pt \\
     --random_flip False --objective unrolled --identity_path models/digits16_classifier.pt --batch_size 32 \\
     --iterations 500 --out_dir runs/unrolled

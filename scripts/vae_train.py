@@ -1,7 +1,7 @@
 """Train a variational autoencoder, whose images image_train.py --vae_path refines.
 
-python scripts/vae_train.py --data_dir data/digits --image_size 16 --random_flip False --batch_size 64 --lr 1e-3 \\
-    --iterations 1500
+python scripts/vae_train.py --data_dir data/digits --image_size 16 --image_channels 1 --random_flip False \\
+    --batch_size 64 --lr 1e-3 --iterations 1500
 """
 
 from guided_diffusion.image_datasets import DataFlags

@@ -16,11 +16,11 @@ CLASSIFIER = MODELS / "digits16_classifier.pt"
 
 
 def held_out_digits():
-    """uint8 [360, 16, 16, 3] and labels [360]: the digits that neither model was trained on."""
+    """uint8 [360, 16, 16, 1] and labels [360]: the digits that neither model was trained on."""
     data = load_digits()
     images = [Image.fromarray(np.round(d * (255 / 16)).astype(np.uint8)) for d in data.images[-360:]]
-    grown = [np.asarray(i.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB")) for i in images]
-    return np.stack(grown), data.target[-360:]
+    grown = [np.asarray(i.resize((16, 16), Image.Resampling.BICUBIC)) for i in images]
+    return np.stack(grown)[..., None], data.target[-360:]
 
 
 def says(images):

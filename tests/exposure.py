@@ -61,11 +61,11 @@ class Found(NamedTuple):
     predicts_eps: bool = True
 
 
-def process(steps, solver="ddim", methods=(), schedule="linear", prediction="eps"):
+def process(steps, solver="ddim", methods=(), schedule="linear", prediction="eps", **options):
     flags = DiffusionFlags(
         noise_schedule=schedule, timestep_respacing=str(steps), sigma_small=True, prediction=prediction
     )
-    return flags.create(methods, SolverFlags(solver=solver))
+    return flags.create(methods, SolverFlags(solver=solver, **options))
 
 
 def measured(made, network, real, measures=MEASURES, seed=0, batch=16):

@@ -123,7 +123,7 @@ def test_images_are_those_of_the_script(name, digits, tmp_path):
     keywords, words = SAMPLERS[name]
     made = digits.sample(5, batch_size=3, progress=False, **keywords)
     expected = by_script(tmp_path, "--model_path", DIGITS, "--num_samples", 5, "--batch_size", 3, *words.split())
-    assert made.dtype == np.uint8 and made.shape == (5, 16, 16, 3)
+    assert made.dtype == np.uint8 and made.shape == (5, 16, 16, 1)
     assert np.array_equal(made, expected)
 
 
@@ -186,7 +186,7 @@ def test_tensors_records_and_the_bar(digits, capsys):
     records = []
     made = digits.sample(4, steps=3, batch_size=2, as_tensor=True, callback=records.append)
     assert "image" in capsys.readouterr().err
-    assert made.shape == (4, 3, 16, 16) and made.dtype == torch.float32
+    assert made.shape == (4, 1, 16, 16) and made.dtype == torch.float32
     assert [record.i for record in records] == [2, 1, 0] * 2
     assert [int(record.t[0]) for record in records][:3] == [999, 500, 0] and int(records[-1].s[0]) == -1
     assert torch.equal(torch.cat([records[2].x, records[5].x]), made)
@@ -195,10 +195,10 @@ def test_tensors_records_and_the_bar(digits, capsys):
 
 
 def test_a_denoiser_is_the_network_and_its_methods(digits):
-    x, t = torch.randn(4, 3, 16, 16), torch.full((4,), 400)
+    x, t = torch.randn(4, 1, 16, 16), torch.full((4,), 400)
     told = digits.denoiser(classes=[2, 5], clip_denoised=False, eps_scaler=1.25)(x, t)
     with torch.no_grad():
-        eps = digits.network(x, t, y=torch.tensor([2, 5, 2, 5]))[:, :3] / 1.25
+        eps = digits.network(x, t, y=torch.tensor([2, 5, 2, 5]))[:, :1] / 1.25
     alpha_bar = np.cos((401 / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     x0 = (x - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
     assert torch.allclose(told.eps, eps, atol=1e-5) and torch.allclose(told.x0, x0, atol=1e-4)
@@ -225,13 +225,13 @@ def test_encoded_images_come_back(named, data, array, tmp_path):
 
 @pytest.mark.parametrize("gamma", [0.9, 0.5])
 def test_an_inversion_that_may_lose_is_warned_of(digits, gamma, capsys):
-    encoded = digits.encode(np.full((1, 16, 16, 3), 40, np.uint8), classes=[1], steps=3, gamma=gamma)
+    encoded = digits.encode(np.full((1, 16, 16, 1), 40, np.uint8), classes=[1], steps=3, gamma=gamma)
     assert "rounding errors" in capsys.readouterr().out
-    assert digits.decode(encoded).shape == (1, 16, 16, 3)
+    assert digits.decode(encoded).shape == (1, 16, 16, 1)
 
 
 def test_scores_are_those_of_the_evaluator(digits, array, place, tmp_path):
-    images, _ = array
+    images = array[0][..., :1]
     other = np.roll(images, 3, axis=2)[:10]
     np.savez(tmp_path / "reference.npz", arr_0=images)
     np.savez(tmp_path / "samples.npz", arr_0=other)
@@ -374,26 +374,26 @@ def test_a_network_that_is_another_is_refused_in_few_lines():
 @pytest.mark.parametrize("t", [-1, 1000, 5000, float("nan")])
 def test_times_that_no_training_had(t, digits):
     denoise = digits.denoiser(classes=[1])
-    one_sentence(lambda: denoise(torch.zeros(1, 3, 16, 16), torch.tensor([t])), "t reaches from", "0 to 999")
+    one_sentence(lambda: denoise(torch.zeros(1, 1, 16, 16), torch.tensor([t])), "t reaches from", "0 to 999")
 
 
 def test_what_is_decoded_was_encoded(digits):
     one_sentence(lambda: digits.decode(PLAIN), "encoded is ndarray", "encode(...)")
 
 
-PLAIN = np.zeros((2, 16, 16, 3), np.uint8)
+PLAIN = np.zeros((2, 16, 16, 1), np.uint8)
 
 
 @pytest.mark.parametrize(
     ("images", "flags", "words"),
     [
         (PLAIN.astype(float), {}, ["float64", "uint8 [N, H, W, C]"]),
-        (PLAIN[0], {}, ["[16, 16, 3]"]),
-        (PLAIN[:, :8], {}, ["8", "3x16x16"]),
+        (PLAIN[0], {}, ["[16, 16, 1]"]),
+        (PLAIN[:, :8], {}, ["8", "1x16x16"]),
         (PLAIN[:0], {}, ["at least 1"]),
-        (torch.full((2, 3, 16, 16), 255.0), {}, ["from 255 to 255", "[-1, 1]"]),
-        (torch.full((2, 3, 16, 16), float("nan")), {}, ["nan", "[-1, 1]"]),
-        (torch.zeros(2, 16, 16, 3), {}, ["3x16x16"]),
+        (torch.full((2, 1, 16, 16), 255.0), {}, ["from 255 to 255", "[-1, 1]"]),
+        (torch.full((2, 1, 16, 16), float("nan")), {}, ["nan", "[-1, 1]"]),
+        (torch.zeros(2, 16, 16, 1), {}, ["1x16x16"]),
         (PLAIN, {"classes": None}, ["--classes is not given"]),
         (PLAIN, {"solver": "ddim"}, ["--solver ddim", "bdia"]),
         (PLAIN, {"gamma": 0}, ["--gamma 0"]),
@@ -409,7 +409,7 @@ def test_what_cannot_be_encoded(images, flags, words, digits):
     ("reference", "samples", "flags", "words"),
     [
         (PLAIN.astype(float), PLAIN, {}, ["--reference", "float64", "uint8"]),
-        (PLAIN, PLAIN[:, 0, 0], {}, ["--samples", "[2, 3]"]),
+        (PLAIN, PLAIN[:, 0, 0], {}, ["--samples", "[2, 1]"]),
         (PLAIN, "nowhere.npz", {}, ["--samples nowhere.npz"]),
         (PLAIN, PLAIN, {"metric": "fid"}, ["did you mean --metrics"]),
         (PLAIN, PLAIN, {"metrics": "fod"}, ["--metrics", "fod"]),
@@ -492,13 +492,13 @@ def test_types_are_told(digits):
     for function in made:
         names = {*function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]}
         assert names - {"self"} <= function.__annotations__.keys() and "return" in function.__annotations__
-    assert repr(digits) == f"<Model {DIGITS}: x is 3x16x16, 10 classes>"
+    assert repr(digits) == f"<Model {DIGITS}: x is 1x16x16, 10 classes>"
 
 
 def test_each_network_computes_by_its_own_flags():
     """Whichever was loaded last, and whoever sampled last."""
     direct, winograd = (gd.load(DIGITS, conv=conv) for conv in ("direct", "winograd"))
-    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([300, 600]), torch.tensor([3, 7])
+    x, t, y = torch.randn(2, 1, 16, 16), torch.tensor([300, 600]), torch.tensor([3, 7])
     with torch.no_grad():
         plain = checkpoints.open_network(DIGITS)[0](x, t, y=y)
         off = {model: (model.network(x, t, y=y) - plain).abs().max() for model in (direct, winograd)}

@@ -300,8 +300,9 @@ def test_two_ranks_go_on_bit_for_bit(words, place):
 def test_the_reward_of_a_classifier_is_the_log_probability_of_the_class():
     path = ROOT / "models" / "digits16_classifier.pt"
     network, _, _ = checkpoints.open_network(path)
-    images, y = torch.rand(4, 3, 16, 16) * 2 - 1, torch.tensor([3, 1, 9, -1])
-    found = paper.RewardFlags(f"classifier:{path}").create(Values(image_size=16, num_classes=10))(images, {"y": y})
+    images, y = torch.rand(4, 1, 16, 16) * 2 - 1, torch.tensor([3, 1, 9, -1])
+    values = Values(image_size=16, image_channels=1, num_classes=10)
+    found = paper.RewardFlags(f"classifier:{path}").create(values)(images, {"y": y})
     logits = network(images, torch.zeros(4)).detach().numpy()
     expected = log_softmax(logits, axis=1)[range(4), y.numpy()] * (y.numpy() >= 0)
     assert np.allclose(found.detach().numpy(), expected, atol=1e-4)

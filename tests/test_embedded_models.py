@@ -36,14 +36,12 @@ def test_the_accuracy_script_counts_what_the_classifier_says(tmp_path):
     assert right.mean() > 0.95
 
 
-def test_guided_digits_are_of_their_class_and_grey(tmp_path):
+def test_guided_digits_are_of_their_class(tmp_path):
     arguments = "--num_samples 60 --batch_size 60 --timestep_respacing 50 --classifier_scale 1".split()
     models = ["--model_path", MODELS / "digits16.pt", "--classifier_path", CLASSIFIER]
     script_runs.run("classifier_sample", *models, *arguments, "--out_dir", tmp_path)
-    samples = np.load(tmp_path / "samples_60x16x16x3.npz")
+    samples = np.load(tmp_path / "samples_60x16x16x1.npz")
     assert (says(samples["arr_0"]) == samples["arr_1"]).mean() >= 0.9
-    pixels = samples["arr_0"].astype(float)
-    assert np.ptp(pixels.mean(axis=(1, 2)), axis=1).mean() < 4  # of 255, between the means of the channels
 
 
 # of the training images: the mean absolute Laplacian, in grey levels

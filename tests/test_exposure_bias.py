@@ -26,6 +26,7 @@ from evaluations.exposure.measures.delta import normal_factor
 from evaluations.exposure.walks import Gaussian, walk
 from guided_diffusion.methods import of_values
 from guided_diffusion.methods.method import jackknife
+from guided_diffusion.solvers import SOLVERS
 
 SHAPE = (4, 4, 4)
 
@@ -551,6 +552,23 @@ def test_the_network_is_heard_at_the_level_of_the_state():
         assert moment.alpha_bar == float(made.schedule.alpha_bar(torch.tensor(moment.time)))
 
 
+EVERY = [*({"solver": name} for name in SOLVERS if name != "consistency"), {"solver": "heun", "S_churn": 4.0}]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("options", EVERY, ids=lambda options: "-".join(map(str, options.values())))
+def test_the_exact_network_says_what_the_gaussian_says(options, prediction):
+    """Whatever a solver does to a state before it asks of it."""
+    made, real = exposure.process(6, prediction=prediction, **options), exposure.Real(gaussian_images(30))
+    network = exposure.Exact(lambda x, level: real.gaussian.predict(x, level).eps, made, SHAPE)
+    walks = [
+        walk(name, made, network, {}, real.images, 0, range(30), real.gaussian) for name in ("sampled", "gaussian")
+    ]
+    with torch.no_grad():
+        for one, other in zip(*walks, strict=True):
+            assert torch.allclose(one.said.eps, other.said.eps, atol=5e-3), one.i
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 
@@ -572,6 +590,19 @@ def mixed_sizes(folder):
         Image.fromarray(np.zeros((16, 16 + (i > 0), 3), np.uint8)).save(folder / f"ant_{i}.png")
 
 
+def colours_behind_grey(folder):
+    folder.mkdir()
+    for i in range(6):
+        red = Image.fromarray(np.full((16, 16, 3), [200, 0, 10 * i], np.uint8))
+        (red if i != 4 else red.convert("L")).save(folder / f"ant_{i}.png")
+
+
+def last_is_larger(folder):
+    folder.mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((16 + 8 * (i == 39),) * 2 + (3,), 5 * i, np.uint8)).save(folder / f"ant_{i:02}.png")
+
+
 def npz_of(*shape):
     def write(path):
         np.savez(path, arr_0=np.zeros(shape, np.uint8), arr_1=np.zeros(shape[0], int))
@@ -584,7 +615,9 @@ def npz_of(*shape):
     [
         (grey, "grey", "has images of 16x16 L; --model_path makes images of 16x16 RGB"),
         (other_size, "other", "has images of 12x20 RGB; --model_path makes images of 16x16 RGB"),
-        (mixed_sizes, "mixed", "is 16x17; --model_path makes images of 16x16"),
+        (mixed_sizes, "mixed", "is 16x17 RGB; --model_path makes images of 16x16"),
+        (colours_behind_grey, "red", "ant_4.png is 16x16 L; --model_path makes images of 16x16 RGB"),
+        (last_is_larger, "last", "ant_39.png is 24x24 RGB; --model_path makes images of 16x16 RGB"),
         (npz_of(4, 8, 8, 3), "small.npz", "has images of 8x8 RGB; --model_path makes images of 16x16 RGB"),
         (npz_of(4, 16, 16, 1), "grey.npz", "grey.npz"),
         (npz_of(2, 16, 16, 3), "few.npz", "few.npz has 2 images; a standard error needs at least 3"),

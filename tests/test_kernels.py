@@ -862,7 +862,7 @@ def test_a_folder_is_gone_on_with_by_its_algorithm(tmp_path):
     said = run("image_sample", *part, "--num_samples", 4, "--conv", "winograd")
     assert "3x3 convolutions: direct" in said and "as this folder was begun" in said
     assert computing_by() == fast.DIRECT
-    npz = [np.load(tmp_path / name / "samples_4x16x16x3.npz")["arr_0"] for name in ("whole", "part")]
+    npz = [np.load(tmp_path / name / "samples_4x16x16x1.npz")["arr_0"] for name in ("whole", "part")]
     assert np.array_equal(*npz)
 
 
@@ -913,7 +913,7 @@ def test_scripts_run_a_compiled_network(tmp_path):
     with mock.patch.object(torch, "compile", plainly):
         said = run("image_sample", *flags, "--compile", "default", "--out_dir", tmp_path / "on")
     assert asked == [None] and "compiled by torch (default)" in said
-    off, on = (np.load(tmp_path / name / "samples_2x16x16x3.npz")["arr_0"].astype(int) for name in ("off", "on"))
+    off, on = (np.load(tmp_path / name / "samples_2x16x16x1.npz")["arr_0"].astype(int) for name in ("off", "on"))
     assert abs(off - on).max() <= 1
 
 

@@ -133,7 +133,7 @@ def test_python_runs(page, above, code, monkeypatch):
         made = vars(module)
         exec(compiled, made)
         if page == "README.md":
-            assert made["images"].shape == (16, 16, 16, 3) and made["images"].dtype == "uint8"
+            assert made["images"].shape == (16, 16, 16, 1) and made["images"].dtype == "uint8"
 
 
 def test_the_python_of_the_readme_is_run():

@@ -362,7 +362,7 @@ def test_batches_of_other_sizes_have_the_same_labels_and_nearly_the_same_bytes(t
             tmp_path / str(size),
         ]
         run("image_sample", "--model_path", DIGITS, *flags)
-        with np.load(tmp_path / str(size) / "samples_16x16x16x3.npz") as npz:
+        with np.load(tmp_path / str(size) / "samples_16x16x16x1.npz") as npz:
             made.append((npz["arr_0"].astype(int), npz["arr_1"]))
     for images, labels in made[1:]:
         assert np.array_equal(labels, made[0][1])

@@ -26,7 +26,7 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.methods import of_values
 from guided_diffusion.methods.epsilon_scaling import EpsilonScaling, fitted, moved_by_eps
 from guided_diffusion.methods.method import jackknife
-from guided_diffusion.methods.time_shift import TimeShift
+from guided_diffusion.methods.time_shift import VARIANTS, TimeShift
 
 SHAPE = (3, 4, 4)
 VARIANCE = 0.3
@@ -158,7 +158,7 @@ def test_a_known_shift_is_proposed():
         "do_time_shift": True,
         "time_shift_variant": "paper",
         "window": 40,
-        "cutoff": 299,
+        "cutoff": 300,
         "time_shift_data_variance": 0.25,
         "time_shift_constant": 0,
     }
@@ -168,6 +168,16 @@ def test_a_known_shift_is_proposed():
     assert not search.near and not constant.near and all(each.near for each in near)
     # measured without any shift, and then with the search that is proposed
     assert asked[0][0]["do_time_shift"] is False and asked[1][0] == search.values
+
+
+@pytest.mark.parametrize("variant", ["paper", "net", "target"])
+@pytest.mark.parametrize("first", range(2, 9))
+def test_the_steps_that_move_are_those_at_which_the_search_can_tell(variant, first):
+    error = [500] * first + [90] * (10 - first)
+    method = TimeShift(do_time_shift=True, time_shift_variant=variant)
+    search, *_ = method.propose(shifted_by([-20] * 10, error, -20, []))
+    made = VARIANTS[variant](None, exposure.process(10).schedule, range(0, 1000, 100), search.values["cutoff"])
+    assert [i for i in range(10) if made.moves(i)] == [*range(first, 9)]
 
 
 def test_a_window_is_no_wider_than_a_step_and_a_variant_of_the_user_stays():

@@ -34,8 +34,9 @@ class RealImages:
     :param encode: from images to what the network denoises.
     :ivar count: how many there are.
     :ivar data_variance: mean over the images of the unbiased variance of their values, as the network has them.
-    :ivar digest: of their pixels and classes.
+    :ivar digest: of their pixels and classes, and of the images behind `gaussian`.
     :ivar gaussian: the Gaussian of the data set, by so many of its images, these first.
+    :raises UserError: for a file among these that would be resized, or has other channels than the network.
     """
 
     def __init__(self, dataset, count, seed, encode):
@@ -43,23 +44,37 @@ class RealImages:
         self.encode = encode
         self.order = np.random.default_rng(seed).permutation(len(dataset))
         self.count = min(count, len(dataset))
-        digest, variance = hashlib.sha256(), 0.0
-        for index in range(self.count):
-            self._refuse_another_size(dataset.images[self.order[index]])
+        digest, encoded, variance = hashlib.sha256(), [], 0.0
+        most = max(2, min(GAUSSIAN_OF, len(dataset)))
+        for index in range(max(most, self.count)):
+            self.expect_own(self.order[index])
             image, cond = self._read([index])
             digest.update(to_uint8(image + 1 / 255).tobytes())
             digest.update(str({name: value.tolist() for name, value in cond.items()}).encode())
-            x, _ = self.batch([index])
-            variance += float(pixel_variance(x)) / self.count
+            x = self.encode(image.to(dist_util.dev()))
+            if index < self.count:
+                variance += float(pixel_variance(x)) / self.count
+            most = max(2, min(most, GAUSSIAN_VALUES // x.numel()))
+            if index < most:
+                encoded.append(x.cpu())
+            elif index + 1 >= self.count:
+                break
         self.digest, self.data_variance = digest.hexdigest(), variance
-        most = min(GAUSSIAN_OF, GAUSSIAN_VALUES // x.numel(), len(dataset))
-        self.gaussian = Gaussian(torch.cat([self.batch([index])[0].cpu() for index in range(max(2, most))]))
+        self.gaussian = Gaussian(torch.cat(encoded))
 
-    def _refuse_another_size(self, source):
-        """Validate that a file is not resized; the images of an npz have one size."""
-        side = self.dataset.image_size
-        if isinstance(source, str) and (size := open_picture(source)[0].size) != (side, side):
-            raise UserError(f"{source} is {size[1]}x{size[0]}; --model_path makes images of {side}x{side}")
+    def expect_own(self, place):
+        """Validate that a file of the data set is of the network's size and channels; an npz has one shape.
+
+        Transparency, which files may lack, is added to what they have.
+        """
+        source, side, channels = self.dataset.images[place], self.dataset.image_size, self.dataset.image_channels
+        if not isinstance(source, str):
+            return
+        picture, grey = open_picture(source)
+        shape = (*picture.size[::-1], channels if channels == 4 else 1 if grey else 3)
+        if shape != (side, side, channels):
+            own = _shown((side, side, channels))
+            raise UserError(f"{source} is {_shown(shape)}; --model_path makes images of {own}")
 
     def _read(self, indices):
         return torch.utils.data.default_collate([self.dataset[int(self.order[index])] for index in indices])

@@ -114,6 +114,8 @@ def tuning_of(parsed, network, made, real):
     if count:  # a network that does not fit is refused before anything is measured
         extract = parsed[FeatureFlags].create()
         extract.dimensions(images_of_dataset(real.dataset, "data_dir", range(1)))
+        for place in range(len(real.dataset)):  # all are the reference
+            real.expect_own(place)
     candidates = [
         Candidate(IDENTITY, "", {}, {}, False),
         *_candidates(parsed, made, _prober(parsed, network, real, results), results),

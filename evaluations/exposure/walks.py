@@ -50,7 +50,11 @@ class Moment(NamedTuple):
 
 
 class Listener:
-    """A network that keeps the first answer since `heard` was last called: that to the state a step begins with."""
+    """A network that keeps the first answer since `heard` was last called: that to the state a step begins with.
+
+    Churn adds noise to the state before the network is asked, so `asked` keeps what of. The time is that of the
+    denoiser, which may tell its network another.
+    """
 
     def __init__(self, network, process):
         self.network = network
@@ -58,7 +62,7 @@ class Listener:
         self.needs = getattr(network, "needs", ())
         self.shape = network.shape
         self.adapter = process.adapter(network, self.takes)
-        self.answer = None
+        self.answer = self.state = None
 
     def __call__(self, x, t, **cond):
         answer = self.network(x, t, **cond)
@@ -66,11 +70,22 @@ class Listener:
             self.answer = answer
         return answer
 
-    def heard(self, x, t):
-        """The Prediction [N, C, H, W] that the answer stands for, which was to x at times t [N].
+    def asked(self, denoise):
+        """`denoise`, which asks this network, such that the state is kept that it is first asked of."""
+
+        def asking(x, t):
+            if self.state is None:
+                self.state = x, t
+            return denoise(x, t)
+
+        return asking
+
+    def heard(self):
+        """The Prediction [N, C, H, W] that the answer stands for.
 
         Guidance asks about N more samples in the same call, behind these.
         """
+        (x, t), self.state = self.state, None
         answer, self.answer = self.answer[: len(x)].float(), None
         return self.adapter.interpret(x, t, *split_output(answer, x, self.adapter.var_type))
 
@@ -110,7 +125,7 @@ def walk(name, process, network, cond, image, seed, indices, gaussian=None):
     :param seed: with `indices` it decides the noise: that of image_sample's images of these indices.
     """
     listener = Listener(network, process)
-    denoise = process.denoiser(listener, cond)
+    denoise = listener.asked(process.denoiser(listener, cond))
     levels = process.schedule.alpha_bar(torch.tensor(process.grid))
     if name == "true":
         yield from _true_states(process, listener, denoise, levels, image, seed, indices)
@@ -120,18 +135,20 @@ def walk(name, process, network, cond, image, seed, indices, gaussian=None):
     if name == "from_real":
         x = noised(image, x, levels[-1])
     if name == "gaussian":
+        said = []
 
         def exact(x, t):
-            return gaussian.predict(x, process.schedule.alpha_bar(t))
+            said.append(gaussian.predict(x, process.schedule.alpha_bar(t)))
+            return said[-1]
 
         for record in process.bare().sample_records(process.solver, exact, x, noise):
-            said, i = exact(x, record.t), record.i
-            yield Moment(name, i, process.grid[i], float(levels[i]), x, said, record.x0, image, None)
+            i = record.i
+            yield Moment(name, i, process.grid[i], float(levels[i]), x, said[0], record.x0, image, None)
             x = record.x
+            said.clear()
         return
     for record in process.sample_records(process.solver, denoise, x, noise):
-        said = listener.heard(x, record.t)
-        i = record.i
+        said, i = listener.heard(), record.i
         yield Moment(name, i, process.grid[i], float(levels[i]), x, said, record.x0, image, None)
         x = record.x
 
@@ -144,7 +161,7 @@ def _true_states(process, listener, denoise, levels, image, seed, indices):
         x = noised(image, noise, levels[i])
         t = torch.full((len(x),), process.grid[i], device=x.device)
         x0 = denoise(x, t).x0
-        yield Moment("true", i, process.grid[i], float(levels[i]), x, listener.heard(x, t), x0, image, noise)
+        yield Moment("true", i, process.grid[i], float(levels[i]), x, listener.heard(), x0, image, noise)
 
 
 def noised(image, noise, level):

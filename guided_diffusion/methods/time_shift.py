@@ -83,8 +83,13 @@ class Search:
         return self._on_device[device]
 
 
+def state_variance(level, data_variance):
+    """The mean pixel variance of true states at alpha_bar `level`, of images of that mean variance."""
+    return 1 - level * (1 - data_variance)
+
+
 def _expected_variance(schedule, data_variance, t):
-    return 1 - schedule.alpha_bar(t) * (1 - data_variance)
+    return state_variance(schedule.alpha_bar(t), data_variance)
 
 
 def _flipped_level(schedule, t):
@@ -109,7 +114,10 @@ class Variant:
     :param schedule: the NoiseSchedule of training.
     :param grid: the kept training timesteps, increasing.
     :param cutoff: a step moves if its deciding timestep lies above.
+    :cvar decided_by: the kept step whose timestep decides, counted from the step itself.
     """
+
+    decided_by = 0
 
     def __init__(self, search, schedule, grid, cutoff):
         self.search = search
@@ -123,8 +131,9 @@ class Variant:
         return partial(_expected_variance, schedule, data_variance)
 
     def deciding(self, i):
-        """The timestep by which kept step i, which is not the noisiest, is moved or not."""
-        raise NotImplementedError
+        """The timestep by which kept step i, which is not the noisiest, is moved or not; -1 never moves it."""
+        decisive = i + self.decided_by
+        return self.grid[decisive] if decisive >= 0 else -1
 
     def moves(self, i):
         """Whether kept step i is moved."""
@@ -145,9 +154,6 @@ class Adm(Variant):
     def variance(schedule, data_variance):
         return partial(_flipped_level, schedule)
 
-    def deciding(self, i):
-        return self.grid[i]
-
     def __call__(self, i, x, t, s):
         if not self.moves(i):
             return t, s
@@ -161,8 +167,7 @@ class Adm(Variant):
 class Paper(Variant):
     """The step starts at the time that fits its state, which network and solver see (algorithm 3)."""
 
-    def deciding(self, i):
-        return self.grid[i + 1]
+    decided_by = 1
 
     def __call__(self, i, x, t, s):
         return (self.search(x, t, at_least=s + 1), s) if self.moves(i) else (t, s)
@@ -178,8 +183,7 @@ class Paper(Variant):
 class Target(Variant):
     """The step goes to the time that fits its state, searched around its target (TS-DPM)."""
 
-    def deciding(self, i):
-        return self.grid[i - 1] if i else -1
+    decided_by = -1
 
     def __call__(self, i, x, t, s):
         return (t, self.search(x, s, at_most=t - 1)) if self.moves(i) else (t, s)
@@ -188,15 +192,14 @@ class Target(Variant):
 class Net(Variant):
     """The network alone is told the time that fits: a clock, which is no coupling."""
 
+    decided_by = 1
+
     def __init__(self, search, schedule, grid, cutoff):
         super().__init__(search, schedule, grid, cutoff)
         # by timestep: whether the step that led there started above the cutoff
         above = [next((node for node in self.grid if node > t), -1) for t in range(schedule.num_timesteps)]
         self._moved = [node > cutoff for node in above]
         self._on_device = {}
-
-    def deciding(self, i):
-        return self.grid[i + 1]
 
     def clock(self, x, t):
         """The time [N] that the network is told for a state x [N, C, ...] at times t [N].
@@ -338,9 +341,9 @@ class TimeShift(Method):
         """A search that can find its way, in the variance of the data, and the constant shift that does the same.
 
         A search of one image's time errs also at true states, where nothing is to be found, since images differ in
-        variance (`search_error`). The cutoff is the kept timestep below the last one at which it errs by no more than
-        a step of the grid or, where it does everywhere, by the least it can. The window holds the mean shift, and is
-        at most as wide as a step of the grid: half of it to each side.
+        variance (`search_error`). The cutoff lets a step move from the last kept timestep on at which it errs by no
+        more than a step of the grid or, where it does everywhere, by the least it can. The window holds the mean
+        shift, and is at most as wide as a step of the grid: half of it to each side.
         """
         off = {field.name: field.default for field in flags_of(self)}
         base = probe(off, "variance")
@@ -354,7 +357,8 @@ class TimeShift(Method):
         half = int(min(max(1, round(float(abs(shift).max()))), max(1, gap // 2)))
         data_variance = min(1.0, round(base.data_variance, 4))
         variant = "paper" if self.time_shift_variant == "adm" else self.time_shift_variant
-        common = off | {"do_time_shift": True, "time_shift_variant": variant, "cutoff": max(0, times[lowest] - 1)}
+        below = max(0, lowest - 1 + VARIANTS[variant].decided_by)
+        common = off | {"do_time_shift": True, "time_shift_variant": variant, "cutoff": times[below]}
         mean, left_out = shift.mean(), curves["shift"].left_out[:, moved].mean(axis=1)
         numbers = {"mean shift of a free search": (mean, jackknife(left_out))}
         search = common | {"window": 2 * half, "time_shift_data_variance": data_variance}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from processes import MPIRUN, needs_mpirun
 from processes import run as start
 from refusals import one_sentence
-from script_runs import draw_images, train_super_res
+from script_runs import draw_images, train_class_conditional, train_super_res
 
 from guided_diffusion import dist_util, flags, generate, script_util
 from guided_diffusion.image_datasets import load_data
@@ -26,6 +26,13 @@ from guided_diffusion.solvers import SOLVERS
 MODELS = Path(__file__).parents[2] / "models"
 DIGITS, CLASSIFIER = MODELS / "digits16.pt", MODELS / "digits16_classifier.pt"
 STEPS = ["--timestep_respacing", 4]
+
+
+@pytest.fixture(scope="module")
+def in_colour(tmp_path_factory):
+    """A class-conditional network of RGB images, as published data are."""
+    place = tmp_path_factory.mktemp("colour")
+    return train_class_conditional(draw_images(place / "data"), place / "run")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def published_samples(path, count, batch_size, seed=0, loop="p_sample_loop", tol
     images, labels = [], []
     while len(images) * batch_size < count:
         y = torch.randint(low=0, high=10, size=(batch_size,))
-        shape = (batch_size, 3, 16, 16)
+        shape = (batch_size, 1, 16, 16)
         images.append(getattr(diffusion, loop)(model, shape, model_kwargs={"y": y}, **guided))
         labels.append(y)
     return to_uint8(torch.cat(images))[:count], torch.cat(labels).numpy()[:count]
@@ -164,15 +171,16 @@ def test_images_have_their_own_generators_unless_told_otherwise(tmp_path):
 @pytest.mark.parametrize(
     "count, batch_size, whole", [(4, 2, 4), (5, 3, 6), (14, 6, 18)], ids=["whole", "part", "again"]
 )
-def test_image_nll_draws_as_published(tmp_path, count, batch_size, whole):
+def test_image_nll_draws_as_published(tmp_path, in_colour, count, batch_size, whole):
     """Whole batches are averaged, and the twelve images come again where there are not enough."""
     data = draw_images(tmp_path / "data")
     arguments = ["--num_samples", count, "--batch_size", batch_size, "--rng", "published", *STEPS]
-    line = script_runs.run("image_nll", "--model_path", DIGITS, "--data_dir", data, "--out_dir", tmp_path, *arguments)
+    paths = ["--model_path", in_colour, "--data_dir", data, "--out_dir", tmp_path]
+    line = script_runs.run("image_nll", *paths, *arguments)
 
     torch.manual_seed(0)
     create, defaults = script_util.create_model_and_diffusion, script_util.model_and_diffusion_defaults
-    model, diffusion = created(create, defaults, DIGITS, timestep_respacing="4")
+    model, diffusion = created(create, defaults, in_colour, timestep_respacing="4")
     batches = load_data(data_dir=data, batch_size=batch_size, image_size=16, class_cond=True, deterministic=True)
     found = [
         diffusion.calc_bpd_loop(model, x, model_kwargs=told)
@@ -215,8 +223,8 @@ def test_a_job_of_two_ranks_ends_with_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--skip_bad", True], ["--class_source", "prefix"]])
-def test_image_nll_refuses_what_published_data_cannot_be(tmp_path, words, capsys):
-    arguments = ["--model_path", DIGITS, "--data_dir", draw_images(tmp_path / "data"), "--rng", "published", *words]
+def test_image_nll_refuses_what_published_data_cannot_be(tmp_path, in_colour, words, capsys):
+    arguments = ["--model_path", in_colour, "--data_dir", draw_images(tmp_path / "data"), "--rng", "published", *words]
     with pytest.raises(SystemExit):
         script_runs.run("image_nll", *arguments, "--out_dir", tmp_path)
     assert f"{words[0]} {words[1]} has no counterpart in --rng published" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from guided_diffusion.methods.time_shift import Search, pixel_variance
+from guided_diffusion.methods.time_shift import Search, Variant, pixel_variance, state_variance
 
 from .measure import Measure
 
@@ -32,6 +32,9 @@ class Variance(Measure):
     drawn = ("variance_excess",)
     label = "pixel variance of a state,\nless that of a true one"
 
+    def of_images(self, image):
+        return {"of_image": pixel_variance(image)}
+
     def read(self, moment, setup):
         center = torch.full((len(moment.x),), moment.time, device=moment.x.device)
         shift = self._search(setup, setup.data_variance)(moment.x, center) - center
@@ -43,9 +46,7 @@ class Variance(Measure):
 
     @staticmethod
     def _search(setup, data_variance):
-        def variance(t):
-            return 1 - setup.schedule.alpha_bar(t) * (1 - data_variance)
-
+        variance = Variant.variance(setup.schedule, data_variance)
         return Search(setup.schedule, 2 * setup.schedule.num_timesteps, variance)
 
     def estimate(self, sums, count, setup):
@@ -53,7 +54,7 @@ class Variance(Measure):
         spread = (sums["sampled", "square"] / count - shift**2).clip(min=0) * count / (count - 1)
         return {
             "variance": variance,
-            "variance_excess": variance - expected(setup),
+            "variance_excess": variance - state_variance(setup.levels, sums["of_image"] / count),
             "shift": shift,
             "shift_published": sums["sampled", "published"] / count,
             "shift_spread": spread**0.5,
@@ -62,9 +63,5 @@ class Variance(Measure):
 
     def theory(self, values, setup):
         nothing = 0 * setup.levels
-        return {"variance": expected(setup), "variance_excess": nothing, "shift": nothing}
-
-
-def expected(setup):
-    """The mean pixel variance float64 [S] of true states."""
-    return 1 - setup.levels * (1 - setup.data_variance)
+        true = state_variance(setup.levels, setup.data_variance)
+        return {"variance": true, "variance_excess": nothing, "shift": nothing}

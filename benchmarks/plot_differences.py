@@ -11,6 +11,9 @@ import argparse
 import numpy as np
 from plotting import compared, pyplot
 
+# of budgets, as soon as the colours begin anew
+MARKERS = "osD^v"
+
 
 def read(path):
     """{sampler: {variant: {budget: distances [repeats]}}} of a comparison.csv; the plain variant is ""."""
@@ -45,10 +48,11 @@ def main():
     colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     for panel, (sampler, variants) in zip(panels.flat, samplers.items()):
         plain = variants.pop("")
-        for (budget, base), colour in zip(plain.items(), colours):
+        for number, (budget, base) in enumerate(plain.items()):
+            colour, marker = colours[number % len(colours)], MARKERS[number // len(colours) % len(MARKERS)]
             rows = [(i, *change(line[budget], base)) for i, line in enumerate(variants.values()) if budget in line]
             places, means, errors = np.array(rows).reshape(-1, 3).T
-            panel.errorbar(means, places, xerr=errors, fmt="o", ms=5, color=colour, label=budget)
+            panel.errorbar(means, places, xerr=errors, fmt=marker, ms=5, color=colour, label=budget)
         panel.axvline(0, color="0.6", linewidth=1)
         panel.set_yticks(range(len(variants)), variants)
         panel.set_ylim(len(variants) - 0.5, -0.5)
@@ -59,7 +63,7 @@ def main():
     panels[-1, 0].set_xlabel("Frechet distance, change in % (left is better)")
     try:
         figure.savefig(args.out)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.error(f"--out cannot be written: {error}")
     print(f"wrote {args.out}")
 

@@ -141,7 +141,7 @@ def main():
     print("\n\n".join(table(title, solvers) for title, solvers in tables.items()))
     try:
         draw(tables).savefig(args.out)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.error(f"--out cannot be written: {error}")
     print(f"wrote {Path(args.out).resolve()}")
 

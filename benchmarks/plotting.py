@@ -23,9 +23,16 @@ def compared(path):
     """(sampler, variant, row, distances of the repeats) of each row of a comparison.csv of compare_samplers.
 
     A sampler's name there is SAMPLER or SAMPLER + VARIANT; the variant without a name is "".
+
+    :raises ValueError: for a row that is cut short, or a table of fewer than two repeats.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        if "distance_1" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path} has no columns distance_0 and distance_1")
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{path}, line {reader.line_num} has not as many cells as the first")
             sampler, _, variant = row["sampler"].partition(" + ")
             repeats = [float(value) for column, value in row.items() if column.startswith("distance_")]
             yield sampler, variant, row, repeats

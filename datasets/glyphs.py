@@ -104,8 +104,10 @@ def characters(text):
 
     :raises ValueError: for what names no class.
     """
-    found = {}
-    for part in text.split(","):
+    found, parts = {}, text.split(",")
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"--classes has {max(parts, key=parts.count)!r} twice, expected each class once")
+    for part in parts:
         if part in CLASSES:
             found[part] = members_of(part)
         elif re.fullmatch(r"U\+[0-9A-Fa-f]{2,6}(-[0-9A-Fa-f]{2,6})?", part):

@@ -16,6 +16,7 @@ from guided_diffusion import files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import SIDE, whole
 from guided_diffusion.image_arrays import read_arrays
+from guided_diffusion.image_files import images_below
 from guided_diffusion.jobs.terminal import lasting
 
 
@@ -48,12 +49,12 @@ def sweep(path):
 
 
 def refuse_others(folder, names, size):
-    """Validate that a folder holds no PNG but those of these names, as a command that was killed left them.
+    """Validate that a folder holds no image but PNGs of these names, as a command that was killed left them.
 
     :param size: (height, width) of the images.
     :raises UserError: for others, since a reader would mix the two, and for those that would be replaced.
     """
-    there = {name for name in os.listdir(folder) if name.endswith(".png") and name[0] != "."}
+    there = {os.path.relpath(path, folder) for path in images_below(folder)}
     foreign = there - set(names) or {name for name in there if not _has_size(os.path.join(folder, name), size)}
     if foreign:
         raise UserError(f"--out_dir {folder} holds {min(foreign)} of another data set, expected an empty folder")

@@ -10,7 +10,6 @@ Several sets of samples become a table in the output folder: scores.md, scores.c
 
 import json
 import math
-import shlex
 from dataclasses import dataclass
 
 from evaluations import report, runs
@@ -20,7 +19,7 @@ from evaluations.features import FeatureFlags
 from evaluations.scores import ScoreFlags, compute, title
 from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag, words_of
 from guided_diffusion.jobs import launch
 
 
@@ -115,7 +114,7 @@ def scored(parsed, reference, sets, features):
 def main(parsed):
     settings, scoring = parsed[EvaluatorFlags], parsed[ScoreFlags]
     metrics = scoring.chosen(parsed[FeatureFlags].of_inception)
-    paths = [settings.samples, *shlex.split(settings.more_samples)]
+    paths = [settings.samples, *words_of(settings.more_samples, "more_samples")]
     report.make_room(settings.json, "json", reference=settings.reference, samples=paths)
     reference = open_images(settings.reference, "reference")
     sets = [open_images(path, "samples") for path in paths]

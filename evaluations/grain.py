@@ -7,7 +7,6 @@ left in images raises it, blur lowers it. `colours` are the means of the channel
 deviation of all pixels of an image. Each is a mean over images, with its standard error.
 """
 
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from evaluations.batches import open_images
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag, words_of
 from guided_diffusion.jobs import launch
 
 
@@ -41,6 +40,12 @@ def measured(images):
     return np.column_stack([grain, x.std(axis=(1, 2, 3)), x.mean(axis=(1, 2))])
 
 
+def joined(parts):
+    """One array of several of `measured`; a grey level counts for each of three colours where others have those."""
+    colours = max(part.shape[1] for part in parts) - 2
+    return np.concatenate([np.column_stack([part[:, :2], part[:, 2:] + np.zeros(colours)]) for part in parts])
+
+
 def shown(values):
     """Means and standard errors of `measured`, as cells of a table."""
     mean = values.mean(axis=0)
@@ -51,16 +56,17 @@ def shown(values):
 
 def main(parsed):
     flags = parsed[GrainFlags]
-    paths = [flags.samples, *shlex.split(flags.more_samples)]
-    sets = [open_images(path, "samples") for path in paths]
+    more = words_of(flags.more_samples, "more_samples")
+    paths = [flags.samples, *more]
+    sets = [open_images(flags.samples, "samples"), *(open_images(path, "more_samples") for path in more)]
     for images in sets:
         if not images.count or min(images.size) < 3:
-            raise UserError(f"--samples {images.path} holds no images of at least 3x3; expected images")
+            raise UserError(f"--{images.flag} {images.path} holds no images of at least 3x3; expected images")
     if not launch.announce(parsed, "grain_flags.json"):
         return
     lines = ["| images | number | laplacian | contrast | colours |", "| --- | ---: | ---: | ---: | --- |"]
     for path, images in zip(paths, sets):
-        found = np.concatenate([measured(batch) for _, batch in images.batches(flags.batch_size, 0, 1)])
+        found = joined([measured(batch) for _, batch in images.batches(flags.batch_size, 0, 1)])
         lines.append(f"| {path} | {images.count:,} | " + " | ".join(shown(found)) + " |")
     logger.log("\n".join(["", *lines]))
 

@@ -25,8 +25,8 @@ from evaluations.distances import fp32
 from evaluations.features import FeatureFlags, Features, with_channels
 from guided_diffusion import dist_util, files, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
-from guided_diffusion.images import save_grid
+from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag, flags_of
+from guided_diffusion.images import as_picture, save_grid
 from guided_diffusion.jobs import launch
 
 COLUMNS = ["set", "image", "nearest", "distance"]
@@ -134,6 +134,8 @@ def main(parsed):
         extract = parsed[FeatureFlags].create()
         for images in (train, *sets.values()):
             extract.dimensions(images)  # which refuses what the network does not take
+    elif unread := sorted({field.name for field in flags_of(FeatureFlags)} & parsed.given):
+        raise UserError(f"--{unread[0]} does nothing with --by pixels; expected --by features")
     if not launch.announce(parsed, "nearest_flags.json"):
         return
     lines, found = [COLUMNS], {}
@@ -153,9 +155,13 @@ def main(parsed):
     shown = range(min(settings.shown, sets["samples"].count))
     chosen = picked(train, nearest_to_samples[list(shown)], channels, settings.batch_size)
     drawn = picked(sets["samples"], shown, channels, settings.batch_size)
+    height, width = drawn[0].shape[:2]
+    chosen = [np.reshape(as_picture(image).resize((width, height)), drawn[0].shape) for image in chosen]
     pairs = [image for pair in zip(drawn, chosen) for image in pair]
     captions = [caption for d in found["samples"][list(shown)] for caption in ("", f"{d:.3g}")]
     save_grid(files.join(logger.get_dir(), "nearest.png"), np.stack(pairs), 2 * PAIRS, captions)
+    if known := int((found.get("held_out", np.ones(1)) == 0).sum()):
+        logger.warn(f"{known} images of --held_out {settings.held_out} are those of --train; expected others")
     for line in report(found):
         logger.log(line)
     logger.log(f"saved nearest.csv and nearest.png, each sample beside its training image, in {logger.get_dir()}")

@@ -344,6 +344,17 @@ class _Help(argparse.Action):
         parser.exit()
 
 
+def words_of(text, name=""):
+    """The words of a text, split as a shell does.
+
+    :param name: of the flag whose text it is, for errors.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--{name}: " * bool(name) + f"{error} in {text!r}") from error
+
+
 def parser_for(groups, description, overrides=None):
     """An argparse parser for the flags of dataclasses.
 

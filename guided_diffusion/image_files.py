@@ -132,6 +132,11 @@ def find_images(data_dir, flag="data_dir"):
     return Found(sorted(paths), passed)
 
 
+def images_below(folder):
+    """Paths of the images in a folder and its sub-folders, as readers take them; none where there are none."""
+    return filter(_is_image, _walk(folder))
+
+
 def said_of_passed(passed):
     """The sentence on files that are not read; "" if there are none."""
     if not passed:

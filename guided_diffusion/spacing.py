@@ -37,6 +37,11 @@ def space_timesteps(num_timesteps, section_counts):
     sizes = [num_timesteps // sections + (i < num_timesteps % sections) for i in range(sections)]
     kept, start = set(), 0
     for size, count in zip(sizes, section_counts):
+        if not size:
+            raise UserError(
+                f"--timestep_respacing has {sections} sections of {num_timesteps} timesteps; expected at most as "
+                "many sections"
+            )
         if not 1 <= count <= size:
             raise UserError(
                 f"--timestep_respacing asks for {count} steps of a section of {size} timesteps; expected 1 to {size}"
@@ -58,7 +63,7 @@ def _parse_counts(text):
 
 
 def _strided(num_timesteps, text):
-    strides = {len(range(0, num_timesteps, stride)): stride for stride in range(num_timesteps - 1, 0, -1)}
+    strides = {len(range(0, num_timesteps, stride)): stride for stride in range(max(num_timesteps - 1, 1), 0, -1)}
     digits = text[len("ddim") :]
     if not re.fullmatch("[0-9]{1,9}", digits):
         raise UserError(f"--timestep_respacing is {text!r}; expected a number of steps after ddim, such as ddim50")

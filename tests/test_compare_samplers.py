@@ -24,12 +24,13 @@ from evaluations.comparison import plan
 from evaluations.comparison import rows as row_store
 from evaluations.comparison.pictures import picture
 from evaluations.comparison.rows import Row
-from evaluations.comparison.settings import read_settings
+from evaluations.comparison.settings import Settings, read_settings
 from evaluations.comparison.tables import csv_table, markdown
 from evaluations.precision_recall import precision_recall
 from evaluations.tables import CSV_ENCODING
 from guided_diffusion import checkpoints, conditioning, files, flags
 from guided_diffusion.errors import UserError
+from guided_diffusion.methods import TimeShift
 from guided_diffusion.networks import ClassifierFlags
 
 SHIFT = "--use_ddim True --do_time_shift True --time_shift_variant paper --cutoff 10"
@@ -368,6 +369,10 @@ def test_the_picture_has_room_for_names_and_distances():
             "setting 'a': --timestep_respacing 5 keeps 5 timesteps where --steps has 3",
         ),
         ("a|b:", [], "has a | in its name"),
+        ("a: --eps_scaler {sweep 1,1|2}", [], "has a | in its name"),
+        ("a: --use_ddim True --eta {3:0.5 3:0.6 5:1}", [], "{3:0.5 3:0.6 5:1} has a number of steps twice"),
+        ("a: --use_ddim True --eta {3: 0.5 5:1}", [], "{3: 0.5 5:1} says nothing at 3 steps"),
+        ("a: --use_ddim True --eta {3:0.5 5:1 junk}", [], "{3:0.5 5:1 junk} says nothing at 3 steps"),
         ("a: --eps_scaler {sweep }", [], "setting 'a': {sweep} has no values"),
         ("a: --classifier_scale 2", [], "setting 'a': --classifier_scale is for guidance"),
         ("a: ", ["--precision_recall", "True", "--num_samples", "3"], "--precision_recall True needs more than 3"),
@@ -399,6 +404,29 @@ def test_mistakes_get_one_sentence(models, tmp_path, capsys, settings, flag, sen
         script_runs.run("compare_samplers", *arguments)
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and sentence in said[-1] and said[-1].count("setting ") < 2
+
+
+def test_a_constant_of_0_that_was_not_measured_searches():
+    """The control of a search that moved nothing is without shift; the flag's own 0 is its default."""
+    shift = "--use_ddim True --do_time_shift True --time_shift_constant"
+    lines = {"literal": f"{shift} 0", "control": f"{shift} {{shift literal}}"}
+    groups, overrides = script_runs.groups_of("image_sample")
+    shared = flags.parse([], groups, "", overrides)
+    settings = Settings(lines, groups, shared)
+    found = {name: settings.parse(name, 5, plan.Budget(5, "steps"), {"literal": {"shift": 0}}) for name in lines}
+    assert [found[name][TimeShift].do_time_shift for name in lines] == [True, False]
+
+
+def test_a_judge_that_does_not_fit_is_refused_before_any_sampling(models, tmp_path, capsys):
+    """One of other classes, or of other channels."""
+    settings = tmp_path / "settings.txt"
+    settings.write_text("a:\n")
+    digits = script_runs.FOLDER.parent / "models" / "digits16_classifier.pt"
+    more = ["--settings", settings, "--judge", digits]
+    with pytest.raises(SystemExit):
+        script_runs.run("compare_samplers", *command(models, tmp_path / "out"), *more)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"--judge {digits} takes images of 1 channel; these have 3" in said
 
 
 def test_another_image_size_is_refused(models, tmp_path, capsys):

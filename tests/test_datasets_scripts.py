@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -200,11 +201,14 @@ def test_wrong_values_exit_with_two(tmp_path, name, flags, words):
     assert not (tmp_path / "x").exists()
 
 
-def test_another_data_set_in_the_folder_is_left_alone(tmp_path):
-    (tmp_path / "keep.png").write_bytes(b"mine")
+@pytest.mark.parametrize("name", ["keep.png", "keep.PNG", "keep.jpg", "Keep.WebP", "below/keep.gif"])
+def test_another_data_set_in_the_folder_is_left_alone(tmp_path, name):
+    """Any image that a reader would take too."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
     done = script("digits", "--out_dir", tmp_path, "--split", "heldout")
-    assert done.returncode == 2 and "keep.png" in done.stderr and "--out_dir" in done.stderr
-    assert os.listdir(tmp_path) == ["keep.png"]
+    assert done.returncode == 2 and name in done.stderr and "--out_dir" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
 
 
 OF_OTHERS = {

@@ -234,6 +234,7 @@ def test_a_set_is_read_with_its_names(made, tmp_path):
         (["--seed", "-1"], ["--seed is -1"]),
         (["--classes", "unicorns"], ["--classes has 'unicorns'", "smileys"]),
         (["--classes", "A,,B"], ["--classes has ''"]),
+        (["--classes", "A,B,A"], ["--classes has 'A' twice"]),
         (["--classes", "Z-A"], ["--classes has 'Z-A'"]),
         (["--classes", "M,U+0041-005A"], ["--classes", "'M'", "two classes"]),
         (["--classes", "U+005A-0041"], ["U+005A-0041", "without characters"]),

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import script_runs
+from PIL import Image
 from scipy.ndimage import convolve
 
 from evaluations import grain
@@ -36,6 +37,36 @@ def test_the_table_of_noise_and_of_a_ramp(tmp_path):
     mean, error = map(float, re.search(r"noise.npz \| 200 \| (\S+) \+- (\S+) \|", said).groups())
     draws = np.random.default_rng(2).integers(256, size=(10**6, 5)).astype(float)
     assert abs(mean - np.abs(4 * draws[:, 0] - draws[:, 1:].sum(axis=1)).mean()) < 4 * error < 10
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_grey_files_among_coloured_ones(tmp_path, batch_size):
+    """Count for three equal colours, in whatever batch they are."""
+    grey = np.random.default_rng(0).integers(256, size=(5, 5), dtype=np.uint8)
+    for name, pixels in (("a", grey), ("b", np.stack([grey, grey // 2, grey // 4], axis=2)), ("c", grey)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    words = [tmp_path, "--batch_size", batch_size, "--out_dir", tmp_path / "out"]
+    said = script_runs.run("grain", *words, folder=FOLDER)
+    means = [(2 * grey.mean() + (grey // k).mean()) / 3 for k in (1, 2, 4)]
+    assert ", ".join(f"{mean:.2f} +- " for mean in means[:1]) in said
+    found = re.search(r"(\S+) \+- \S+, (\S+) \+- \S+, (\S+) \+-", said).groups()
+    assert np.allclose(list(map(float, found)), means, atol=0.006)
+
+
+@pytest.mark.parametrize("name, folder", [("grain", FOLDER), ("evaluator", FOLDER)])
+def test_a_quotation_without_an_end_is_one_sentence(tmp_path, capsys, name, folder):
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((2, 9, 9, 3), np.uint8))
+    words = [tmp_path / "x.npz"] * (1 + (name == "evaluator"))
+    with pytest.raises(SystemExit):
+        script_runs.run(name, *words, "--more_samples", "it's", "--out_dir", tmp_path / "out", folder=folder)
+    assert f'{name}: --more_samples: No closing quotation in "it\'s"' in capsys.readouterr().err
+
+
+def test_a_further_set_is_named_by_its_flag(tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((2, 9, 9, 3), np.uint8))
+    with pytest.raises(SystemExit):
+        script_runs.run("grain", tmp_path / "x.npz", "nowhere.npz", "--out_dir", tmp_path / "out", folder=FOLDER)
+    assert "--more_samples nowhere.npz is not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

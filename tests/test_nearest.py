@@ -108,6 +108,13 @@ def test_copies_are_all_nearer(place):
     assert "nearer: 1.000 of pairs" in run(place, "--held_out", place / "held_out.npz")
 
 
+def test_training_images_that_are_held_out_are_warned_of(place, capsys):
+    np.savez(place / "samples.npz", arr_0=NEW)
+    np.savez(place / "known.npz", arr_0=np.concatenate([TRAIN[:3], NEW[:2]]))
+    said = run(place, "--held_out", place / "known.npz") + capsys.readouterr().err
+    assert "3 images of --held_out" in said and "are those of --train" in said
+
+
 def test_grey_images_among_coloured_ones(place):
     np.savez(place / "samples.npz", arr_0=NEW[..., :1])
     run(place)
@@ -120,6 +127,8 @@ BAD = [
     ({"arr_0": NEW}, ["--held_out", "absent.npz"], ["--held_out absent.npz is not there"]),
     ({"arr_0": NEW}, ["--shown", 0], ["--shown", "0"]),
     ({"arr_0": NEW}, ["--by", "colours"], ["--by", "colours", "pixels"]),
+    ({"arr_0": NEW}, ["--features", "classifier:x.pt"], ["--features does nothing with --by pixels"]),
+    ({"arr_0": NEW}, ["--feature_dtype", "bf16"], ["--feature_dtype does nothing with --by pixels"]),
     ({"arr_0": np.concatenate([NEW, NEW[..., :1]], axis=3)}, [], ["--samples", "8x8x4", "8x8x3"]),
 ]
 

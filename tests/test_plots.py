@@ -104,3 +104,32 @@ def test_changes_are_paired_and_in_per_cent_of_the_plain_sampler(tmp_path):
     for path in (table, tmp_path / "missing.csv", BENCHMARKS / "style.mplstyle"):
         with pytest.raises(SystemExit):
             script_runs.run("plot_differences", path, "--out", tmp_path / "x.png", folder=BENCHMARKS)
+
+
+HEADER = "sampler,budget,calls_per_image,distance,distance_0,distance_1"
+
+
+@pytest.mark.parametrize("name", ["plot_differences", "plot_samplers"])
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ([HEADER, "DDIM,5 steps,5,1,1"], "line 2 has not as many cells"),
+        ([HEADER, "DDIM,5 steps,5,1,1,1", "DDIM + TS,5 steps,5,1,1,1,1"], "line 3 has not as many cells"),
+        ([HEADER, "DDIM,5 steps,5,1,1,one"], "one"),
+        (["sampler,budget,calls_per_image,distance", "DDIM,5 steps,5,1"], "no columns distance_0"),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(tmp_path, capsys, name, lines, words):
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(SystemExit):
+        script_runs.run(name, tmp_path / "t.csv", "--out", tmp_path / "x.png", folder=BENCHMARKS)
+    assert words in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("name", ["plot_differences", "plot_samplers"])
+def test_a_picture_of_no_known_format_is_one_sentence(tmp_path, capsys, name):
+    rows = [HEADER, "DDIM,5 steps,5,1,1,1", "DDIM + TS,5 steps,5,1,1,2"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    with pytest.raises(SystemExit):
+        script_runs.run(name, tmp_path / "t.csv", "--out", tmp_path / "x.xyz", folder=BENCHMARKS)
+    assert "--out cannot be written" in capsys.readouterr().err.splitlines()[-1]

@@ -74,6 +74,10 @@ def test_ddim_spacing_is_the_smallest_stride_or_an_error(steps):
                 space_timesteps(steps, f"ddim{count}")
 
 
+def test_one_timestep_has_one_stride():
+    assert space_timesteps(1, "ddim1") == {0}
+
+
 @pytest.mark.parametrize(
     "spec, words",
     [
@@ -86,6 +90,7 @@ def test_ddim_spacing_is_the_smallest_stride_or_an_error(steps):
         ("1001", "1001 steps of a section of 1000 timesteps; expected 1 to 1000"),
         ("0", "0 steps .*; expected 1 to 1000"),
         ("10,-3", "-3 steps of a section of 500"),
+        ("1," * 1000 + "1", "1001 sections of 1000 timesteps; expected at most as many"),
         ([400, 1, 1], "400 steps of a section of 334"),
         ("ten", "'ten'; expected numbers such as"),
         ("10,,3", "expected numbers such as"),

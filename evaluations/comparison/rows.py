@@ -18,13 +18,15 @@ import torch
 from evaluations.activations import activations_of
 from evaluations.batches import open_images
 from evaluations.classifier_accuracy import predictions
-from evaluations.features import Extractor, FeatureFlags
+from evaluations.features import Extractor, FeatureFlags, with_channels
 from evaluations.fid import Moments, frechet_distance, moments_of
 from evaluations.precision_recall import NEIGHBOURS, precision_recall
 from guided_diffusion import adapters, checkpoints, conditioning, dist_util, files, flags, logger
 from guided_diffusion.checkpoints import CheckpointFlags
+from guided_diffusion.conditioning.classes import class_count, class_names
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import IndexedNoise, SampleFlags, on_device, watched_images
+from guided_diffusion.image_labels import of_text
 from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs.sampling import add_up
 from guided_diffusion.networks import UNetFlags
@@ -80,6 +82,7 @@ class Target(NamedTuple):
     :ivar compare: CompareFlags.
     :ivar features: of the real images, [N, D], with --precision_recall True on rank 0.
     :ivar judge: the classifier of --judge, or None.
+    :ivar judge_flags: {flag: value} of it.
     """
 
     size: tuple
@@ -88,6 +91,7 @@ class Target(NamedTuple):
     compare: CompareFlags
     features: torch.Tensor | None = None
     judge: torch.nn.Module | None = None
+    judge_flags: dict | None = None
 
 
 def read_target(parsed):
@@ -99,7 +103,7 @@ def read_target(parsed):
     fewest = min(images.count, parsed[SampleFlags].num_samples)
     if compare.precision_recall and fewest <= NEIGHBOURS:
         raise UserError(f"--precision_recall True needs more than {NEIGHBOURS} images in each set; here are {fewest}")
-    judge = None
+    judge = known = None
     if compare.judge:
         judge, _, known = checkpoints.open_network(compare.judge, "judge", "classifier")
         size = known["image_size"]
@@ -109,8 +113,8 @@ def read_target(parsed):
     extract = parsed[FeatureFlags].create()
     found = activations_of(images, extract, parsed[SampleFlags].batch_size, keep=compare.precision_recall)
     if found is None:
-        return Target(images.size, extract, None, compare, judge=judge)
-    return Target(images.size, extract, found.moments, compare, found.features, judge)
+        return Target(images.size, extract, None, compare, judge=judge, judge_flags=known)
+    return Target(images.size, extract, found.moments, compare, found.features, judge, known)
 
 
 # -- making -------------------------------------------------------------------------------------------
@@ -146,6 +150,8 @@ def made_row(sampler, target):
     if target.size != (size, size):
         real = "x".join(map(str, target.size))
         raise UserError(f"--model_path makes images of {size}x{size}; --reference has {real}")
+    if target.judge is not None:
+        _expect_judged(parsed, target)
     told = conditioning.of_sampling(parsed)
 
     def make(work):
@@ -163,9 +169,8 @@ def made_row(sampler, target):
         shown = max(0, compare.columns - indices.start) if repeat == 0 else 0
         agree = None
         if target.judge is not None:
-            if "y" not in cond:
-                raise UserError(f"--judge {compare.judge} compares classes; expected a class-conditional network")
-            agree = predictions(target.judge, torch.as_tensor(made), len(made)) == cond["y"].cpu().numpy()
+            seen = with_channels(torch.as_tensor(made), target.judge.in_channels, "--judge")
+            agree = predictions(target.judge, seen, len(made)) == cond["y"].cpu().numpy()
         return target.extract(made).pool.cpu(), made[:shown], seconds, agree
 
     starts = range(0, sampling.num_samples, sampling.batch_size)
@@ -195,6 +200,21 @@ def made_row(sampler, target):
         images=np.concatenate(shown),
         scores=scores,
     )
+
+
+def _expect_judged(parsed, target):
+    """Validate that the judge takes the images of a sampler, and has their classes."""
+    count, judge = class_count(parsed), f"--judge {target.compare.judge}"
+    if count is None:
+        raise UserError(f"{judge} compares classes; expected a class-conditional network")
+    with_channels(torch.empty(1, 1, 1, parsed[UNetFlags].image_channels), target.judge.in_channels, judge)
+    own, others = class_names(parsed), of_text(target.judge_flags.get("class_names", ""))
+    known = target.judge_flags["num_classes"]
+    if count != known or (own and others and tuple(own) != tuple(others)):
+        raise UserError(
+            f"{judge} knows the classes {', '.join(others) or known}; --model_path makes images of "
+            f"{', '.join(own) or count}"
+        )
 
 
 def dealt(items, work):

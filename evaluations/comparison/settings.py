@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import re
-import shlex
 from dataclasses import dataclass, replace
 
 from guided_diffusion import checkpoints, files, flags, methods
@@ -14,6 +13,10 @@ from guided_diffusion.flags import THREADS, FlagGroup, at_least, flag
 COMMON = ("num_samples", "batch_size", "seed", "per_class")
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 SWEEP = re.compile(r"\{sweep ([^{}]*)\}")
+# COUNT:VALUE COUNT:VALUE
+BY_BUDGET = re.compile(r"\s*\d+:\S+(\s+\d+:\S+)*\s*")
+# a flag whose value is {word NAME}
+MEASURED = re.compile(r"--(\w+)[\s=]+\{\s*(\w+)\s+[^{}]*\}")
 
 
 @dataclass
@@ -76,10 +79,11 @@ class Settings:
             grid = fill_in(common.get("timestep_respacing", "{N}"), steps, budget, known)
             return {k: v for k, v in common.items() if k in legal} | {"timestep_respacing": grid}
 
-        arguments = words(fill_in(text, steps, budget, known))
+        arguments = flags.words_of(fill_in(text, steps, budget, known))
         if "--help" in arguments or "-h" in arguments:
             raise UserError("--help is for the command line")
-        return methods.settled(_without_a_classifier(flags.parse(arguments, self.groups, name, fill=fill)))
+        parsed = _without_a_classifier(flags.parse(arguments, self.groups, name, fill=fill))
+        return methods.settled(parsed, {match[1] for match in MEASURED.finditer(text) if match[2] in methods.words()})
 
 
 def _without_a_classifier(parsed):
@@ -109,9 +113,9 @@ def read_settings(path):
         name, colon, text = (part.strip() for part in line.partition(":"))
         if not (name and colon):
             raise UserError(f"--settings {path}, line {number} is {line.strip()!r}; expected NAME: FLAGS")
-        if "|" in name:
-            raise UserError(f"--settings {path}, line {number} has a | in its name, which a table cannot show")
         for each, flags_of_it in swept(name, text):
+            if "|" in each:
+                raise UserError(f"--settings {path}, line {number} has a | in its name, which a table cannot show")
             if each in settings:
                 raise UserError(f"--settings {path}, line {number} has the name {each!r} a second time")
             settings[each] = flags_of_it
@@ -140,9 +144,11 @@ def fill_in(text, steps, budget, known):
         number = known.get(name.strip(), {}).get(word)
         if number is not None:
             return str(round(number))
-        by_budget = dict(part.split(":", 1) for part in match[1].split() if ":" in part)
-        if str(budget.count) in by_budget:
-            return by_budget[str(budget.count)]
+        by_budget = BY_BUDGET.fullmatch(match[1]) and [part.split(":", 1) for part in match[1].split()]
+        if by_budget and len(dict(by_budget)) < len(by_budget):
+            raise UserError(f"{match[0]} has a number of {budget.unit} twice; expected each once")
+        if by_budget and str(budget.count) in dict(by_budget):
+            return dict(by_budget)[str(budget.count)]
         raise UserError(
             f"{match[0]} says nothing at {budget}; expected {{N}}, {{5:80 10:40}} with all of --{budget.unit}, or "
             + " or ".join(f"{{{word} NAME}}" for word in methods.words())
@@ -161,14 +167,6 @@ def measured(parsed, row=None):
     found = {word: column for method in measuring for word, column in method.words.items()}
     # what moved nothing has a control that moves nothing
     return {word: 1 if row is None else row.findings[column] or 0 for word, column in found.items()}
-
-
-def words(text):
-    """The arguments of a command line, split as a shell does."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{error} in {text!r}") from error
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # of a logarithmic axis, in its largest number
 LEAST = 1e-5
 DASHES = ("-", "--", ":", "-.")
+# of lines, as soon as the colours begin anew
+MARKERS = "os^Dv"
 
 
 def pyplot():
@@ -64,8 +66,8 @@ def drawn(plt, results, measures):
         log = measure.scale == "log"
         for place, name in enumerate(measure.drawn):
             for number, result in enumerate(results):
-                curve, colour = result.curves[measure.name][name], COLOURS[number % len(COLOURS)]
-                draw_curve(panel, result.times, curve.values, curve.errors, colour, DASHES[place], log)
+                curve, look = result.curves[measure.name][name], _look(number)
+                draw_curve(panel, result.times, curve.values, curve.errors, DASHES[place], log, **look)
                 if curve.theory is not None:
                     theory = np.where(curve.theory > 0, curve.theory, np.nan) if log else curve.theory
                     panel.plot(result.times, theory, color="0.6", lw=1.2, ls=DASHES[place], zorder=1)
@@ -76,8 +78,8 @@ def drawn(plt, results, measures):
         panel.set(xlabel="timestep (noise to image)", ylabel=measure.label)
         keys = [panel.plot([], [], color="black", ls=DASHES[i], label=name)[0] for i, name in enumerate(measure.drawn)]
         panel.legend(handles=keys)
-    colours = {title(result, results): COLOURS[i % len(COLOURS)] for i, result in enumerate(results)}
-    handles = [panel.plot([], [], color=colour, label=label)[0] for label, colour in colours.items()]
+    looks = {title(result, results): _look(i) for i, result in enumerate(results)}
+    handles = [panel.plot([], [], label=label, **look)[0] for label, look in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
@@ -89,8 +91,13 @@ def title(result, results):
     return f"{result.name}, {result.budget}"
 
 
-def draw_curve(panel, times, values, errors, colour, dashes="-", log=False):
+def _look(number):
+    """How line `number` looks."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number // len(COLOURS) % len(MARKERS)]}
+
+
+def draw_curve(panel, times, values, errors, dashes="-", log=False, *, color, marker="o"):
     """A line with a band of two standard errors; on a logarithmic scale the band stays above 0."""
-    panel.plot(times, values, color=colour, ls=dashes, marker="o", ms=2.5)
+    panel.plot(times, values, color=color, ls=dashes, marker=marker, ms=2.5 if marker == "o" else 4)
     low = (values - 2 * errors).clip(min=values / 100) if log else values - 2 * errors
-    panel.fill_between(times, low, values + 2 * errors, color=colour, alpha=0.15, lw=0)
+    panel.fill_between(times, low, values + 2 * errors, color=color, alpha=0.15, lw=0)

@@ -65,11 +65,11 @@ def drawn(plt, candidates, results, chosen):
         length = curves.get("norms", curves.get("lengths", {})).get("eps_sampled")
         if along and length:
             errors = np.hypot(length.errors, along.errors) / along.values
-            figure.draw_curve(lengths, curves["times"], length.values / along.values, errors, colour)
+            figure.draw_curve(lengths, curves["times"], length.values / along.values, errors, color=colour)
             lengths.plot([], [], color=colour, label=name)
         if "variance" in curves:
             shift = curves["variance"]["shift"]
-            figure.draw_curve(shifts, curves["times"], shift.values, shift.errors, colour)
+            figure.draw_curve(shifts, curves["times"], shift.values, shift.errors, color=colour)
     for panel, level in ((lengths, 1), (shifts, 0)):
         panel.axhline(level, color="0.6", lw=1.2, zorder=1)
         panel.invert_xaxis()

@@ -140,9 +140,9 @@ def uncoupled(parsed):
     return replace(parsed, groups={group: still.get(group, made) for group, made in parsed.groups.items()})
 
 
-def settled(parsed):
+def settled(parsed, measured):
     """The Parsed flags of a line of a comparison as its methods mean them; see `Method.settled`."""
-    groups = {group: made.settled(parsed.given) if group in STACK else made for group, made in parsed.groups.items()}
+    groups = {group: made.settled(measured) if group in STACK else made for group, made in parsed.groups.items()}
     return replace(parsed, groups=groups)
 
 

@@ -94,10 +94,10 @@ class Method(FlagGroup):
         """{column: number, or None where it does not apply} of what the method did in the runs so far."""
         return dict.fromkeys(self.columns)
 
-    def settled(self, given):
+    def settled(self, measured):
         """The method as a line of a comparison means it, whose flags may be numbers that were measured before.
 
-        :param given: names of the flags that the line sets.
+        :param measured: names of the flags that are such.
         """
         return self
 

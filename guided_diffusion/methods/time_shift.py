@@ -33,7 +33,7 @@ class Search:
 
     def __init__(self, schedule, window, variance, constant=0, tally=None):
         self.last = schedule.num_timesteps - 1
-        self.half = window // 2
+        self.half = min(window // 2, schedule.num_timesteps)  # which reach all
         self.variance = variance
         self._on_device = {}
         self.constant = constant
@@ -319,14 +319,16 @@ class TimeShift(Method):
             )
         if 2 * (self.window // 2) > total and not self.time_shift_constant:
             yield f"--window {2 * (self.window // 2)} is wider than the {total} timesteps there are"
+        if abs(self.time_shift_constant) >= total:
+            yield f"--time_shift_constant {self.time_shift_constant} is beyond the {total} timesteps there are"
 
     @property
     def measures(self):
         return bool(self.reach)
 
-    def settled(self, given):
+    def settled(self, measured):
         # the control of a search that moved nothing; the flag's 0 would search
-        return type(self)() if "time_shift_constant" in given and not self.time_shift_constant else self
+        return type(self)() if "time_shift_constant" in measured and not self.time_shift_constant else self
 
     def findings(self, process):
         if not self.reach:

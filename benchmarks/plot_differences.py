@@ -1,9 +1,10 @@
-"""Draw what each variant changes of its sampler's distance, from a comparison.csv of compare_samplers.
+"""Draw and print what each variant changes of its sampler's distance, from a comparison.csv of compare_samplers.
 
 python benchmarks/plot_differences.py benchmarks/solvers_digits.csv --out runs/differences.png
 
 A sampler's name is SAMPLER or SAMPLER + VARIANT. A dot is the distance of a variant less that of the plain sampler, in
-per cent of the latter: the mean of the repeats, which share their noise, and its standard error. Needs matplotlib.
+per cent of the latter: the mean of the repeats, which share their noise, and its standard error. The table has the
+same, below the plain distances with their standard deviations. Needs matplotlib.
 """
 
 import argparse
@@ -29,6 +30,21 @@ def change(distances, plain):
     return differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
 
 
+def table(samplers):
+    """Markdown of {sampler: {variant: {budget: distances}}}: a column for a sampler and budget, a row for a variant."""
+    columns = [(sampler, budget) for sampler, variants in samplers.items() for budget in variants[""]]
+    lines = ["| | " + " | ".join(map(", ".join, columns)) + " |", "| --- |" + " ---: |" * len(columns)]
+    plain = [samplers[sampler][""][budget] for sampler, budget in columns]
+    lines.append("| plain | " + " | ".join(f"{base.mean():.3g} ± {base.std(ddof=1):.2g}" for base in plain) + " |")
+    for variant in dict.fromkeys(variant for variants in samplers.values() for variant in variants if variant):
+        cells = []
+        for (sampler, budget), base in zip(columns, plain):
+            found = samplers[sampler].get(variant, {}).get(budget)
+            cells.append("" if found is None else "{:+.1f} ± {:.1f} %".format(*change(found, base)))
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", help="comparison.csv file")
@@ -41,6 +57,7 @@ def main():
     samplers = {name: variants for name, variants in found.items() if "" in variants and len(variants) > 1}
     if not samplers:
         parser.error(f"{args.table} has no sampler with a variant; expected names such as DDIM and DDIM + ES 1.01")
+    print(table(samplers))
     heights = [len(variants) - 1 for variants in samplers.values()]
     plt = pyplot()
     size = 8, 0.27 * sum(heights) + 0.5 * len(heights)

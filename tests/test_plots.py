@@ -98,8 +98,11 @@ def test_changes_are_paired_and_in_per_cent_of_the_plain_sampler(tmp_path):
     found = plot_differences.read(table)["DDIM"]
     mean, error = plot_differences.change(found["ES 1.01"]["10 steps"], found[""]["10 steps"])
     assert (mean, error) == (pytest.approx(20), pytest.approx(20 / 3**0.5))
-    script_runs.run("plot_differences", table, "--out", tmp_path / "x.png", folder=BENCHMARKS)
+    printed = script_runs.run("plot_differences", table, "--out", tmp_path / "x.png", folder=BENCHMARKS)
     assert width(tmp_path / "x.png") > 100
+    header, _, plain, scaled, none, _ = printed.splitlines()
+    assert header == "| | DDIM, 10 steps |" and plain == "| plain | 5 ± 1 |"
+    assert scaled == "| ES 1.01 | +20.0 ± 11.5 % |" and none == "| ES 0.99 |  |"
     table.write_text("\n".join(["sampler,budget,distance_0,distance_1,distance_2", "DDIM,10 steps,4,5,6"]))
     for path in (table, tmp_path / "missing.csv", BENCHMARKS / "style.mplstyle"):
         with pytest.raises(SystemExit):

@@ -99,7 +99,7 @@ def draw(times, ratios):
         right.plot(times, ratio, color=colour, lw=2.5, label=name)
         right.fill_between(times, ratio - 2 * error, ratio + 2 * error, color=colour, alpha=0.15, lw=0)
     right.axhline(1, color="tab:green", lw=2.5, ls="--")
-    right.text(990, 1.01, "as at noised images: no exposure bias", color="darkgreen")
+    right.text(990, 1.045, "as at noised images: no exposure bias", color="darkgreen")
     right.set(
         xlim=(1010, -10), xlabel="timestep (noise → image)", ylabel="length of predicted noise,\nsampled / noised"
     )

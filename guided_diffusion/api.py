@@ -242,6 +242,8 @@ class Model:
         def denoise(x: torch.Tensor, t: torch.Tensor) -> Prediction:
             if not (t >= 0).all() or not (t <= last).all():
                 raise UserError(f"t reaches from {t.min():g} to {t.max():g}; expected training timesteps, 0 to {last}")
+            if x.shape[1:] != network.shape:
+                raise UserError(f"x is {[*x.shape]}; expected [N, {', '.join(map(str, network.shape))}]")
             return process.denoiser(network, told(range(len(x))))(x, t)
 
         return denoise

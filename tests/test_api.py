@@ -377,6 +377,12 @@ def test_times_that_no_training_had(t, digits):
     one_sentence(lambda: denoise(torch.zeros(1, 1, 16, 16), torch.tensor([t])), "t reaches from", "0 to 999")
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 8, 16), (1, 16, 16)])
+def test_states_that_no_training_had(shape, digits):
+    denoise = digits.denoiser(classes=[1])
+    one_sentence(lambda: denoise(torch.zeros(shape), torch.tensor([5])), "x is [1, ", "expected [N, 1, 16, 16]")
+
+
 def test_what_is_decoded_was_encoded(digits):
     one_sentence(lambda: digits.decode(PLAIN), "encoded is ndarray", "encode(...)")
 

@@ -82,6 +82,7 @@ def test_published_numbers_of_a_reference_with_statistics(weights, cache, tmp_pa
     assert report["reference"]["type"] == "npz of statistics and images"
 
 
+@pytest.mark.slow
 def test_a_reference_of_ones_own_data(weights, tmp_path):
     """It has what the published evaluator reads, of images as training sees them, and works here."""
     draws = np.random.default_rng(0)

@@ -123,7 +123,7 @@ def mixture_images(count):
 EXACT = {"gaussian": (gaussians.exact_eps, gaussian_images), "mixture": (mixture_eps, mixture_images)}
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", ["ddim", *slow("ddpm", "dpmpp_2m")])
 @pytest.mark.parametrize("data", EXACT)
 def test_an_exact_denoiser_has_no_exposure_bias(data, solver):
     """In many steps: lengths as at true states, variances and spreads as they should be, errors that add up."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from processes import slow
 
 from evaluations.fid import Moments, frechet_distance, moments_of
 from evaluations.fid_infinity import extrapolated
@@ -15,8 +16,8 @@ def gaussian(dimension, shift, scale):
     return mean, deviations, reference, (mean**2).sum() + ((deviations - 1) ** 2).sum()
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])
-@pytest.mark.parametrize("scale", [1.0, 1.4])
+@pytest.mark.parametrize("shift", [0.3, *slow(0.0)])
+@pytest.mark.parametrize("scale", [1.4, *slow(1.0)])
 @pytest.mark.parametrize(("dimension", "count"), [(2, 60), (8, 300), (40, 800)])
 def test_the_bias_of_few_samples_is_gone(dimension, count, shift, scale):
     mean, deviations, reference, true = gaussian(dimension, shift, scale)

@@ -41,7 +41,12 @@ def set_of_digits(rng, count, turn):
 
 @pytest.mark.parametrize("turn", [True, False], ids=["in turn", "at random"])
 @pytest.mark.parametrize(
-    ("name", "count"), [("classifier", 100), ("classifier", 200), ("pixels", 100), ("random layer", 160)]
+    ("name", "count"),
+    [
+        ("classifier", 100),
+        ("pixels", 100),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("classifier", 200), ("random layer", 160)]),
+    ],
 )
 def test_the_error_is_the_spread_over_sets_of_real_digits(name, count, turn):
     found = features(name)

@@ -171,6 +171,7 @@ def survives(ranks, folder, sample, whole, seed, kills):
     assert left == {"settings.json", f"finished_{COUNT}.json"} and not list(folder.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 @needs_mpirun
 def test_killed_at_three_moments_and_continued(tmp_path, sample, whole):
     survives(2, tmp_path, sample, whole, seed=0, kills=3)

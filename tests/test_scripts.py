@@ -202,6 +202,7 @@ def test_mpirun_gives_the_same_bytes(samples, conditional, tmp_path):
     assert (tmp_path / samples.name).with_suffix(".png").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_same_bytes(samples, conditional, tmp_path):
     command = [FOLDER / "image_sample.py", "--model_path", conditional, "--out_dir", tmp_path, *FEW]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
@@ -376,6 +377,7 @@ def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
         }  # the logger's, which are there once it begins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [*slow(1), pytest.param(2, marks=needs_mpirun)])
 def test_a_global_batch_is_shared_by_the_ranks(data, tmp_path, ranks):
     words = ["--data_dir", data, "--out_dir", tmp_path, *NETWORK, *PROCESS, "--iterations", 1, "--num_workers", 0]

@@ -107,6 +107,7 @@ def test_killed_at_random_moments(images, tmp_path, ranks, precision, sampler):
     survive(images, tmp_path, ranks, precision, sampler, kills=2, seed=seed)
 
 
+@pytest.mark.slow
 @needs_mpirun
 def test_sigterm_to_mpirun_saves_on_all_ranks_and_the_run_goes_on(images, tmp_path):
     with Job(command(2, images, tmp_path / "stopped", steps=10**6), tmp_path) as job:

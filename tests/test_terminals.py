@@ -163,7 +163,7 @@ def test_sampling_stops_at_a_hangup_and_goes_on(tmp_path):
         *slow({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX"}),
     ],
 )
-@pytest.mark.parametrize("name", ["schön-日本", b"bytes\xff".decode("utf-8", "surrogateescape")])
+@pytest.mark.parametrize("name", [b"bytes\xff".decode("utf-8", "surrogateescape"), *slow("schön-日本")])
 def test_what_a_terminal_cannot_show_is_escaped(data, tmp_path, env, name):
     process = start(training(data, tmp_path / name, 2), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said, errors = process.communicate(timeout=HANGS)
@@ -227,7 +227,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=needs_mpirun), "torchrun"])
+@pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=needs_mpirun), *slow("torchrun")])
 def test_ranks_of_one_host_listen_on_the_loopback_alone(data, tmp_path, launcher):
     words = [*map(str, LAUNCHERS[launcher]), *training(data, tmp_path / "out", 10**6)[1:]]
     with Job(words, tmp_path) as job:

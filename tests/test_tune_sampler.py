@@ -293,6 +293,7 @@ def test_the_same_command_tries_nothing_again(place, tuned):
     assert printed.count("40 of 40 images are there already") == len(table_of(tuned[0]))
 
 
+@pytest.mark.slow
 @needs_mpirun
 def test_two_ranks_write_the_same_bytes(place, tuned, tmp_path):
     words = [MPIRUN, "-n", 2, sys.executable, script_runs.FOLDER / "tune_sampler.py"]

@@ -199,6 +199,7 @@ def test_a_run_goes_on_and_fills_holes(place, tmp_path):
     assert len({images.tobytes() for images in made.values()}) == 3
 
 
+@pytest.mark.slow
 @needs_mpirun
 def test_two_ranks_share_their_gradients(place, tmp_path):
     words = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt", *RUN]

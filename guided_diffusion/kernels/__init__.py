@@ -129,11 +129,15 @@ class Kernels:
         _check(self._filter_gradient(*pointers, n, height, width, channels, outputs, torch.get_num_threads()))
         return made
 
+    def linear_floats(self, weight):
+        """How many floats `linear_weights` makes of weights [O, C, ...]."""
+        return self._linear_floats(weight[0].numel(), len(weight))
+
     def linear_weights(self, weight):
         """Weights [O, C, ...] as `linear` takes them, for rows in which what follows C comes before it."""
         weight = weight.movedim(1, -1).flatten(1).contiguous()
         outputs, inputs = weight.shape
-        packed = torch.empty(self._linear_floats(inputs, outputs))
+        packed = torch.empty(self.linear_floats(weight))
         self._linear_weights(weight.data_ptr(), packed.data_ptr(), inputs, outputs)
         return packed
 

@@ -262,9 +262,12 @@ def _lies_last(x, *weights):
 
 
 class _Layer:
-    """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights."""
+    """What fast layers with weights have in common; `plan` is theirs, `kept` their transformed weights.
 
-    plan, kept, growth = None, None, 4
+    :cvar reserved: whether Plan.spare is without their transformed weights, so that there is room for them.
+    """
+
+    plan, kept, reserved = None, None, False
 
     def __getstate__(self):
         """What is copied and pickled of it: what it keeps can be made again."""
@@ -282,15 +285,20 @@ class _Layer:
         if kept is not None and kept.is_of(transform, weight):
             return kept.made
         if kept is not None:
-            self.plan.taken -= self.growth * kept.weight.numel()
+            self.plan.taken -= 0 if self.reserved else kept.made.numel()
             self.kept = None
         # a tensor of inference mode does not count what is written to it
-        if weight.is_inference() or self.plan.taken + self.growth * weight.numel() > self.plan.spare:
+        if weight.is_inference() or not (self.reserved or self._fits(4 * weight.numel())):
             return None
-        self.plan.taken += self.growth * weight.numel()
-        diagonal = weight.diagonal()
-        self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), transform(weight))
-        return self.kept.made
+        made = transform(weight)
+        if self.reserved or self._fits(made.numel()):  # what kernels make is padded to the width of their vectors
+            self.plan.taken += 0 if self.reserved else made.numel()
+            diagonal = weight.diagonal()
+            self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), made)
+        return made
+
+    def _fits(self, floats):
+        return self.plan.taken + floats <= self.plan.spare
 
 
 class _Kept(NamedTuple):
@@ -333,7 +341,7 @@ class FastConvolution(_Layer, nn.Conv2d):
 
 
 class _Linear(_Layer):
-    growth = 0  # Plan.spare is without them
+    reserved = True
 
     @staticmethod
     def differentiated(*inputs):
@@ -546,7 +554,8 @@ def _with_weights(layer, plan, kind):
     made = _with_parts(layer, plan, kind)
     made.plan = plan
     if issubclass(kind, _Linear):  # are always kept: to pack them takes about as long as to multiply by them
-        plan.spare -= layer.weight.numel()
+        found = kernels.current()
+        plan.spare -= layer.weight.numel() if found is None else found.linear_floats(layer.weight)
     return made
 
 

@@ -9,6 +9,7 @@ import pytest
 import script_runs
 import tiny_models
 import torch
+from processes import slow
 
 from guided_diffusion import checkpoints
 from guided_diffusion.adapters import dit, edm_networks
@@ -61,7 +62,7 @@ def same(one, other):
         torch.testing.assert_close(other[key], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*list(NETWORKS)[::3], *slow(*(n for i, n in enumerate(NETWORKS) if i % 3))])
 def test_there_and_back_is_exact_and_says_the_same(tmp_path, name):
     path, network, values = checkpoint(tmp_path, **NETWORKS[name])
     script_runs.run("convert", "--model_path", path, "--to", "diffusers", "--out_dir", tmp_path / "there")
@@ -85,7 +86,7 @@ def test_there_and_back_is_exact_and_says_the_same(tmp_path, name):
     assert values.items() <= kept.items()
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "heads_by_number"])
+@pytest.mark.parametrize("name", ["plain", *slow(*(n for n in NETWORKS if n not in ("plain", "heads_by_number")))])
 def test_back_without_the_flags_that_were_kept(tmp_path, name):
     """ADM's flags from the configs of diffusers alone: the same outputs, in the new order of attention."""
     path, network, values = checkpoint(tmp_path, **NETWORKS[name])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import script_runs
 import torch
-from processes import MPIRUN, needs_mpirun
+from processes import MPIRUN, needs_mpirun, slow
 from processes import run as start
 from script_runs import draw_images
 
@@ -133,7 +133,7 @@ def plain(place):
     return of
 
 
-@pytest.mark.parametrize("kind", SAMPLED)
+@pytest.mark.parametrize("kind", [*list(SAMPLED)[1:3], *slow(*(list(SAMPLED)[:1] + list(SAMPLED)[3:]))])
 def test_a_client_s_script_samples_what_the_project_s_own_does(plain, kind):
     client, own = plain(kind)
     assert client[0].shape == (3, 16, 16, 3)
@@ -143,12 +143,12 @@ def test_a_client_s_script_samples_what_the_project_s_own_does(plain, kind):
 @pytest.mark.parametrize(
     "kind, method",
     [
-        ("image", "scaled"),
-        ("image", "scaled by step"),
         ("image, ddim", "both"),
         ("guided", "scaled"),
-        ("one gpu", "shifted"),
-        ("one gpu", "both"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("image", "scaled"), ("image", "scaled by step"), ("one gpu", "shifted"), ("one gpu", "both")]
+        ),
     ],
 )
 def test_methods_act_in_a_client_s_script_as_in_the_project_s_own(place, tmp_path, plain, kind, method):
@@ -232,6 +232,7 @@ def by_the_class(place, out, told):
     return weights(out)
 
 
+@pytest.mark.slow
 def test_input_perturbation_acts_in_a_client_s_training(place, tmp_path):
     trained = {}
     for name, told in PERTURBED.items():
@@ -260,6 +261,7 @@ def test_an_upsampler_is_trained(place, tmp_path, ranks):
     assert weights(tmp_path)["input_blocks.0.0.weight"].shape[1] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", ON_RANKS)
 def test_a_classifier_is_trained_and_goes_on(place, tmp_path, ranks):
     told = ["--data_dir", place / "data", *words(CLASSIFIER)]

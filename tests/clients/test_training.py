@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import toy_diffusion
-from processes import mpirun, needs_mpirun
+from processes import mpirun, needs_mpirun, slow
 
 from guided_diffusion import fp16_util, logger, train_util
 from guided_diffusion.errors import UserError
@@ -531,7 +531,7 @@ def test_functions_of_the_module_may_be_replaced(tmp_path, monkeypatch):
 
 
 @needs_mpirun
-@pytest.mark.parametrize("microbatch", [-1, 1])
+@pytest.mark.parametrize("microbatch", [1, *slow(-1)])
 def test_two_ranks_train_as_one_on_both_batches(tmp_path, microbatch):
     done = mpirun(2, "published_loop.py", tmp_path, microbatch)
     assert done.returncode == 0, done.stderr

@@ -33,9 +33,8 @@ def refused(capsys, name, *flags):
 
 def written(name, out_dir, *flags):
     """Run a script; returns (images, labels or None) of the .npz, after a look at the folder."""
-    done = script(name, "--out_dir", out_dir, *flags)
-    assert done.returncode == 0, done.stderr
-    assert str(out_dir) in done.stdout and f"{out_dir}.npz" in done.stdout
+    said = script_runs.run(name, "--out_dir", out_dir, *flags, folder=Path(ROOT, "datasets"))
+    assert str(out_dir) in said and f"{out_dir}.npz" in said
     with np.load(f"{out_dir}.npz", allow_pickle=False) as npz:
         images, labels = npz["arr_0"], npz.get("arr_1")
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == (1 if name == "digits" else 3)

@@ -52,7 +52,7 @@ EMOJI_LAPLACIAN = 38.5
     "model, eps_scaler, whole",
     [
         ("emoji32", 1, True),
-        ("emoji32", 1.05, False),
+        pytest.param("emoji32", 1.05, False, marks=pytest.mark.slow),
         pytest.param("emoji32", 0.9, False, marks=pytest.mark.slow),
         pytest.param("emoji32_ip", 1, True, marks=pytest.mark.slow),
     ],

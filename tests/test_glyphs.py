@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -24,11 +22,6 @@ from guided_diffusion.image_datasets import Images
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FONTS = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
 SANS, SERIF = (os.path.join(FONTS, f"DejaVu{kind}.ttf") for kind in ("Sans", "Serif"))
-
-
-def script(*flags):
-    command = [sys.executable, os.path.join(ROOT, "datasets", "glyphs.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ def test_its_cells_compile_and_its_links_lead_somewhere():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_its_cells_run():
-    """From docs/, as a reader opens it; one asserts that the tuned sampler's lengths are nearer to those of theory."""
+    """From docs/, as a reader opens it; one asserts that the shifted sampler's variances are nearer to those of true states."""
     env = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS.parent)}
     words = [sys.executable, "-W", "ignore", "-c", "\n\n".join(cells("code"))]
     done = subprocess.run(words, cwd=DOCS, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "chosen: " in done.stdout and "Frechet distance of 120 images" in done.stdout
+    assert "search in the data's variance" in done.stdout and "Frechet distance of 200 images" in done.stdout

@@ -37,7 +37,7 @@ def test_its_cells_compile_and_its_links_lead_somewhere():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_its_cells_run():
-    """From docs/, as a reader opens it; one asserts that the shifted sampler's variances are nearer to those of true states."""
+    """From docs/, as a reader opens it; one asserts that the shifted states are nearer in variance to true ones."""
     env = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS.parent)}
     words = [sys.executable, "-W", "ignore", "-c", "\n\n".join(cells("code"))]
     done = subprocess.run(words, cwd=DOCS, env=env, capture_output=True, text=True)

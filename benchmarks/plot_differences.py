@@ -14,6 +14,8 @@ from plotting import compared, pyplot
 
 # of budgets, as soon as the colours begin anew
 MARKERS = "osD^v"
+# per cent, up to which the axis is linear; beyond it is logarithmic
+LINEAR, TICKS = 10, (5, 10, 30, 100, 300, 1000)
 
 
 def read(path):
@@ -77,7 +79,14 @@ def main():
         panel.set_title(f"{sampler}: {distances}", loc="left", fontsize="medium")
     if len({*panels[0, 0].get_legend_handles_labels()[1]}) > 1:
         panels[0, 0].legend()
-    panels[-1, 0].set_xlabel("Frechet distance, change in % (left is better)")
+    last = panels[-1, 0]
+    last.set_xscale("symlog", linthresh=LINEAR)  # which the other panels share
+    low, high = last.get_xlim()
+    places = [sign * place for place in TICKS for sign in (-1, 1)]
+    last.set_xticks([0, *(place for place in places if low <= place <= high)])
+    last.xaxis.set_major_formatter("{x:g}")
+    last.set_xlim(low, high)
+    last.set_xlabel("Frechet distance, change in % (left is better)")
     try:
         figure.savefig(args.out)
     except (OSError, ValueError) as error:

@@ -119,6 +119,7 @@ def test_sigterm_to_mpirun_saves_on_all_ranks_and_the_run_goes_on(images, tmp_pa
     assert again.ended() == 0 and f"{step + 1}/{step + 1}" in again.said, again.said
 
 
+@pytest.mark.slow
 def test_a_second_job_in_the_folder_is_refused(images, tmp_path):
     with Job(command(1, images, tmp_path / "run", steps=10**6), tmp_path) as first:
         first.trains()

@@ -152,14 +152,12 @@ class FreeGuidedDenoiser:
     def _of_some(self, x, t, cond, left_out, guided):
         """The answer where some samples are guided and some are not, of which no answer is asked that has no use."""
         inside = guided.nonzero()[:, 0]
-        alone = self.scale == 0 and self.channels is None
-        told = (~guided).nonzero()[:, 0] if alone else torch.arange(len(x), device=x.device)
-        rows = torch.cat([told, inside])
-        asked = {name: torch.cat([cond[name][told], left_out[name][inside]]) for name in cond}
-        with self.process.repeating(len(rows) - len(x)):
-            answer = self.denoise(x[rows], t[rows], asked)
-        if alone:
-            return _part(answer, torch.index_select, 0, rows.argsort())
+        if self.scale == 0 and self.channels is None:
+            asked = {name: values.index_copy(0, inside, left_out[name][inside]) for name, values in cond.items()}
+            return self.denoise(x, t, asked)
+        asked = {name: torch.cat([values, left_out[name][inside]]) for name, values in cond.items()}
+        with self.process.repeating(len(inside)):
+            answer = self.denoise(torch.cat([x, x[inside]]), torch.cat([t, t[inside]]), asked)
         if not len(inside):
             return answer
         told = _part(answer, torch.narrow, 0, 0, len(x))

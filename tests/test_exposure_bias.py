@@ -21,7 +21,7 @@ from processes import HANGS, MPIRUN, Job, clean_env, needs_mpirun, slow
 
 import guided_diffusion as gd
 from evaluations.exposure import measures, sums
-from evaluations.exposure.measures import Delta, Errors, Measure, Norms, Variance
+from evaluations.exposure.measures import Delta, Errors, Measure, Norms, Setup, Variance
 from evaluations.exposure.measures.delta import normal_factor
 from evaluations.exposure.walks import Gaussian, walk
 from guided_diffusion.methods import of_values
@@ -550,6 +550,24 @@ def test_the_network_is_heard_at_the_level_of_the_state():
         expected = network(moment.x, torch.full((4,), told))
         assert torch.allclose(moment.said.eps, expected, atol=1e-6), moment.i
         assert moment.alpha_bar == float(made.schedule.alpha_bar(torch.tensor(moment.time)))
+
+
+def test_what_a_variance_lacks_has_the_error_of_that_of_the_images_too():
+    """States of one variance all: what is left of the error is that of v0, times alpha_bar."""
+    rng, made, count = np.random.default_rng(0), exposure.process(3), 32
+    v0, still = rng.uniform(0.1, 0.5, count), np.ones((count, 3))
+    levels = made.schedule.alpha_bar(torch.tensor(made.grid)).numpy()
+    setup = Setup(made.schedule, np.array(made.grid), levels, v0.mean(), None)
+    states = {("sampled", key): still for key in ("variance", "shift", "square", "published")} | {
+        ("true", "square"): still
+    }
+    arrays = {
+        "variance of_image": v0,
+        **{f"variance {walk_of} {key}": value for (walk_of, key), value in states.items()},
+    }
+    curve = sums.curves_of(arrays, count, setup, [Variance()])["variance"]["variance_excess"]
+    np.testing.assert_allclose(curve.values, 1 - (1 - levels * (1 - v0.mean())))
+    np.testing.assert_allclose(curve.errors, levels * v0.std(ddof=1) / count**0.5)
 
 
 EVERY = [*({"solver": name} for name in SOLVERS if name != "consistency"), {"solver": "heun", "S_churn": 4.0}]

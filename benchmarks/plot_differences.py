@@ -83,7 +83,11 @@ def main():
     last.set_xscale("symlog", linthresh=LINEAR)  # which the other panels share
     low, high = last.get_xlim()
     places = [sign * place for place in TICKS for sign in (-1, 1)]
-    last.set_xticks([0, *(place for place in places if low <= place <= high)])
+    shown = [place for place in places if low <= place <= high]
+    if len(shown) > 1:
+        last.set_xticks([0, *shown])
+    else:  # all within the linear part
+        last.set_xscale("linear")
     last.xaxis.set_major_formatter("{x:g}")
     last.set_xlim(low, high)
     last.set_xlabel("Frechet distance, change in % (left is better)")

@@ -1,7 +1,7 @@
 """How often a noisy classifier, at timestep 0, says of labelled images what their labels say.
 
 python evaluations/classifier_accuracy.py --classifier_path models/digits16_classifier.pt \\
-    --samples runs/classifier_sample/samples_500x16x16x3.npz
+    --samples runs/classifier_sample/samples_500x16x16x1.npz
 """
 
 from dataclasses import dataclass

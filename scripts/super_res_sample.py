@@ -1,7 +1,7 @@
 """Enlarge images with a super-resolution network.
 
 mpirun -n 2 python scripts/super_res_sample.py --model_path runs/super_res_train/ema_0.9999_005000.pt \\
-    --base_samples runs/image_sample/samples_100x16x16x3.npz --num_samples 100 --timestep_respacing 50
+    --base_samples data/small_images --num_samples 100 --timestep_respacing 50
 """
 
 import image_sample

@@ -63,18 +63,14 @@ class RealImages:
         self.gaussian = Gaussian(torch.cat(encoded))
 
     def expect_own(self, place):
-        """Validate that a file of the data set is of the network's size and channels; an npz has one shape.
-
-        Transparency, which files may lack, is added to what they have.
-        """
+        """Validate that a file of the data set is not resized, and loses no colours; an npz has one shape."""
         source, side, channels = self.dataset.images[place], self.dataset.image_size, self.dataset.image_channels
         if not isinstance(source, str):
             return
         picture, grey = open_picture(source)
-        shape = (*picture.size[::-1], channels if channels == 4 else 1 if grey else 3)
-        if shape != (side, side, channels):
-            own = _shown((side, side, channels))
-            raise UserError(f"{source} is {_shown(shape)}; --model_path makes images of {own}")
+        shape, own = (*picture.size[::-1], 1 if grey else 3), (side, side, channels)
+        if shape[:2] != own[:2] or (channels == 1 and not grey):
+            raise UserError(f"{source} is {_shown(shape)}; --model_path makes images of {_shown(own)}")
 
     def _read(self, indices):
         return torch.utils.data.default_collate([self.dataset[int(self.order[index])] for index in indices])

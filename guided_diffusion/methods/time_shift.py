@@ -359,8 +359,9 @@ class TimeShift(Method):
         half = int(min(max(1, round(float(abs(shift).max()))), max(1, gap // 2)))
         data_variance = min(1.0, round(base.data_variance, 4))
         variant = "paper" if self.time_shift_variant == "adm" else self.time_shift_variant
-        below = max(0, lowest - 1 + VARIANTS[variant].decided_by)
-        common = off | {"do_time_shift": True, "time_shift_variant": variant, "cutoff": times[below]}
+        below = lowest - 1 + VARIANTS[variant].decided_by
+        cutoff = times[below] if below >= 0 else 0
+        common = off | {"do_time_shift": True, "time_shift_variant": variant, "cutoff": cutoff}
         mean, left_out = shift.mean(), curves["shift"].left_out[:, moved].mean(axis=1)
         numbers = {"mean shift of a free search": (mean, jackknife(left_out))}
         search = common | {"window": 2 * half, "time_shift_data_variance": data_variance}

@@ -280,7 +280,7 @@ class _Layer:
         return self.weight.detach(), None if self.bias is None else self.bias.detach()
 
     def transformed(self, transform):
-        """transform(weight), kept from call to call; None where there is no room to keep it."""
+        """transform(weight), kept from call to call where there is room to; None where there is none for its like."""
         weight, kept = self.weight.detach(), self.kept
         if kept is not None and kept.is_of(transform, weight):
             return kept.made

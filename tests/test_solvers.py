@@ -19,6 +19,7 @@ from guided_diffusion.methods import Thresholding
 from guided_diffusion.methods.clipping import dynamic_threshold
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.scalars import bounded
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
 from guided_diffusion.solvers import DDIM, DDPM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
 from guided_diffusion.solvers.flags import READERS, SolverFlags
@@ -350,20 +351,35 @@ PER_SAMPLE = {
         [[999, 999, 970], [997, 940, 950], [899, 998, 899], [700, 700, 700], [300, 310, 320]],
         [[949, 949, 940], [899, 899, 899], [700, 700, 700], [300, 310, 320], [-1, -1, -1]],
     ),
+    "different times, and shared ones from a cutoff on": (
+        "linear",
+        [[900, 999, 800], [700, 640, 790], *([t] * 3 for t in (500, 400, 300, 200, 100))],
+        [[700, 640, 790], *([t] * 3 for t in (500, 400, 300, 200, 100, -1))],
+    ),
 }
 
 
+def said(values):
+    """The tensor [N], which remembers its one number where that is so, as those of the loop do."""
+    low, high = values.min().item(), values.max().item()
+    return bounded(values.clone(), low, high) if low == high else values
+
+
 @pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("schedule, times, targets", PER_SAMPLE.values(), ids=PER_SAMPLE)
-def test_times_are_per_sample(name, schedule, times, targets):
-    """One batch whose samples take different times gives each what it gets alone, the history included."""
+def test_times_are_per_sample(name, schedule, times, targets, known):
+    """One batch whose samples take different times gives each what it gets alone, the history included.
+
+    Whether steps whose samples share a time know so, or not.
+    """
     run = process(name, schedule, "10")
     solver, denoise = run.solver, run.denoiser(network(schedule))
     start, times, targets = tensor("start", *SHAPE), torch.tensor(times), torch.tensor(targets)
 
     def walk(x, times, targets, state=None):
         for t, s in zip(times, targets):
-            x, _, state = solver(denoise, x, t, s, state, torch.zeros_like)
+            x, _, state = solver(denoise, x, *map(said if known else torch.clone, (t, s)), state, torch.zeros_like)
         return x
 
     together = walk(start, times, targets)

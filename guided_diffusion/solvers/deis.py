@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..flags import Legal, flag
-from ..scalars import add_, less, shared, sqrt, where
+from ..scalars import add_, less, real, shared, sqrt, where
 from ..schedule import half_log_snr
 from .step import Solver, Step, transfer
 
@@ -71,7 +71,12 @@ class DEIS(Solver):
 
         :param times, here, there: numbers or [N]; the last two are lambda at the ends of the step.
         """
-        half, numbers = (there - here) / 2, not isinstance(there - here + times[0], torch.Tensor)
+        half = (there - here) / 2
+        tensors = [value for value in (half, *times) if isinstance(value, torch.Tensor)]
+        numbers = not tensors
+        if tensors:  # a step whose samples share a time may follow others of which they did not
+            nothing = torch.zeros_like(tensors[0], dtype=real(tensors[0].device))
+            half, here = half + nothing, here + nothing
         stack = np.array if numbers else torch.stack
         along = stack([here + half + half * point for point in POINTS])
         measure = stack([-half * weight for weight in WEIGHTS]) * (np if numbers else torch).exp(-along)

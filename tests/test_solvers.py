@@ -331,6 +331,18 @@ def test_every_method_works_with_every_solver(name, schedule):
     assert not torch.equal(images(scaled, schedule), plain)
 
 
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "bdia"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shift", [{}, {"time_shift_constant": 9}], ids=["searched", "constant"])
+def test_a_shift_costs_no_call(name, variant, shift):
+    """Where times of samples differ, what is known of all decides what a step asks for: how far from noise they are."""
+    options = {"do_time_shift": True, "time_shift_variant": variant, "window": 40, "cutoff": 250, **shift}
+    made = [process(name, "cosine", "7"), process(name, "cosine", "7", **options)]
+    for each in made:
+        images(each, "cosine")
+    assert made[0].network_calls == made[1].network_calls > 0
+
+
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "net"])
 def test_bdia_refuses_shifts_of_its_nodes(variant):
     options = {"do_time_shift": True, "time_shift_variant": variant, "window": 60, "cutoff": 150}

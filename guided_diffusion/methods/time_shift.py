@@ -170,7 +170,7 @@ class Paper(Variant):
     decided_by = 1
 
     def __call__(self, i, x, t, s):
-        return (self.search(x, t, at_least=s + 1), s) if self.moves(i) else (t, s)
+        return (self.search(x, t, at_least=shared(s) + 1), s) if self.moves(i) else (t, s)
 
     @property
     def smallest_gap(self):
@@ -186,7 +186,7 @@ class Target(Variant):
     decided_by = -1
 
     def __call__(self, i, x, t, s):
-        return (t, self.search(x, s, at_most=t - 1)) if self.moves(i) else (t, s)
+        return (t, self.search(x, s, at_most=shared(t) - 1)) if self.moves(i) else (t, s)
 
 
 class Net(Variant):

@@ -699,7 +699,7 @@ PATCHES = {
 
 
 @compiled
-@pytest.mark.parametrize("order", ["patch; fast", "fast; patch"])
+@pytest.mark.parametrize("order", ["patch; fast", pytest.param("fast; patch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("patch", PATCHES)
 def test_a_class_that_somebody_patched_is_left_alone(patch, order):
     """Before the fast networks were imported, and afterwards."""

@@ -90,6 +90,7 @@ def survive(images, tmp_path, ranks, precision, sampler, kills, seed):
     ends_alike()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(images, tmp_path):
     survive(images, tmp_path, 1, "bf16", "loss-second-moment", kills=1, seed=0)
 

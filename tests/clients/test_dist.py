@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from processes import ROOT, WORKERS, mpirun, needs_mpirun, run, torchrun
+from processes import ROOT, WORKERS, mpirun, needs_mpirun, run, slow, torchrun
 
 from guided_diffusion import dist_util, dist_util_1gpu
 from guided_diffusion.distributed import alone, launchers
@@ -37,7 +37,7 @@ def check(seen, size):
         assert answer["gradient"] == [1.0 + rank, np.mean([1.0 + r for r in ranks])]
 
 
-@pytest.mark.parametrize("module", ["dist_util", "dist_util_1gpu"])
+@pytest.mark.parametrize("module", ["dist_util", *slow("dist_util_1gpu")])
 def test_a_plain_process_asks_and_opens_no_socket(tmp_path, module):
     done = run(sys.executable, WORKERS / "asks_torch.py", tmp_path, module, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr

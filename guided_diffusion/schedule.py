@@ -80,7 +80,7 @@ def rescale_zero_terminal_snr(betas):
     Lin et al. 2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"), algorithm 1. The last beta is 1.
     """
     if len(betas) < 2:
-        raise UserError("--rescale_zero_terminal_snr True leaves nothing of 1 timestep; expected --diffusion_steps 2")
+        raise UserError("--rescale_zero_terminal_snr True leaves nothing of 1 timestep; expected at least 2")
     roots = np.sqrt(np.cumprod(1 - betas))
     levels = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
     return 1 - np.append(levels[0], levels[1:] / levels[:-1])

@@ -36,8 +36,8 @@ class EpsilonScaling(Method):
 
     eps_scaler: str = flag(
         "1.0",
-        "Divide the predicted noise by B, or at kept step i by K i + B when written K,B, but what a network of x0 or v "
-        "predicts in nearly pure noise; 1.0 is off.",
+        "Divide the predicted noise by B, or at kept step i by K i + B when written K,B, except what x0 or v networks "
+        "predict in nearly pure noise; 1.0 is off.",
         released=True,
     )
 

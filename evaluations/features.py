@@ -12,6 +12,7 @@ import torch
 from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.networks.classifier import last_layer
 from guided_diffusion.tensor_files import load_torchscript
 
 from . import inception_weights, vision_models
@@ -179,7 +180,7 @@ class ClassifierFeatures:
     def __init__(self, classifier, device="cpu"):
         self.classifier = classifier
         self.device = device
-        self.last = [m for m in classifier.out.modules() if next(m.parameters(recurse=False), None) is not None][-1]
+        self.last = last_layer(classifier)
 
     @torch.no_grad()
     def __call__(self, images):

@@ -36,12 +36,14 @@ def make_room(path, flag, **read):
     :param read: {flag: path, or paths} of what is read, which is not to be replaced.
     :raises UserError: if the file cannot be written there.
     """
+    if not path:
+        return
     for name, paths in read.items():
         for other in [paths] if isinstance(paths, str) else paths:
-            if path and files.is_same(path, other):
+            if files.is_same(path, other):
                 raise UserError(f"--{flag} {path} would replace what --{name} reads; expected another path")
     folder = files.split(path)[0] or "."
-    if path and files.is_folder(path):
+    if files.is_folder(path):
         raise UserError(f"--{flag} {path} is a folder; expected the path of a file to write")
     try:
         files.make_folder(folder)

@@ -36,7 +36,7 @@ def augmented(picture, size, random_crop, random_flip, rng):
 
 
 def mirrored(pixels, rng):
-    """Every second picture the other way round."""
+    """The pixels [H, W, ...], mirrored left to right with probability 1/2."""
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 

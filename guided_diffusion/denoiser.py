@@ -119,11 +119,15 @@ class Prediction:
         return type(self)(self.x_t, self.alpha_bar, x0, None, self.variance, self.gradient)
 
     def where(self, mask, other):
-        """This prediction for the samples of `mask`, a bool or [N], and `other` for the rest, given as this one is."""
+        """This prediction for the samples of `mask`, a bool or [N], and `other` for the rest.
+
+        :param other: of the same x_t, given as this one is.
+        """
         if isinstance(mask, bool):
             return self if mask else other
         mask = mask.reshape(-1, *[1] * (self.x_t.ndim - 1))
-        parts = {name: getattr(self, name).where(mask, getattr(other, name)) for name in self.given}
+        names = [name for name in ("variance", "gradient") if getattr(self, name) is not None]
+        parts = {name: getattr(self, name).where(mask, getattr(other, name)) for name in (*self.given, *names)}
         return replace(self, **({"x0": None, "eps": None} | parts))
 
 

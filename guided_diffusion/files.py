@@ -380,11 +380,15 @@ def stream_npz(path, members):
 
 
 def sha256(path):
-    """The SHA-256 of a file's content, in hexadecimal; of a folder that of all files in it, by name and content."""
+    """The SHA-256 of a file's content, in hexadecimal; of a folder that of all files in it, by name and content.
+
+    What begins with a dot in a folder, as caches of downloads do, is left out.
+    """
     digest = hashlib.sha256()
     if is_folder(path):
         for name, _ in sorted(entries(path)):
-            digest.update(f"{name} {sha256(join(path, name))}\n".encode())
+            if not name.startswith("."):
+                digest.update(f"{name} {sha256(join(path, name))}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
     with open_read(path) as file:
         while block := file.read(2**20):

@@ -19,7 +19,7 @@ from .errors import UserError
 
 TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")
-# what people call a flag: what takes its place here, of which a script has at least one or does not have the thing
+# flags of other code bases: the flags here that mean the same; those that a script has are suggested
 _STEPS_OF_TRAINING = "epochs epoch num_epochs max_epochs num_iterations num_train_steps train_steps total_steps iters"
 _STEPS_OF_SAMPLING = "num_inference_steps sampling_steps sample_steps ddim_steps num_sampling_steps respacing nfe"
 REPLACED = {"bootstrap": ["--standard_error True"]} | {
@@ -79,14 +79,14 @@ class Legal:
 POSITIVE = Legal("above 0", lambda value: value > 0)
 FRACTION = Legal("0 to 1", lambda value: 0 <= value <= 1)
 
-# Bounds of counts, far above what anybody uses and far below what no memory holds.
+# Upper bounds of counts: far above any real use, far below what exhausts memory.
 IMAGES, SIDE, WIDTH, STEPS, THREADS = 10**7, 2**14, 2**16, 10**6, 2**10
 
 COUNT_OR_UNSET = Legal(f"-1 or at least 1, at most {WIDTH}", lambda value: value == -1 or 1 <= value <= WIDTH)
 
 
 def at_least(low, most=2**63 - 1):
-    """Legal values from `low` up to `most`, which is said where it is one that memory sets."""
+    """Legal values from `low` to `most`, which the text leaves out where it is only the limit of int64."""
     shown = f"at least {low}" if most == 2**63 - 1 else f"at least {low}, at most {most}"
     return Legal(shown, lambda value: low <= value <= most)
 

@@ -33,6 +33,7 @@ from .nn import mean_flat
 from .process import Process
 from .sampling import no_correction
 from .schedule import NoiseSchedule, betas_for_alpha_bar, get_named_beta_schedule, posterior
+from .solvers.pndm import ADAMS_BASHFORTH
 
 __all__ = [
     "GaussianDiffusion",
@@ -43,14 +44,6 @@ __all__ = [
     "get_named_beta_schedule",
 ]
 
-
-# weights of the newest predictions first (Liu et al. 2022, equation 12), by order
-ADAMS_BASHFORTH = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
 
 # what the loops take beside the published arguments
 OF_FORKS = ("skip_timesteps", "init_image", "randomize_class", "cond_fn_with_grad")
@@ -189,12 +182,14 @@ class GaussianDiffusion:
         replaced = [name for name, table in self._own_tables.items() if getattr(self, name) is not table]
         if replaced:
             raise ValueError(f"{replaced[0]} was replaced, but a method moves timesteps to where it has no entry")
-        # the indices 0 and 1 stay those of the last two steps, and whoever asks for the very last one asks for index 0
+        # the indices 0 and 1 stay those of the last two steps, and whoever asks for the very last one asks for index 0;
+        # before the index of each sample is that of its end, which PLMS asks for
         own = self.process.grid[:2] if self.num_timesteps > 1 else self.process.grid * 2
-        times = torch.cat([torch.tensor(own, device=t.device), t])
-        ends = torch.cat([torch.tensor([-1, own[0]], device=t.device), s])
+        times = torch.cat([torch.tensor(own, device=t.device), torch.stack([s.clamp(min=0), t], dim=1).flatten()])
+        ends = torch.stack([s.clamp(min=0) - 1, s], dim=1).flatten()
+        ends = torch.cat([torch.tensor([-1, own[0]], device=t.device), ends])
         with self._changed(self._tables(times, ends, (times + 1).clamp(max=self.schedule.num_timesteps))):
-            yield torch.arange(2, len(times), device=t.device).where((s >= 0) | (t != own[0]), 0)
+            yield torch.arange(3, len(times), 2, device=t.device).where((s >= 0) | (t != own[0]), 0)
 
     @contextlib.contextmanager
     def _changed(self, attributes):
@@ -506,7 +501,8 @@ class GaussianDiffusion:
         if old_out is None and order > 1:
             mixed = (eps + asked(moved(x0, eps), (t - 1).clamp(min=0))[0]) / 2
         else:
-            weights = ADAMS_BASHFORTH[min(order, len(seen)) - 1]
+            known = min(order, len(seen))
+            weights = ADAMS_BASHFORTH[known - 1][:known]
             mixed = sum(weight * eps for weight, eps in zip(weights, reversed(seen)))
         sample = moved(self._predict_xstart_from_eps(x, t, mixed), mixed)
         return {"sample": x0.where(last, sample), "pred_xstart": unguided, "old_eps": seen[-3:]}
@@ -655,19 +651,22 @@ class GaussianDiffusion:
             if labels is not None:
                 told["model_kwargs"] = {**told["model_kwargs"], "y": torch.randint_like(labels, model.num_classes)}
             with torch.no_grad():
-                out = self._moved_step(step, model, x, i, told)
+                out = self._moved_step(step, model, x, i, told, moves=not skip_timesteps or i < left - 1)
             yield out
             x = out["sample"]
             if "old_out" in told:
                 told["old_out"] = out
 
-    def _moved_step(self, step, model, x, i, told):
-        """What `step` gives at step index i, between the times and with the corrections that methods say."""
+    def _moved_step(self, step, model, x, i, told, moves):
+        """What `step` gives at step index i, between the times and with the corrections that methods say.
+
+        :param moves: whether a coupling may move it, which none does where it starts from a noised image.
+        """
         t = torch.full((len(x),), i, device=x.device)
         times, ends = (
             torch.full_like(t, time) for time in (self.timestep_map[i], self.timestep_map[i - 1] if i else -1)
         )
-        start, end = self.process.coupling(i, x, times, ends)
+        start, end = self.process.coupling(i, x, times, ends) if moves else (times, ends)
         if start is times and end is ends:
             out = step(model, x, t, **told)
         else:

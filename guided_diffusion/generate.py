@@ -13,6 +13,7 @@ import torch
 
 from . import dist_util, logger, methods
 from .adapters import pair_of
+from .conditioning.conditioning import Conditioning
 from .errors import UserError
 from .flags import IMAGES, WIDTH, FlagGroup, at_least, flag
 from .image_labels import mapping, of_text
@@ -21,7 +22,6 @@ from .images import to_uint8
 from .jobs import progress
 from .networks import for_inference
 from .process import SpacingFlags
-from .seams import Conditioning
 from .solvers import SOLVERS, facts
 from .solvers.flags import SolverFlags
 

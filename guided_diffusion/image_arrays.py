@@ -84,7 +84,7 @@ def checksums(path):
     if _starts_as_npy(path):
         return files.sha256(path)
     with files.open_read(path) as file, zipfile.ZipFile(file) as archive:
-        return " ".join(f"{member.filename} {member.CRC:08x}" for member in archive.infolist())
+        return " ".join(sorted(f"{member.filename} {member.CRC:08x}" for member in archive.infolist()))
 
 
 def _starts_as_npy(path):

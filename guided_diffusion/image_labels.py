@@ -63,7 +63,7 @@ def numbered(names, known=(), more=False, count=None, where=""):
     :param known: the classes of a network, in the order of their numbers.
     :param more: whether others may follow them.
     :param count: of the classes of a network that knows no names: names that are numbers below it mean these.
-    :param where: the data, for errors.
+    :param where: the flag and the data, for errors.
     :return: (a list of names, int64 [N]).
     :raises UserError: for a name that is not known.
     """
@@ -75,7 +75,7 @@ def numbered(names, known=(), more=False, count=None, where=""):
     new = [name for name in found if name not in set(known)]
     if known and new and not more:
         raise UserError(
-            f"--data_dir {where} has the class {new[0]}, which the checkpoint does not know; expected some of its "
+            f"{where} has the class {new[0]}, which the checkpoint does not know; expected some of its "
             f"classes: {shown(known)}"
         )
     classes = [*known, *new]

@@ -177,7 +177,9 @@ class Images(Dataset):
                 self.class_source, names = image_labels.names_of_files(self.data_dir, self.images, class_source)
         if names is not None:
             count = num_classes if numbers else None
-            self.class_names, self.labels = image_labels.numbered(names, known, more, count, self.data_dir)
+            self.class_names, self.labels = image_labels.numbered(
+                names, known, more, count, f"--data_dir {self.data_dir}"
+            )
         if class_cond and num_classes is not None:
             self._check_classes(num_classes)
         self._bad = np.zeros(len(self.images), dtype=bool)

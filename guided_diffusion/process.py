@@ -184,7 +184,7 @@ class Tally:
     """Sums over a run, on the device of what is counted.
 
     :ivar values: [rows, columns].
-    :ivar repeats: how many of the N at the end are others of them again, which are left out.
+    :ivar repeats: how many samples at the end of a batch repeat earlier ones; they are not counted.
     """
 
     def __init__(self, rows, columns):
@@ -244,6 +244,9 @@ class Process:
         self.clip_variance = clip_variance
         self.variance_floor = floor_of(schedule, self.grid)
         self.methods = sorted(methods, key=table.place)
+        kinds = [type(method) for method in self.methods]
+        if twice := [kind.__name__ for kind in set(kinds) if kinds.count(kind) > 1]:
+            raise UserError(f"methods has more than one {twice[0]}; expected at most one of a class")
         self.tallies = {}
         self.network_calls = self.images_begun = 0
         self.solver = solver and solver.create(self)
@@ -257,7 +260,7 @@ class Process:
 
     def method(self, kind):
         """The method of a class, at its defaults where the process has none."""
-        return next((method for method in self.methods if type(method) is kind), None) or kind()
+        return next((method for method in self.methods if isinstance(method, kind)), None) or kind()
 
     def bare(self):
         """The same process without its methods and without a solver."""

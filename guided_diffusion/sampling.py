@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from .scalars import everywhere
-from .seams import Correction, Coupling, Solver
+from .seams import Correction, Coupling
 
 
 class Record(NamedTuple):
@@ -37,7 +37,7 @@ def no_correction(x, prediction, t, s):
 
 def sample(
     denoise,
-    solver: Solver,
+    solver,
     grid,
     x,
     noise=torch.randn_like,

@@ -44,6 +44,6 @@ class Critic(SampledObjective):
         self.critic.backward(judged)
         aims = (noise, self.critic.fixed(output), self.teacher(noise))
         losses = [(output - aim).square().mean(dim=(1, 2, 3)) for aim in aims]
-        self.teach(t, losses[0])
+        self.update_sampler(t, losses[0])
         value = (losses[0] + 0.1 * losses[1] + 0.1 * losses[2]) * weights
         return Loss(value, {"loss": value.detach(), "critic": judged.detach()}, t)

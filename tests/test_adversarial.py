@@ -9,9 +9,11 @@ import pytest
 import script_runs
 import torch
 from processes import mpirun, needs_mpirun
+from sampled import process as process_of
 from torch import nn
 
 from guided_diffusion import methods
+from guided_diffusion.conditioning.latent import Latents
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import IndexedNoise
 from guided_diffusion.methods import Latent, of_values
@@ -391,3 +393,14 @@ def test_the_conditioning_draws_each_images_latents():
     told = Latents(4, 5).of_indices(IndexedNoise(3, [7, 9]), [7, 9])["z"]
     assert torch.equal(told[1:], Latents(4, 5).of_indices(IndexedNoise(3, [9]), [9])["z"]) and told.shape == (2, 4, 5)
     assert methods.at_defaults({"latent_dim": 5})[0] == Latent(latent_dim=5) and of_values({"latent_dim": 5})
+
+
+@pytest.mark.parametrize("cond", [{}, {"y": torch.zeros(2, dtype=torch.long)}])
+def test_whoever_has_no_latents_is_told_so(cond):
+    process = process_of(
+        "ddpm", diffusion={"diffusion_steps": 4, "noise_schedule": "cosine"}, methods={"latent_dim": 3}
+    )
+    with pytest.raises(UserError, match="--latent_dim 3: the network needs a random vector z for each image"):
+        process.denoiser(lambda x, t, **told: x, cond)
+    with pytest.raises(UserError, match="--latent_dim draws a vector"):
+        Latents(4, 3).of_indices(None, range(2))

@@ -96,3 +96,8 @@ def test_a_folder_is_enlarged_and_another_content_is_another_run(place):
     with pytest.raises(SystemExit) as end:
         run(*words, "--base_samples", folder / "folder", "--out_dir", folder / "out_folder")
     assert end.value.code == 2
+
+
+def test_an_unknown_class_is_of_the_flag_that_named_the_images(place):
+    with pytest.raises(UserError, match="^--base_samples .*folder has the class ant, which the checkpoint does not"):
+        open_base(str(place[0] / "folder"), SIZE, 2, 3, ["bee", "cat"])

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from evaluations.report import make_room
 from guided_diffusion import files, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.jobs import folder_lock
@@ -204,3 +205,10 @@ def test_a_lock_that_is_a_pipe_is_a_sentence(tmp_path):
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(UserError, match="is no regular file"), folder_lock.locked(str(tmp_path)):
         pass
+
+
+def test_no_file_needs_no_folder(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    make_room("", "json", samples=["a.npz"])
+    with pytest.raises(UserError, match="^--json x.json cannot be written: . does not permit it"):
+        make_room("x.json", "json")

@@ -302,6 +302,17 @@ def test_an_end_of_the_range_is_an_edge(centre, deviation):
     assert set(found.tolist()) <= {0, 999} and counted(tally)[0][3] == 1
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_variant_is_advised_against_where_it_looks_up_another_variance(variant, schedule):
+    shift = TimeShift(True, 20, 100, variant)
+    process = Process(SCHEDULES[schedule], range(0, 1000, 50))
+    told = any("reversed alpha_bar" in sentence for sentence in shift.advice(process, {}))
+    t = torch.arange(1000)
+    error = shift.variant(process).search.variance(t) - (1 - SCHEDULES[schedule].alpha_bar(t))
+    assert told == (error.abs().max() > 0.1) == ((variant, schedule) == ("adm", "linear"))
+
+
 @pytest.mark.parametrize(
     "grid, cutoff, gap",
     [

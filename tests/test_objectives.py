@@ -1,5 +1,6 @@
 """The seam of objectives: one that owns a second network, enrolled by a line in the table."""
 
+import json
 import os
 import signal
 import sys
@@ -339,3 +340,15 @@ def test_a_variance_that_is_not_trained_is_said(begun, images, tmp_path, name):
     kept = torch.equal(before[3:], after[3:])
     assert before[3:].any() and not torch.equal(before[:3], after[:3])
     assert said.count(f"--objective {name} does not train the variance of --learn_sigma True") == kept
+
+
+def test_what_is_trained_on_a_grid_is_shown_and_sampled_on_it(images, tmp_path):
+    grid = ["--diffusion_steps", 100, "--timestep_respacing", 4]
+    script_runs.train_diffusion(images, tmp_path, *grid)
+    saved = json.loads((tmp_path / "model000002.json").read_text())
+    assert saved["trained_timesteps"] == [0, 33, 66, 99] and saved["sampled_by"] == {"timestep_respacing": "4"}
+    words = ["--model_path", tmp_path / "model000002.pt", "--num_samples", 2]
+    said = script_runs.run("image_sample", *words, "--out_dir", tmp_path / "own")
+    assert "4 steps by way of the timesteps: 99 66 33 0 -1" in said and "was not trained at" not in said
+    said = script_runs.run("image_sample", *words, "--timestep_respacing", 5, "--out_dir", tmp_path / "other")
+    assert "was not trained at 3 of the 5 timesteps of this grid" in said

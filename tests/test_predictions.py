@@ -1,5 +1,7 @@
 """Networks that predict eps, x0 or v are one denoiser, and schedules may end in pure noise."""
 
+from dataclasses import replace
+
 import gaussians
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import sampled
 import torch
 
 from guided_diffusion import checkpoints
-from guided_diffusion.denoiser import velocity
+from guided_diffusion.denoiser import Prediction, velocity
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import parse
 from guided_diffusion.generate import IndexedNoise
@@ -217,3 +219,17 @@ def test_classifier_guidance_is_refused_from_pure_noise():
 def test_the_published_spelling_is_x0():
     for flags in (DiffusionFlags(predict_xstart=True), DiffusionFlags(prediction="x0")):
         assert flags.predict_xstart and flags.prediction == "x0"
+
+
+@pytest.mark.parametrize("kind", [Prediction.from_eps, Prediction.from_x0, Prediction.from_v])
+def test_a_choice_of_predictions_takes_all_of_each_sample(kind):
+    x, level = torch.randn(3, *SHAPE), torch.tensor([0.3, 0.3, 0.3], dtype=torch.float64)
+    answers = []
+    for _ in range(2):
+        made = kind(x, level, torch.randn(3, *SHAPE), torch.randn(3, *SHAPE))
+        answers.append(replace(made, gradient=torch.randn(3, *SHAPE)))
+    mask = torch.tensor([True, False, True])
+    mixed = answers[0].where(mask, answers[1])
+    for name in ("x0", "eps", "variance", "gradient"):
+        for i, first in enumerate(mask):
+            assert torch.equal(getattr(mixed, name)[i], getattr(answers[0 if first else 1], name)[i]), name

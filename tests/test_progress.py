@@ -2,6 +2,8 @@
 
 import io
 import re
+import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from evaluations import cmmd, fid_infinity, jackknife, kid, metric, precision_recall
 from evaluations.fid import moments_of
 from guided_diffusion import logger
-from guided_diffusion.jobs import progress
+from guided_diffusion.jobs import progress, trial
 
 
 class Clock:
@@ -103,3 +105,16 @@ def test_metrics_of_many_images_say_how_far_they_are(monkeypatch, capsys, name):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name}: ")]
     last = re.match(rf"{name}: (\d+) of (\d+) steps, ", lines[-1])
     assert last[1] == last[2]
+
+
+@pytest.mark.parametrize("platform, factor", [("linux", 1024), ("darwin", 1), ("win32", None)])
+def test_peak_memory_is_in_the_units_of_the_system(monkeypatch, platform, factor):
+    """getrusage has KiB on Linux and bytes on macOS; Windows has none."""
+    used = 3 * 2**30 // (factor or 1)
+    resource = types.SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: types.SimpleNamespace(ru_maxrss=used))
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setitem(sys.modules, "resource", resource if factor else None)
+    lines = []
+    monkeypatch.setattr(trial.logger, "log", lines.append)
+    trial.tried(lambda: None, 1)
+    assert [line for line in lines if "peak" in line] == (["peak memory of the process: 3.00 GiB"] if factor else [])

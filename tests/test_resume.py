@@ -98,7 +98,7 @@ class Drawn(SampledObjective):
     def __call__(self, model, x, cond):
         t, weights = self.sampler.sample(len(x), x.device)
         loss = (model(x + 0.1 * torch.randn_like(x))[:, 0] - t).square()
-        self.teach(t, loss)
+        self.update_sampler(t, loss)
         return Loss(loss * weights, {"loss": loss}, t)
 
 

@@ -22,9 +22,10 @@ from guided_diffusion.denoiser import NetworkDenoiser, bound
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import at_least, flag
 from guided_diffusion.generate import IndexedNoise
-from guided_diffusion.methods import Method
-from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.methods import Clipping, Method, Thresholding
+from guided_diffusion.process import DiffusionFlags, Process
 from guided_diffusion.sampling import sample
+from guided_diffusion.script_util import create_gaussian_diffusion
 from guided_diffusion.solvers import DDIM, SOLVERS
 from guided_diffusion.solvers import flags as solver_flags
 
@@ -178,6 +179,41 @@ def test_couplings_corrections_and_corruptions_chain(table):
     alone, same = first.corruption(x, t)
     assert torch.equal(level_noise, alone) and torch.equal(level, t + 20) and torch.equal(same, t)
     torch.testing.assert_close(both.correction(x, None, t, s), 0.9 * x)
+
+
+@pytest.mark.parametrize(
+    "flags, skipped, expected",
+    [
+        ({"late": 5}, 0, [[999] * 3, [888] * 3, [893] * 3, [782] * 3]),
+        # what starts from a noised image is where it says that it is
+        ({"late": 5}, 3, [[666] * 3, [555] * 3, [560] * 3, [449] * 3]),
+        ({"do_time_shift": True, "time_shift_variant": "paper", "time_shift_constant": 3, "cutoff": 0}, 3, None),
+    ],
+)
+def test_plms_of_the_class_api_asks_at_the_moved_times(table, flags, skipped, expected):
+    diffusion, told = create_gaussian_diffusion(timestep_respacing="10", **flags), []
+
+    def model(x, t):
+        told.append(t.tolist())
+        return 0.1 * x
+
+    diffusion.plms_sample_loop(model, SHAPE, noise=tensor("x", *SHAPE), skip_timesteps=skipped, device="cpu")
+    grid = diffusion.timestep_map
+    assert grid[:3] == [0, 111, 222]
+    assert told[:4] == (expected or [[t] * 3 for t in (666, 555, 558, 447)])
+
+
+def test_a_method_stands_where_its_base_does_and_once():
+    class Mine(Thresholding):
+        pass
+
+    schedule = sampled.process().schedule
+    mine = Mine(thresholding="dynamic")
+    made = Process(schedule, methods=[mine, Clipping()])
+    assert made.method(Thresholding) is mine
+    assert [type(method) for method in made.methods] == [Clipping, Mine]
+    with pytest.raises(UserError, match="methods has more than one Clipping; expected at most one of a class"):
+        Process(schedule, methods=[Clipping(), mine, Clipping(clip_denoised=False)])
 
 
 def test_two_corrections_follow_each_other(table, monkeypatch):

@@ -13,12 +13,14 @@ from goldens import closed_form, cond_fn
 from recipe import tensor
 from scipy.integrate import quad
 
+from guided_diffusion.denoiser import Prediction
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import IndexedNoise
 from guided_diffusion.methods import Thresholding
 from guided_diffusion.methods.clipping import dynamic_threshold
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.process import DiffusionFlags
+from guided_diffusion.sampling import sample
 from guided_diffusion.scalars import bounded
 from guided_diffusion.schedule import NoiseSchedule, get_named_beta_schedule, half_log_snr
 from guided_diffusion.solvers import DDIM, DDPM, DEIS, PNDM, SOLVERS, DPMSolverPPMultistep, DPMSolverPPSDE, UniPC
@@ -263,6 +265,35 @@ def test_the_last_step_is_the_last_prediction_or_near(name):
     )
     # a corrected or averaged state differs by what its prediction was not asked about
     torch.testing.assert_close(last.x, last.x0, rtol=0, atol=0.05)
+
+
+X0_ALONE = ("ddim", "dpmpp_1", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_3m_exact", "unipc")
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "consistency"])  # which starts anew from x0
+def test_a_correction_of_one_state_moves_the_next(name):
+    """Where x0 is known, by what DDIM makes of the difference; where the noise is remembered, somehow."""
+    states = {}
+    for lift in (0.0, 1.0):
+        run = process(name, steps="8")
+        times, level = run.grid, run.schedule.alpha_bar
+
+        def denoise(x, t, level=level):
+            return Prediction.from_x0(x, level(t), torch.zeros_like(x), torch.zeros_like(x))
+
+        def lifted(x, prediction, t, s, lift=lift, when=times[4]):
+            return x + lift if int(s[0]) == when else x
+
+        noise = IndexedNoise(0, range(3))
+        records = sample(denoise, run.solver, times, tensor("start", *SHAPE), noise, correction=lifted)
+        states[lift] = {record.i: record.x for record in records}
+    moved = {i: states[1.0][i] - states[0.0][i] for i in states[0.0]}
+    assert all(not moved[i].any() for i in (7, 6)) and torch.allclose(moved[5], torch.ones(()), atol=1e-5)
+    if name in X0_ALONE:
+        before, after = 1 - level(torch.tensor([times[4], times[3]]))
+        expected = float((after / before) ** 0.5)
+        torch.testing.assert_close(moved[4], torch.full(SHAPE, expected), rtol=0, atol=1e-5)
+    assert (moved[4].abs() > 0.1).all()
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -319,6 +319,20 @@ def test_a_preset_in_a_file_makes_the_images_of_its_flags(place, tmp_path):
     assert json.loads((tmp_path / "other" / "flags.json").read_text())["eps_scaler"] == "1.0"
 
 
+def test_the_preset_of_a_bare_checkpoint_tells_its_network_too(place, tmp_path):
+    bare = tmp_path / "bare.pt"
+    bare.write_bytes((place / "run" / "model000002.pt").read_bytes())
+    told = {"image_size": 16, "noise_schedule": "linear", "diffusion_steps": 100, "num_heads": 1}
+    words = [word for name, value in told.items() for word in (f"--{name}", value)]
+    script_runs.run("tune_sampler", *command(place, tmp_path / "tuned", *words, "--model_path", bare))
+    flags = presets.flags_of_preset(str(tmp_path / "tuned" / "preset.json"))
+    assert flags.items() >= told.items()
+    preset = ["--preset", tmp_path / "tuned" / "preset.json", "--num_samples", 4, "--batch_size", 4]
+    said = script_runs.run("image_sample", "--model_path", bare, *preset, "--out_dir", tmp_path / "out")
+    assumed = said.partition("assumed ")[2].partition(":")[0].split()
+    assert assumed and not {f"--{name}" for name in told} & {*assumed}
+
+
 @pytest.mark.parametrize(
     "more, sentence",
     [

@@ -189,13 +189,15 @@ def _prober(parsed, network, real, results):
 
 
 def _sampler_flags(parsed):
-    """{flag: value} of what makes a sampler, where it is not at its default."""
+    """{flag: value} of what makes a sampler, where it is not at its default, and of its network, where it was given."""
     groups = [parsed.groups[kind] for kind in (SolverFlags, SpacingFlags) if kind in parsed.groups]
     fields = [(group, field) for group in [*groups, *methods.chosen(parsed)] for field in flags.flags_of(group)]
     values = {
         field.name: getattr(group, field.name) for group, field in fields if getattr(group, field.name) != field.default
     }
-    return {"timestep_respacing": parsed.values()["timestep_respacing"]} | values
+    values["timestep_respacing"] = parsed.values()["timestep_respacing"]
+    given = parsed.given & checkpoints.described(checkpoints.DIFFUSION)
+    return {name: parsed.values()[name] for name in sorted(given)} | values
 
 
 def _pasted(values):

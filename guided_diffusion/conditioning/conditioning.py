@@ -7,7 +7,7 @@ class Conditioning:
     :cvar training: flag groups that training scripts take for it.
     :cvar sampling: flag groups that sampling scripts take for it.
     :cvar network: the flag group of the network that sampling tells it; None for all.
-    :cvar shows_images: what previews of training are told is of images of the data.
+    :cvar shows_images: previews of training need example images of the data.
     :cvar left_out_by: the flag of training that lets a network know what it is `dropped` to; "" for none.
     """
 

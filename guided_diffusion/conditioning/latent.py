@@ -5,6 +5,7 @@ So a step's vector is decided by the image and the time, whatever the solver ask
 
 import torch
 
+from ..errors import UserError
 from ..networks import UNetFlags
 from .conditioning import Conditioning
 
@@ -32,4 +33,6 @@ class Latents(Conditioning):
         return {"z": torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0))}
 
     def of_indices(self, noise, indices):
+        if noise is None:
+            raise UserError("A network with --latent_dim draws a vector for images that it samples; these are given")
         return {"z": noise.normal(*self.shape)}

@@ -1,6 +1,5 @@
 """A sampling job: it may be killed, stopped, shared among ranks and machines, and ends with the same file."""
 
-import hashlib
 import itertools
 import json
 import re
@@ -97,7 +96,7 @@ def _settings(parsed):
     decisive, read = {k: v for k, v in parsed.values().items() if k not in parsed.marked("idle")}, {}
     if dist_util.is_main():
         named = sorted(k for k in parsed.marked("content") if decisive[k])
-        read = {k: {"path": decisive[k], "sha256": _sha256(decisive[k])} for k in named}
+        read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": str(torch.__version__)}
     return {
@@ -107,17 +106,6 @@ def _settings(parsed):
         "winograd": computing_by() if dist_util.dev().type == "cpu" else DIRECT,
         "rounding": rounding,
     }
-
-
-def _sha256(path):
-    """The SHA-256 of a file or, of a folder, that of the names and the content of what lies there."""
-    if not files.is_folder(path):
-        return files.sha256(path)
-    digest = hashlib.sha256()
-    for name, _ in sorted(files.entries(path)):
-        if not name.startswith("."):
-            digest.update(f"{name} {_sha256(files.join(path, name))}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
 
 
 def _follow(begun, settings):

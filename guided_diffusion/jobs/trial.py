@@ -1,6 +1,6 @@
 """What a step takes, measured on the machine that is to do the work: the end of a dry run."""
 
-import resource
+import sys
 import time
 
 import torch
@@ -11,7 +11,7 @@ from .. import dist_util, logger
 def tried(step, images, steps=1):
     """Take a step, and log its speed and the most memory that the process has had.
 
-    :param step: called once, and on a GPU once before, which the speed leaves out.
+    :param step: called once; on a GPU a first call, which the speed leaves out, warms up before it.
     :param images: of the step, on this rank.
     :param steps: how many of them an image takes.
     """
@@ -28,10 +28,21 @@ def tried(step, images, steps=1):
     if device.type == "cuda":
         peak, whose = torch.cuda.max_memory_allocated(device), f"of {device}"
     else:
-        peak, whose = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "of the process"
+        peak, whose = _peak_of_process(), "of the process"
     speed = images * dist_util.world_size() / (seconds * steps)
     logger.log(f"one step of {images} images on each rank: {seconds:.3g} s; {speed:.3g} images per second in all")
-    logger.log(f"peak memory {whose}: {peak / 2**30:.2f} GiB")
+    if peak is not None:
+        logger.log(f"peak memory {whose}: {peak / 2**30:.2f} GiB")
+
+
+def _peak_of_process():
+    """The most memory that the process has had, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def count(network):

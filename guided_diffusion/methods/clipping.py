@@ -1,7 +1,7 @@
 """What keeps predicted images in the pixel range [-1, 1]: clamping, or dynamic thresholding.
 
-Clamping stands inside guidance, as published; dynamic thresholding (Saharia et al. 2022, "Imagen", section 2.3) takes
-its place outermost, since guidance is what it is meant to bound.
+Clamping stands inside classifier guidance, as published, and outside classifier-free guidance; dynamic thresholding
+(Saharia et al. 2022, "Imagen", section 2.3) takes its place outermost, since guidance is what it is meant to bound.
 """
 
 import math

@@ -54,6 +54,13 @@ class Latent(Method):
                     f"predictions; expected --{first.name} {first.default}"
                 )
 
+    def check_told(self, told, needs):
+        if self.latent_dim and "z" not in told:
+            raise UserError(
+                f"--latent_dim {self.latent_dim}: the network needs a random vector z for each image, which is not "
+                "given; expected a script that samples, such as image_sample.py"
+            )
+
     def advice(self, process, trained):
         steps, total = len(process.grid), trained.get("diffusion_steps")
         if self.latent_dim and total and not trained.get("timestep_respacing") and steps != total:

@@ -27,7 +27,7 @@ class Method(FlagGroup):
 
     The first flag turns it on: at that flag's default the others say nothing.
 
-    :cvar by_default: scripts that sample or train take it; False: those alone that name it.
+    :cvar by_default: scripts take it without naming it; False: only scripts that list it do.
     :cvar columns: {column: (heading, format)} of `findings`, for tables.
     :cvar corrects_bias: it takes predictions for means of what is left open, and corrects their bias.
     :cvar words: {word: column} by which later lines of a comparison may refer to a finding, as {word NAME}.

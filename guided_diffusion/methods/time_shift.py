@@ -96,6 +96,12 @@ def _flipped_level(schedule, t):
     return schedule.alpha_bar(schedule.num_timesteps - 1 - t)
 
 
+def _of_the_flip(schedule):
+    """The largest error of the flipped alpha_bar as the variance 1 - alpha_bar; 0.014 on the cosine schedule."""
+    times = torch.arange(schedule.num_timesteps)
+    return float((_flipped_level(schedule, times) + schedule.alpha_bar(times) - 1).abs().max())
+
+
 def pixel_variance(x):
     """Unbiased variance [N] (float64) over channels and pixels of x [N, C, ...].
 
@@ -231,7 +237,13 @@ class TimeShift(Method):
         False, "Move the times of sampling steps to where the images' variance fits.", released=True
     )
     window: int = flag(2, "Width of the search in training timesteps, from 2 on.", legal=at_least(0), released=True)
-    cutoff: int = flag(300, "Only steps at training timesteps above it are moved.", legal=at_least(0), released=True)
+    cutoff: int = flag(
+        300,
+        "Steps move above this training timestep alone: their start for adm, their target for target, the start of the "
+        "step before for paper and net.",
+        legal=at_least(0),
+        released=True,
+    )
     time_shift_variant: str = flag(
         "adm",
         "What moves: as in the TS-DPM-ADM release, as in the paper, the network's time alone, or the target.",
@@ -319,6 +331,12 @@ class TimeShift(Method):
             )
         if 2 * (self.window // 2) > total and not self.time_shift_constant:
             yield f"--window {2 * (self.window // 2)} is wider than the {total} timesteps there are"
+        searches_flipped = self.time_shift_variant == "adm" and not self.time_shift_constant
+        if searches_flipped and (error := _of_the_flip(process.schedule)) > 0.1:
+            yield (
+                "--time_shift_variant adm searches in the reversed alpha_bar, which with this noise schedule is up to "
+                f"{error:.2g} from the variance of true states; expected paper or target"
+            )
         if abs(self.time_shift_constant) >= total:
             yield f"--time_shift_constant {self.time_shift_constant} is beyond the {total} timesteps there are"
 

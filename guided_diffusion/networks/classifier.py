@@ -140,3 +140,8 @@ def _pool_and_classes(state):
         pool = "adaptive" if state["out.0.weight"].ndim == 1 else "spatial_v2"
         return {"classifier_pool": pool, "num_classes": state["out.3.weight"].shape[0]}
     return {"classifier_pool": "spatial", "num_classes": state["out.2.weight"].shape[0]}
+
+
+def last_layer(classifier):
+    """The last module with weights of an EncoderUNetModel: what it is given are the features of images."""
+    return [m for m in classifier.out.modules() if next(m.parameters(recurse=False), None) is not None][-1]

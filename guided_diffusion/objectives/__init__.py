@@ -61,6 +61,9 @@ def create(parsed, diffusion):
         for name in sorted(parsed.given & {"use_kl", "rescale_learned_sigmas"}):
             logger.warn(f"--{name} does nothing with --objective {chosen}")
     made = OBJECTIVES[chosen].create(parsed, diffusion)
+    if made.timesteps is None and diffusion.num_timesteps < diffusion.schedule.num_timesteps:
+        made.timesteps = list(diffusion.process.grid)
+        made.sampled_by = {"timestep_respacing": parsed.values()["timestep_respacing"], **made.sampled_by}
     if diffusion.model_var_type.is_learned and not made.trains_variance:
         logger.warn(
             f"--objective {chosen} does not train the variance of --learn_sigma True: the last layer's weights of it "

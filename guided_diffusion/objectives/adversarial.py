@@ -218,7 +218,7 @@ class AdversarialObjective(Objective):
         mean, variance, _ = self.diffusion.q_posterior_mean_variance(x0, x_t, index)
         drawn = mean + variance.sqrt() * torch.randn_like(x)
         with torch.autocast(x.device.type, enabled=False):
-            real, fake = self._teach(x_s, drawn.detach(), x_t, time, labels)
+            real, fake = self._discriminator_losses(x_s, drawn.detach(), x_t, time, labels)
             judged = F.softplus(-self.discriminator.fixed(drawn, x_t, time, labels))
         mse = mean_flat((x0 - x) ** 2)
         value = judged + self.rec_weight * mse
@@ -226,7 +226,7 @@ class AdversarialObjective(Objective):
         terms |= {"said_of_real": real, "said_of_drawn": fake}
         return Loss(value, {name: term.detach() for name, term in terms.items()}, index)
 
-    def _teach(self, x_s, drawn, x_t, time, labels):
+    def _discriminator_losses(self, x_s, drawn, x_t, time, labels):
         """Tell the discriminator its loss; returns what it says [N] of true and of drawn x_s."""
         penalised = self.r1_gamma > 0 and self.steps % self.r1_interval == 0
         real = self.discriminator(x_s.requires_grad_(penalised), x_t, time, labels)

@@ -56,7 +56,7 @@ class ClassifierObjective(SampledObjective):
         logits = model(x, self.diffusion.network_time(t)).float()
         loss = F.cross_entropy(logits, labels, reduction="none")
         if self.noised and self.split == "train":
-            self.teach(t, loss)
+            self.update_sampler(t, loss)
         terms = {"loss": loss.detach(), "acc@1": _hits(logits, labels, 1), "acc@5": _hits(logits, labels, 5)}
         return Loss(loss * weights, {f"{self.split}_{name}": value for name, value in terms.items()}, t)
 

@@ -149,7 +149,7 @@ class ConsistencyDistillation(SampledObjective):
         seen = self.noised(x, *self.process.corruption(noise, t))
         image = self.process.denoiser(model, cond)(seen, t).x0
         found = distance(image, target, self.huber_c)
-        self.teach(index, found)
+        self.update_sampler(index, found)
         terms = {"consistency": found.detach()}
         if self.reward is not None and self.scale:
             with torch.autocast(x.device.type, enabled=False):

@@ -25,7 +25,7 @@ class DiffusionObjective(SampledObjective):
     def __call__(self, model, x, cond):
         t, weights = self.sampler.sample(x.shape[0], x.device)
         terms = self.diffusion.training_losses(self._watched(model), x, t, model_kwargs=cond)
-        self.teach(t, terms["loss"])
+        self.update_sampler(t, terms["loss"])
         terms = {name: values * weights for name, values in terms.items()}
         return Loss(terms["loss"], terms, t)
 

@@ -112,7 +112,7 @@ class ProgressiveDistillation(SampledObjective):
         said = self.process.denoiser(model, cond)(seen, t)
         weight = per_sample(self.weight(level / (1 - level)), x)
         loss = mean_flat(weight * self.error(said.x0 - target))
-        self.teach(index, loss)
+        self.update_sampler(index, loss)
         loss = loss * weights
         return Loss(loss, {"loss": loss}, t)
 

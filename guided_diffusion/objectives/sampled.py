@@ -26,7 +26,7 @@ class SampledObjective(Objective):
     def create(cls, parsed, diffusion):
         return cls(diffusion, parsed[SamplerFlags].create(diffusion))
 
-    def teach(self, t, losses):
+    def update_sampler(self, t, losses):
         """Let the sampler learn from the losses [N] at timesteps t [N]; every rank must call it."""
         if isinstance(self.sampler, LossAwareSampler):
             self.sampler.update_with_local_losses(t, losses.detach())

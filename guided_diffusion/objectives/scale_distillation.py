@@ -135,16 +135,16 @@ class ScaleDistillation(SampledObjective):
         index, weights = self.sampler.sample(len(x), x.device)
         t, noise = torch.tensor(self.process.grid, device=x.device)[index], torch.randn_like(x)
         told = [{**cond, "low_res": shrunk(x, x.shape[-1] // scale)} for scale in self.scales[: self.stage + 1]]
-        target = x if self.stage == 0 else self._taught(self.noised(x, noise, t), t, told[-2])
+        target = x if self.stage == 0 else self._teacher_x0(self.noised(x, noise, t), t, told[-2])
         seen = self.noised(x, *self.process.corruption(noise, t))
         said = bound(self.process.adapter(model), told[-1])(seen, t).x0
         loss = mean_flat((said - target).square())
-        self.teach(index, loss)
+        self.update_sampler(index, loss)
         loss = loss * weights
         return Loss(loss, {"loss": loss}, index)
 
     @torch.no_grad()
-    def _taught(self, x, t, cond):
+    def _teacher_x0(self, x, t, cond):
         """The image that the teacher predicts."""
         return bound(self.process.bare().adapter(self.asked), cond)(x, t).x0.clamp(-1, 1)
 

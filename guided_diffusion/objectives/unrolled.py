@@ -42,6 +42,7 @@ from ..denoiser import ModelMeanType, bound
 from ..errors import UserError
 from ..flags import FlagGroup, at_least, flag
 from ..networks import InpaintFlags, SuperResFlags
+from ..networks.classifier import last_layer
 from ..resample import SamplerFlags
 from ..sampling import sample
 from ..schedule import NEARLY_NOISE
@@ -155,10 +156,9 @@ def features(classifier, x):
     :param classifier: an AuxiliaryNetwork of an EncoderUNetModel, which is told that they have no noise.
     """
     network, told, blocks = classifier.network, [], []
-    last = [m for m in network.out.modules() if next(m.parameters(recurse=False), None) is not None][-1]
     seen = (*network.input_blocks, network.middle_block)
     hooks = [block.register_forward_hook(lambda module, inputs, output: blocks.append(output)) for block in seen]
-    hooks.append(last.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0])))
+    hooks.append(last_layer(network).register_forward_pre_hook(lambda module, inputs: told.append(inputs[0])))
     try:
         classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
     finally:

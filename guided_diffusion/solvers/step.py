@@ -24,7 +24,7 @@ class Step(NamedTuple):
 class Solver:
     """Base of the solvers: what is true of one stands on its class, or on the object where options decide it.
 
-    :cvar order: of convergence, as measured.
+    :cvar order: of convergence, as measured; 0 where it has none.
     :cvar options: {name: flag} of its constructor's options, which are flags of the sampling scripts; an option at its
         flag's default is left to the constructor.
     :cvar takes: names of attributes of a Process that the constructor takes beside the schedule.

@@ -33,11 +33,14 @@ VARIANTS = ("bh1", "bh2")
 
 
 class _Memory(NamedTuple):
-    """The step before: its start, corrected; the (lambda, x0) of its start and before, newest first; its target."""
+    """The step before: its start, corrected; the (lambda, x0) of its start and before, newest first; its target; what
+    it predicted there.
+    """
 
     start: Prediction
     history: tuple
     target: torch.Tensor
+    moved: torch.Tensor
 
 
 class UniPC(Solver):
@@ -65,10 +68,13 @@ class UniPC(Solver):
         target = self.schedule.alpha_bar(shared(s))
         history = ((half_log_snr(shared(prediction.alpha_bar)), prediction.x0),)
         if state is not None:
-            corrected = self._step(*state, end=prediction.x0)
+            corrected = self._step(state.start, state.history, state.target, end=prediction.x0)
+            if x is not state.moved:  # a Correction moved the state, and moves its corrected place as far
+                corrected = corrected + (x - state.moved)
             start = Prediction.from_x0(corrected, prediction.alpha_bar, prediction.x0)
             history = (history + state.history)[: self.terms]
-        return Step(self._step(start, history, target), prediction, _Memory(start, history, target))
+        moved = self._step(start, history, target)
+        return Step(moved, prediction, _Memory(start, history, target, moved))
 
     def _step(self, start, history, target, end=None):
         """x [N, C, ...] at levels `target`, a number or [N]; `end`, the x0 predicted there, makes it a corrector."""

@@ -13,7 +13,7 @@ from ..images import grid, save_grid
 from ..jobs import interruption, random_state, slow_steps, trial
 from ..networks import for_training
 from ..nn import update_ema
-from ..seams import Objective
+from ..objectives.objective import Objective
 from .flags import AUTO
 from .log import Clock, line, log_loss_dict
 from .precision import BAD_STEPS, Outcome, Precision
@@ -216,7 +216,7 @@ class Loop:
         seen = self._backward(batch, cond) if fits else self._backward_that_fits(batch, cond)
         outcome = self.precision.optimize(self.opt)
         self._unread.append((self.step + 1, seen, outcome))
-        if self.device.type == "cuda" and not getattr(self.objective, "follows_steps", True):
+        if self.device.type == "cuda" and not self.objective.follows_steps:
             self._follow(outcome.select(0, 0))
         elif self._read():
             for rate, params in self.ema.items():

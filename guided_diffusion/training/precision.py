@@ -18,13 +18,13 @@ class Precision:
 
     The network computes in float16 or bfloat16 under `autocast`. Under float16 the loss is multiplied by
     2 ** lg_loss_scale, which falls by 1 at a non-finite gradient and otherwise grows by
-    `fp16_scale_growth` a step. A step with a non-finite loss, gradient or weight changes no weight.
+    `fp16_scale_growth` a step. A step with a non-finite loss, gradient or weight changes no weight. What depends on
+    whether a step was finite is decided on the device, so that no step waits for it; the properties `lg_loss_scale` and
+    `bad_steps` do.
 
     :param model: the network.
     :param dtype: torch.float32, torch.float16 or torch.bfloat16.
     :param grad_clip: the largest norm of all gradients together, to which a larger one is scaled down; 0 never does.
-    What depends on whether a step was finite is decided on the device, so that no step waits for it; the properties
-    `lg_loss_scale` and `bad_steps` do.
     """
 
     def __init__(self, model, dtype=torch.float32, fp16_scale_growth=1e-3, grad_clip=0.0):

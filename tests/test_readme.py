@@ -173,6 +173,7 @@ def test_the_tables_name_every_flag(name):
 
 def test_pages_name_no_flag_that_is_not_there():
     known = {"nproc_per_node", "help", "flag", "check"}
+    known |= {"nodes", "ntasks", "gpus", "time", "signal", "open"}  # of SLURM
     for folder in ("datasets", "benchmarks"):
         for path in (ROOT / folder).glob("*.py"):
             known |= set(re.findall(r'"--(\w+)"', path.read_text()))

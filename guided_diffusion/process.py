@@ -12,7 +12,7 @@ from .errors import UserError
 from .flags import STEPS, FlagGroup, at_least, flag
 from .learned_variance import outside
 from .methods.method import no_corruption
-from .sampling import chain, chain_clocks, chain_corrections, no_coupling, sample
+from .sampling import chain, chain_at, no_correction, no_coupling, sample
 from .schedule import SCHEDULES, NoiseSchedule, get_named_beta_schedule, rescale_zero_terminal_snr
 from .solvers.ddpm import floor_of
 from .solvers.flags import SolverFlags
@@ -254,9 +254,9 @@ class Process:
         for method in self.methods:
             method.check(self, self.solver)
         self.coupling = chain([method.couple(self) for method in self.methods], no_coupling)
-        self.correction = chain_corrections([method.correct(self) for method in self.methods])
+        self.correction = chain_at(0, [method.correct(self) for method in self.methods], no_correction)
         self.corruption = chain([method.corrupt(self) for method in self.methods], no_corruption)
-        self.clock = chain_clocks([method.clock(self) for method in self.methods])
+        self.clock = chain_at(1, [method.clock(self) for method in self.methods], None)
 
     def method(self, kind):
         """The method of a class, at its defaults where the process has none."""

@@ -95,29 +95,20 @@ def chain(arrows, identity):
     return chained
 
 
-def chain_clocks(clocks):
-    """One clock `(x, t) -> t` that applies several in turn, of which None are left out; None where there are none."""
-    clocks = [clock for clock in clocks if clock is not None]
-    if len(clocks) < 2:
-        return next(iter(clocks), None)
+def chain_at(place, arrows, identity):
+    """One arrow that applies several in turn, each to what the one before gave; `identity` where there are none.
 
-    def told(x, t):
-        for clock in clocks:
-            t = clock(x, t)
-        return t
+    :param place: of the argument that their result replaces: 0 for corrections `(x, prediction, t, s) -> x`, 1 for
+        clocks `(x, t) -> t`, whose identity is None.
+    """
+    arrows = [arrow for arrow in arrows if arrow is not identity]
+    if len(arrows) < 2:
+        return next(iter(arrows), identity)
 
-    return told
+    def chained(*arguments):
+        arguments = [*arguments]
+        for arrow in arrows:
+            arguments[place] = arrow(*arguments)
+        return arguments[place]
 
-
-def chain_corrections(corrections):
-    """One correction `(x, prediction, t, s) -> x` that applies several in turn."""
-    corrections = [correct for correct in corrections if correct is not no_correction]
-    if len(corrections) < 2:
-        return next(iter(corrections), no_correction)
-
-    def corrected(x, prediction, t, s):
-        for correct in corrections:
-            x = correct(x, prediction, t, s)
-        return x
-
-    return corrected
+    return chained

@@ -280,7 +280,7 @@ def test_clocks_follow_each_other(shifts):
             return self.shift and (lambda x, t: 2 * t + self.shift)
 
     heard = []
-    process = DiffusionFlags().create([Told(shift) for shift in shifts])
+    process = DiffusionFlags().create([type("Told", (Told,), {})(shift) for shift in shifts])
     process.denoiser(lambda x, t: heard.append(t) or x)(torch.zeros(2, 3, 4, 4), torch.tensor([10, 20]))
     expected = torch.tensor([10, 20])
     for shift in filter(None, shifts):

@@ -134,7 +134,7 @@ def _open_npz(path, flag):
     with _told_as_damage(path, flag), _array(path) as (shape, dtype, fortran, _):
         pass
     channels = shape[3] if len(shape) == 4 else 1
-    if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or channels not in (1, 3, 4) or 0 in shape:
+    if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or channels not in (1, 3, 4) or min(shape) < 1:
         order = " in Fortran order" if fortran else ""
         raise UserError(
             f"--{flag} {path}: arr_0 is {dtype} {list(shape)}{order}, expected at least one image as uint8 [N, H, W, 3]"

@@ -21,7 +21,7 @@ def _csv_cell(cell):
     if not isinstance(cell, str):
         return cell
     text = re.sub(r"[\r\n\t]", " ", cell)
-    return f"'{text}" if cell.startswith(FORMULA) and not re.fullmatch(r"-[\d.e+-]+", cell) else text
+    return f"'{text}" if cell.startswith(FORMULA) and not re.fullmatch(r"-\d+(\.\d*)?(e[+-]?\d+)?", cell) else text
 
 
 def markdown_table(lines):

@@ -172,6 +172,13 @@ def _regular(path, handle):
     raise OSError(errno.ENOTSUP, f"it is {kind}, expected a regular file", path)
 
 
+def told(error):
+    """An error in one sentence; an OSError by the file's name, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error)
+
+
 def read_bytes(path):
     """The content of a file; errors as `open_read`."""
     with open_read(path) as file:
@@ -246,8 +253,8 @@ def replacing(path):
     except BaseException as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = path  # a full disk is told by write, which knows no name
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = path, None  # not that of the unfinished file, or none, as of a full disk
         raise
 
 

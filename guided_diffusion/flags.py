@@ -29,7 +29,8 @@ REPLACED = {"bootstrap": ["--standard_error True"]} | {
         _STEPS_OF_SAMPLING: "--timestep_respacing",
         "steps num_steps": "--iterations --timestep_respacing",
         "timesteps num_timesteps": "--diffusion_steps",
-        "config cfg yaml recipe": "--preset",
+        "config yaml recipe": "--preset",
+        "cfg": "--guidance_scale --preset",
         "cfg_scale guidance guidance_weight": "--guidance_scale --classifier_scale",
         "learning_rate": "--lr",
         "lr_decay lr_decay_steps lr_schedule lr_scheduler": "--lr_anneal_steps",
@@ -49,6 +50,7 @@ REPLACED = {"bootstrap": ["--standard_error True"]} | {
         "bf16": "--use_bf16",
         "n count num_images n_samples": "--num_samples",
         "sampler": "--solver",
+        "samplers": "--settings --solver",
         "ema ema_decay": "--ema_rate",
         "clip_grad max_grad_norm gradient_clip gradient_clipping": "--grad_clip",
         "gradient_checkpointing": "--use_checkpoint",
@@ -571,6 +573,6 @@ def int_list(text, name):
     :param name: of the flag, for the error.
     """
     try:
-        return [whole(part) for part in text.split(",") if part.strip()]
+        return [whole(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
         raise UserError(f"--{name} is {text!r}; expected whole numbers with commas between") from None

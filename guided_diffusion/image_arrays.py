@@ -38,8 +38,8 @@ def read_arrays(path, source="data_dir", channels=None):
         arrays, found = _npy(path) if _starts_as_npy(path) else _npz(path)
     except (OSError, *files.NPZ_DAMAGE) as error:
         # what numpy says of foreign bytes is advice to unpickle them
-        reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else error
-        raise UserError(f"--{source} {path} is not a readable .npz file ({reason})") from error
+        reason = "it is no archive of plain arrays" if isinstance(error, ValueError) else files.told(error)
+        raise UserError(f"--{source} {path} cannot be read as an array ({reason})") from error
     if "arr_0" not in arrays:
         raise UserError(f"--{source} {path} holds {found}, expected the images under arr_0")
     images = arrays["arr_0"]

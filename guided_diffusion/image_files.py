@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import stat
 import zipfile
 from collections import Counter
@@ -218,7 +219,12 @@ def open_picture(path, channels=3, exif=False, background=""):
             image.load()  # without which a file may not be closed
             return image if image.mode == MODES[channels] else image.convert(MODES[channels]), grey
     except Exception as error:  # Pillow's decoders raise almost any type on a damaged file.
-        raise UserError(f"{path} cannot be read as an image ({error})") from error
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _unreadable(path, error):
+    reason = re.sub(r" ?<_io\.BytesIO object at \w+>", "", files.told(error))  # which is where its bytes were
+    return f"{path} cannot be read as an image ({reason})"
 
 
 def traits_of(path, image_size, channels=3):
@@ -242,7 +248,7 @@ def traits_of(path, image_size, channels=3):
                 "tiny": min(image.size) < image_size,
             }
     except Exception as error:  # as above
-        raise UserError(f"{path} cannot be read as an image ({error})") from error
+        raise UserError(_unreadable(path, error)) from error
     return {name for name, holds in found.items() if holds}
 
 
@@ -253,8 +259,12 @@ def _open(path):
 
 
 def size_in_bytes(path):
-    """The length of a file, which may be a Member of a zip."""
-    return _zip(path.archive).getinfo(path.name).file_size if isinstance(path, Member) else files.size(path)
+    """The length of a file, which may be a Member of a zip; 0 where it is not there, which reading it says."""
+    if isinstance(path, Member):
+        return _zip(path.archive).getinfo(path.name).file_size
+    with contextlib.suppress(FileNotFoundError):
+        return files.size(path)
+    return 0
 
 
 @lru_cache(maxsize=4)

@@ -295,6 +295,8 @@ class Images(Dataset):
         try:
             return open_picture(source, self.image_channels, self.exif, self.background)[0]
         except UserError as error:
+            if self.skip_bad:
+                raise
             raise UserError(f"{error}; mend or remove it, or pass --skip_bad True") from error
 
     def _check_classes(self, num_classes):

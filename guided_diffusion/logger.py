@@ -190,7 +190,8 @@ class CSVOutputFormat(KVWriter):
     def _rows(self):
         """The rows so far, under the keys of their header; a file in which they are not as written is set aside."""
         try:
-            table = [row for row in csv.reader(io.StringIO(_whole_lines(self.path)), strict=True) if row]
+            text = io.StringIO(_whole_lines(self.path).lstrip("\ufeff"))  # the mark of a spreadsheet
+            table = [row for row in csv.reader(text, strict=True) if row]
             reason = "" if len(set(map(len, table))) < 2 else "its lines have different numbers of columns"
         except csv.Error as error:
             reason = str(error)

@@ -25,8 +25,8 @@ def load_checkpoint(path, map_location="cpu"):
     """
     try:
         with files.open_read(path) as file:
-            start = file.read(8)
-            if str(path).endswith(".safetensors") and start:
+            start = file.read(9)
+            if start[8:] == b"{":  # after the length of a header in JSON
                 file.seek(0)
                 return _safetensors(path, file, map_location)
             _expect_checkpoint(path, start)
@@ -53,28 +53,29 @@ def load_checkpoint(path, map_location="cpu"):
         raise UserError(f"checkpoint {path} is truncated or damaged ({reason[0].rstrip('.')})") from error
 
 
-def load_state_dict(path, map_location="cpu", key=""):
+def load_state_dict(path, map_location="cpu", key="", choice="choose by --checkpoint_key"):
     """Read the weights in `path` like `load_checkpoint`; every rank reads for itself, so one alone may call it.
 
-    :param key: of the file's content, where that holds several state dicts; "" where it is one.
+    :param key: of the file's content, where that holds several state dicts, such as "ema" or "model.ema"; "" where it
+        is one.
+    :param choice: how a key is given, for errors.
     :return: {name: tensor}, all of finite numbers in memory of their own.
     :raises UserError: as `load_checkpoint`, and unless they are a dict of such tensors.
     """
     state = load_checkpoint(path, map_location)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors")
-    inner = [str(name) for name, value in state.items() if isinstance(value, dict) and _of_tensors(value)]
+    inner = dict(_weights_within(state))
     if key:
         if key not in inner:
-            raise UserError(
-                f"checkpoint {path} has no weights at {key!r}; it has them at: {', '.join(inner) or 'none'}"
-            )
-        state = state[key]
+            others = f"it has them at: {', '.join(inner)}" if inner else "it is a state dict itself, without any key"
+            raise UserError(f"checkpoint {path} has no weights at {key!r}; {others if state else 'it is empty'}")
+        state = inner[key]
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            several = f"; it holds weights at {', '.join(inner)}: choose by --checkpoint_key" if inner else ""
+            several = f"; it holds weights at {', '.join(inner)}: {choice}" if inner else ""
             raise UserError(
-                f"checkpoint {path} holds a {type(value).__name__} at {name!r}, expected a dict of tensors{several}"
+                f"checkpoint {path} holds {name!r} of type {type(value).__name__}, expected a dict of tensors{several}"
             )
         if not isinstance(name, str):
             raise UserError(f"checkpoint {path} has the key {name!r}, expected names of tensors")
@@ -86,8 +87,14 @@ def load_state_dict(path, map_location="cpu", key=""):
     return state
 
 
-def _of_tensors(value):
-    return bool(value) and all(isinstance(part, torch.Tensor) for part in value.values())
+def _weights_within(content, depth=3):
+    """(key, state dict) of the dicts of tensors within a dict; a key has dots between those of nested dicts."""
+    for name, value in content.items() if depth else ():
+        if isinstance(value, dict) and value:
+            if all(isinstance(part, torch.Tensor) for part in value.values()):
+                yield str(name), value
+            else:
+                yield from ((f"{name}.{key}", weights) for key, weights in _weights_within(value, depth - 1))
 
 
 def _strange(tensor):
@@ -100,6 +107,8 @@ def _strange(tensor):
         return "a tensor without values"
     if tensor.is_complex():
         return "complex numbers"
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return "numbers of 8 bits"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"a tensor of {tensor.numel()} numbers in {tensor.untyped_storage().nbytes()} bytes"
     return None
@@ -118,7 +127,7 @@ def _expect_checkpoint(path, start):
     if not start:
         raise UserError(f"checkpoint {path} is empty")
     if not start.startswith((b"PK", b"\x80")):
-        raise UserError(f"checkpoint {path} is no file of torch.save (it begins with {start!r})")
+        raise UserError(f"checkpoint {path} is no file of torch.save or safetensors (it begins with {start[:8]!r})")
 
 
 def load_torchscript(path, device, name):

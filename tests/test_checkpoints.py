@@ -23,6 +23,7 @@ from guided_diffusion.networks import (
     UNetFlags,
 )
 from guided_diffusion.script_util import DiffusionFlags
+from guided_diffusion.tensor_files import load_state_dict
 
 PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
 GROUPS = [CheckpointFlags, UNetFlags, DiffusionFlags]
@@ -503,6 +504,58 @@ def test_a_key_chooses_among_several_state_dicts(folder, tmp_path, key, more):
     parsed = flags.parse([*words, "--checkpoint_key", key], script.groups, "", script.overrides)
     _, model, _ = checkpoints.load_diffusion(parsed)
     assert all(torch.equal(model.state_dict()[k], v + more) for k, v in state.items())
+
+
+@pytest.mark.parametrize("key", ["a.b", "ema.0.999", "a.b.c"])
+def test_a_key_has_dots_where_dicts_are_nested(tmp_path, key):
+    weights, path = {"w": torch.ones(2)}, tmp_path / "x.pt"
+    outer, _, inner = key.partition(".")
+    content = {outer: {inner: weights}} if key != "a.b.c" else {"a": {"b": {"c": weights, "n": 3}}}
+    torch.save({**content, "step": 2}, path)
+    assert torch.equal(load_state_dict(path, key=key)["w"], weights["w"])
+    with pytest.raises(UserError, match=f"; it holds weights at {key}: choose by --checkpoint_key"):
+        load_state_dict(path)
+
+
+def test_a_key_of_a_file_without_any_is_said(folder, tmp_path):
+    with pytest.raises(UserError, match="no weights at 'ema'; it is a state dict itself, without any key"):
+        load_state_dict(bare(folder, tmp_path), key="ema")
+
+
+def test_a_flag_that_has_no_key_advises_none(folder, tmp_path):
+    path = bare(folder, tmp_path)
+    nested(path, step=3)
+    with pytest.raises(UserError, match="--classifier_path: .*holds weights at model, ema: save those alone to a file"):
+        checkpoints.open_network(path, flag="classifier_path", expected="classifier")
+
+
+@pytest.mark.parametrize(
+    "dtype, words",
+    [
+        (torch.float8_e4m3fn, "holds numbers of 8 bits at"),
+        (torch.int8, "holds torch.int8 at .*; expected real numbers"),
+        (torch.bool, "holds torch.bool at .*; expected real numbers"),
+    ],
+)
+def test_weights_of_a_type_that_is_no_weight_are_refused(folder, tmp_path, dtype, words):
+    path = bare(folder, tmp_path)
+    state = torch.load(path, weights_only=True)
+    name = next(iter(state))
+    torch.save({**state, name: state[name].to(dtype)}, path)
+    with pytest.raises(UserError, match=words):
+        checkpoints.open_network(path, expected="diffusion", image_size=16)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ".bin"])
+@pytest.mark.parametrize("written", ["torch", "safetensors"])
+def test_what_lies_there_decides_the_format_and_not_its_name(tmp_path, ending, written):
+    saved = {"w": torch.arange(6.0).reshape(2, 3)}
+    path = tmp_path / f"x{ending}"
+    if written == "torch":
+        torch.save(saved, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(saved, path)
+    assert torch.equal(load_state_dict(path)["w"], saved["w"])
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".bin", ".safetensors", ""])

@@ -54,8 +54,9 @@ def with_header(text):
     member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + PIXELS.tobytes()
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        for name in ("arr_0.npy", "arr_1.npy"):
-            archive.writestr(name, member)
+        archive.writestr("arr_0.npy", member)
+        with archive.open("arr_1.npy", "w") as labels:
+            np.save(labels, np.zeros(len(PIXELS), np.int64))
     return data.getvalue()
 
 

@@ -373,3 +373,10 @@ def test_bad_checkpoint(tmp_path, name, words):
 def test_no_checkpoint(tmp_path):
     one_sentence(lambda: dist_util.load_state_dict(tmp_path / "none.pt"), "none.pt", "does not exist")
     one_sentence(lambda: dist_util.load_state_dict(tmp_path), tmp_path, "directory")
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"])
+def test_slurm_numbers_that_are_none_are_refused_in_a_sentence(name):
+    env = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", name: "x"}
+    assert launchers.launcher_of(env) == "srun" and launchers.told_rank(env) == 0
+    one_sentence(lambda: launchers.slurm_launch(env), f"environment variable {name} is 'x', expected a whole number")

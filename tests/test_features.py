@@ -197,3 +197,8 @@ def test_a_damaged_file_is_made_anew(cached, content):
     path.write_bytes(content or whole[: len(whole) // 2])
     assert torch.equal(extract(IMAGES).pool, computed)
     assert torch.equal(torch.from_numpy(np.load(path)["pool"]), computed)
+
+
+def test_a_folder_in_place_of_a_classifier_is_of_its_flag(tmp_path):
+    with pytest.raises(UserError, match=f"^--features {tmp_path} has no config.json"):
+        FeatureFlags(features=f"classifier:{tmp_path}").create()

@@ -146,6 +146,9 @@ def test_int_list():
     assert int_list("32,16, 8", "x") == [32, 16, 8] and int_list("", "x") == []
     with pytest.raises(UserError, match="--sizes is '32,a'"):
         int_list("32,a", "sizes")
+    for text in ("32,,8", "32,", ","):
+        with pytest.raises(UserError, match="--sizes is .*; expected whole numbers with commas between"):
+            int_list(text, "sizes")
 
 
 # -- the flags of the scripts ----------------------------------------------------------------------

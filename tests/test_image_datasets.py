@@ -3,6 +3,7 @@
 import itertools
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -532,3 +533,14 @@ def test_crops_and_batches_of_other_channels(tmp_path, channels, random_crop):
     assert read(1, **told)[0][0].shape == (3, channels, SIZE, SIZE)
     images, extra = next(with_low_res(stream_of(image_size=8, **told), SIZE))
     assert images.shape == (3, channels, 8, 8) and extra["low_res"].shape == (3, channels, SIZE, SIZE)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(seven):
+    (Path(seven) / "zz_9.png").symlink_to("nowhere.png")
+    dataset = Images(seven, SIZE, skip_bad=True)
+    assert dataset.facts()["images"] == 8
+    batch, _ = dataset.batch([(7, 0)])
+    assert len(batch) == 1
+    with pytest.raises(UserError, match=r"zz_9.png cannot be read as an image \(.*No such file.*--skip_bad True"):
+        Images(seven, SIZE)[7]

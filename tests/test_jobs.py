@@ -10,7 +10,7 @@ import pytest
 import script_runs
 import torch
 from processes import slow
-from script_runs import NETWORK, PROCESS
+from script_runs import CLASSIFIER, NETWORK, PROCESS
 from tiny_loop import plain_sum, tiny, weights
 
 from guided_diffusion import checkpoints, logger
@@ -63,6 +63,31 @@ def test_the_step_in_hand_is_saved_before_bad_data_end_a_run(tmp_path, error, af
     assert manifest.steps(tmp_path) == ([after] if after else [])
     if after:
         assert torch.equal(weights(tmp_path / f"model{after:06d}.pt")["weight"][0], seen[-1])
+
+
+def test_the_step_in_hand_is_saved_before_a_bad_score_ends_a_run(tmp_path):
+    def score(loop):
+        if loop.step == 3:
+            raise UserError("held.png cannot be read")
+
+    loop, _ = tiny(tmp_path, plain_sum, iterations=9)
+    loop.after_step = score
+    with pytest.raises(UserError, match="held.png cannot be read; saved at step 3; --resume_checkpoint auto goes on"):
+        loop.run_loop()
+    assert manifest.steps(tmp_path) == [3]
+
+
+def test_a_bad_held_out_image_leaves_a_checkpoint(place, tmp_path, capsys):
+    held_out = shutil.copytree(place / "data", tmp_path / "held_out")
+    next(held_out.glob("*.png")).write_bytes(b"no image")
+    words = [*CLASSIFIER, "--batch_size", 4, "--num_workers", 0, "--iterations", 20, "--eval_interval", 1]
+    with pytest.raises(SystemExit) as end:
+        script_runs.run(
+            "classifier_train", "--data_dir", place / "data", "--val_data_dir", held_out, *words, "--out_dir", tmp_path
+        )
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and "cannot be read as an image (cannot identify image file); mend" in said
+    assert "; saved at step" in said and len(manifest.steps(tmp_path)) == 1
 
 
 def test_an_image_that_vanishes_leaves_a_checkpoint_to_go_on_from(place, tmp_path, capsys):
@@ -151,6 +176,9 @@ STATES = {
     "a negative count": {"samples": -1},
     "a number for a list": {"step_size": 4},
     "no random states": {"random": None},
+    "texts for numbers": {"step_size": ["a", "b"]},
+    "one number for two": {"step_size": [4]},
+    "too large a count": {"samples": 10**30},
 }
 
 
@@ -164,7 +192,10 @@ def test_a_state_that_is_none_is_a_sentence(place, tmp_path, what):
         resume.read_state(str(tmp_path / "model000002.pt"))
 
 
-@pytest.mark.parametrize("what", ["another shape", "not finite", "no dict", "other groups"])
+@pytest.mark.parametrize(
+    "what",
+    ["another shape", "not finite", "no dict", "other groups", "no groups", "a step below 0", "sparse", "a number"],
+)
 def test_an_optimiser_state_that_does_not_fit_is_a_sentence(tmp_path, what):
     tiny(tmp_path, plain_sum, iterations=2)[0].run_loop()
     path = tmp_path / "opt000002.pt"
@@ -173,12 +204,32 @@ def test_an_optimiser_state_that_does_not_fit_is_a_sentence(tmp_path, what):
         state["state"][0]["exp_avg"] = torch.ones(5, 2)
     elif what == "not finite":
         state["state"][0]["exp_avg_sq"][0, 1] = float("nan")
+    elif what == "no groups":
+        del state["param_groups"]
+    elif what == "a step below 0":
+        state["state"][0]["step"] = torch.tensor(-5.0)
+    elif what == "sparse":
+        state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].to_sparse()
+    elif what == "a number":
+        state["state"][0] = 7
     elif what == "other groups":
         state["param_groups"] = state["param_groups"] * 2
     torch.save([1] if what == "no dict" else state, path)
     (tmp_path / "manifest000002.json").unlink()
-    with pytest.raises(UserError, match=r"opt000002.pt does not fit the network"):
+    with pytest.raises(UserError, match=r"opt000002.pt does not fit the network.*\)$") as refused:
         tiny(tmp_path, plain_sum, iterations=3, resume_checkpoint=str(tmp_path / "model000002.pt"))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_optimiser_state_of_nothing_is_said(tmp_path, monkeypatch):
+    tiny(tmp_path, plain_sum, iterations=2)[0].run_loop()
+    path = tmp_path / "opt000002.pt"
+    torch.save({**weights(path), "state": {}}, path)
+    (tmp_path / "manifest000002.json").unlink()
+    said = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    tiny(tmp_path, plain_sum, iterations=3, resume_checkpoint=str(tmp_path / "model000002.pt"))
+    assert f"{path} holds nothing of any weight: the optimiser starts afresh" in said
 
 
 # -------------------------------------------------------------------------------------- damaged logs

@@ -107,7 +107,24 @@ def test_the_picture_has_a_row_of_images_for_each(place, scored):
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1", "+1", "-a", "@SUM(A1)", "\tx", "\rx", "a|b", "<b>x</b>", "a&b", "[a](b)", "`a`", "é", "a\nb"]
+    "name",
+    [
+        "=1+1",
+        "+1",
+        "-a",
+        "-5+2",
+        "-1e",
+        "@SUM(A1)",
+        "\tx",
+        "\rx",
+        "a|b",
+        "<b>x</b>",
+        "a&b",
+        "[a](b)",
+        "`a`",
+        "é",
+        "a\nb",
+    ],
 )
 def test_names_are_text_in_a_table(name):
     row = runs.Row(name, 3, {"kid": -0.5}, np.empty((0, 1, 1, 3), np.uint8))

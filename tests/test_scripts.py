@@ -1,6 +1,7 @@
 """The scripts, from training to samples: on one process, under mpirun and torchrun."""
 
 import csv
+import errno
 import json
 import re
 import shlex
@@ -26,6 +27,7 @@ from script_runs import (
 )
 
 from guided_diffusion import flags
+from guided_diffusion.jobs import launch
 
 FEW = ["--num_samples", 5, "--batch_size", 2, "--timestep_respacing", 4]
 
@@ -440,3 +442,37 @@ def test_published_commands_are_understood(name):
     assert network.input_blocks[0][0].weight.shape == (parsed[unet].num_channels, 3, 3, 3)
     steps = {"ddim5": 5, "100": 100, "": 1000}[parsed[process].timestep_respacing]
     assert len(parsed[process].create().grid) == steps
+
+
+ALLOC = "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 687 bytes."
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError(f"{ALLOC} Error code 12 (Cannot allocate memory)\nframe"), "tried to allocate 687 bytes)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "(Tried to allocate 2 GiB)"),
+        (MemoryError("Unable to allocate 7 GiB for an array"), "Unable to allocate 7 GiB"),
+        (OSError(errno.ENXIO, "No such device", "a.npz"), "a.npz: No such device"),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_memory_and_files_that_are_not_there_are_a_sentence(tmp_path, capsys, error, reason):
+    def body(parsed):
+        raise error
+
+    with pytest.raises(SystemExit if reason else RuntimeError) as end:
+        launch.run("image_sample", "", [], body, argv=["--out_dir", str(tmp_path)])
+    if reason:
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert end.value.code == 2 and said.startswith("image_sample: ") and reason in said and "Errno" not in said
+        assert "expected a smaller --batch_size, image or network" in said or isinstance(error, OSError)
+
+
+@pytest.mark.parametrize("levels", [16, 400, 20_000])
+@pytest.mark.parametrize("name, flag", [("image_train", "channel_mult"), ("vae_train", "vae_channel_mult")])
+def test_more_levels_than_a_side_has_halves_are_refused(tmp_path, capsys, levels, name, flag):
+    with pytest.raises(SystemExit) as end:
+        run(name, "--data_dir", "models", f"--{flag}", ",".join(["1"] * levels), "--out_dir", tmp_path)
+    said, there = capsys.readouterr().err.strip().splitlines()[-1], levels + (name == "vae_train")
+    assert end.value.code == 2 and f"{there} levels" in said and "expected at most 15 channel multipliers" in said

@@ -106,7 +106,7 @@ def test_a_full_disk_behind_the_terminal_ends_nothing(monkeypatch):
 # --------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", *slow("SIGINT", "SIGHUP", "SIGUSR1")])
+@pytest.mark.parametrize("name", ["SIGTERM", *slow("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")])
 def test_signals_save_and_end(data, tmp_path, name):
     number = getattr(signal, name)
     with Job(training(data, tmp_path / "out", 10**6), tmp_path) as job:

@@ -221,7 +221,10 @@ def family_of(parsed):
 
 def _others_at(path, family="", vae="", flag="model_path", key=""):
     """The adapters.Found at a path, None for a network of this project, as flags beside it show."""
-    return adapters.find(path, partial(peek, flag=flag, key=key), _family_name(path, family), vae)
+    try:
+        return adapters.find(path, partial(peek, flag=flag, key=key), _family_name(path, family), vae)
+    except UserError as error:  # adapters know the flag of scripts alone
+        raise UserError(str(error).replace("--model_path", f"--{flag}")) from error
 
 
 def _family_name(path, given):

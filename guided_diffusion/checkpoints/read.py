@@ -19,6 +19,9 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema.", "ema_
 
 ENDING = r"\.(pt|pth|ckpt|bin|safetensors)$"
 
+# flags whose checkpoint --checkpoint_key chooses from
+KEYED = ("model_path", "init_from")
+
 # {version of a file: its state dict}, one at most: read for its shapes, it waits for its network to be made
 _waiting = {}
 
@@ -97,6 +100,9 @@ def load_into(model, path, flag="model_path", free_head=False, key=""):
     missing = [k for k in expected if k not in state]
     surplus = [k for k in state if k not in expected]
     other = [k for k in expected if k in state and state[k].shape != expected[k].shape]
+    counts = [k for k in expected if k in state and expected[k].is_floating_point() > state[k].is_floating_point()]
+    if counts:
+        raise UserError(f"--{flag} {path} holds {state[counts[0]].dtype} at {counts[0]}; expected real numbers")
     if missing or surplus or other:
         lines = [f"--{flag} {path} is a checkpoint of another network than the flags describe:"]
         for what, keys in (("it lacks", missing), ("it has beyond that", surplus)):
@@ -125,7 +131,8 @@ def _version(path, key):
 def _read(path, flag, key=""):
     try:
         manifest.check_listed(path)
-        state = load_state_dict(path, key=key)
+        choice = "choose by --checkpoint_key" if flag in KEYED else "save those alone to a file"
+        state = load_state_dict(path, key=key, choice=choice)
     except UserError as error:
         raise UserError(f"--{flag}: {error}") from error
     while prefix := _wrapper_of(state):

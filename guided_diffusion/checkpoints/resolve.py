@@ -6,7 +6,7 @@ from ..flags import flags_of, marked
 from ..networks import NETWORKS
 from ..networks.levels import attention_rates, channel_multipliers
 from ..process import DiffusionFlags, NoisingFlags
-from .read import peek, read_flags, sidecar_path
+from .read import KEYED, peek, read_flags, sidecar_path
 
 
 def resolve(
@@ -109,7 +109,7 @@ def recognised(path, flag):
 
 def key_for(flag, values):
     """The --checkpoint_key that a command line has for the checkpoint of a flag: that of a classifier has none."""
-    return values.get("checkpoint_key", "") if flag in ("model_path", "init_from") else ""
+    return values.get("checkpoint_key", "") if flag in KEYED else ""
 
 
 def described(network):

@@ -199,5 +199,7 @@ def _is_state(content):
         return False
     counts = [content["step"], content["samples"], content["seed"]]
     size, scale = content["step_size"], content["lg_loss_scale"]
-    lists = [isinstance(part, list) for part in (size, content["random"])]
-    return all(isinstance(n, int) and n >= 0 for n in counts) and all(lists) and isinstance(scale, float | int | None)
+    if not (isinstance(size, list) and len(size) == 2 and isinstance(content["random"], list)):
+        return False
+    counts_too = all(isinstance(n, int) and 0 <= n < 2**63 for n in [*counts, *size])
+    return counts_too and isinstance(scale, float | int | None)

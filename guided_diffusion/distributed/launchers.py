@@ -47,7 +47,7 @@ def launcher_of(env):
     if "RANK" in env and "WORLD_SIZE" in env:
         return "torchrun"
     # A shell of sbatch has SLURM_NTASKS as well; only what srun started has a step.
-    in_step = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and _slurm_size(env) > 1
+    in_step = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and _in_several(env)
     if any(mark in env for mark in MPIRUN_MARKS + (() if in_step else PMI_MARKS)):
         return "mpirun"
     return "srun" if in_step else "python"
@@ -233,6 +233,14 @@ def _task_counts(text):
 def _slurm_size(env):
     """The number of tasks of this step; of the job where the step does not tell, or tells 0."""
     return _number_or(env, "SLURM_STEP_NUM_TASKS", 0) or _number_or(env, "SLURM_NTASKS", 1)
+
+
+def _in_several(env):
+    """Whether SLURM's step has several tasks, or a number that `slurm_launch` will refuse."""
+    try:
+        return _slurm_size(env) > 1
+    except UserError:
+        return True
 
 
 def _outward_address():

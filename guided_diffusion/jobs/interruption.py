@@ -20,7 +20,9 @@ import torch
 
 from .. import dist_util
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+# SIGUSR1, SIGUSR2 and SIGXCPU are those of batch systems before a time limit; Windows has but the first two
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 # in place of a signal's number
 TROUBLE = -1

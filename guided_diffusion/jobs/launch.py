@@ -4,10 +4,13 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from dataclasses import dataclass
+
+import torch
 
 from .. import dist_util, files, flags, logger, presets
 from ..distributed import launchers
@@ -18,6 +21,7 @@ from . import folder_lock, terminal
 
 # seconds that other ranks leave rank 0 to say an error first
 PATIENCE = 2
+LESS = "expected a smaller --batch_size, image or network"
 
 
 @dataclass
@@ -72,9 +76,14 @@ def run(name, description, groups, body, overrides=None, argv=None, positional=(
         body(parsed)
         dist_util.cleanup()
     except (UserError, OSError) as error:
-        _complain(f"{name}: {error}", everywhere=parsed is None)
+        _complain(f"{name}: {files.told(error)}", everywhere=parsed is None)
         dist_util.abort(2)
     except Exception as error:
+        if _is_memory(error):
+            asked = re.search(r"tried to allocate [\d.]+ ?\w+", str(error), re.IGNORECASE)
+            reason = asked[0] if asked else str(error).partition("\n")[0]
+            _complain(f"{name}: there is not enough memory ({reason}); {LESS}", everywhere=False)
+            dist_util.abort(2)
         if dist_util.world_size() == 1:
             raise
         time.sleep(PATIENCE)  # if another rank has died, its end is said now, and that of this one is no news
@@ -84,6 +93,12 @@ def run(name, description, groups, body, overrides=None, argv=None, positional=(
     except KeyboardInterrupt:
         dist_util.say(f"{name}: interrupted")
         dist_util.abort(130)
+
+
+def _is_memory(error):
+    """Whether an error is that of memory which could not be had, on whatever device."""
+    said = isinstance(error, RuntimeError) and re.search("out of memory|t allocate memory", str(error))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(said)
 
 
 def alone(body):

@@ -7,6 +7,8 @@ from ..flags import SIDE, WIDTH, Legal, at_least, flag, int_list, number, whole
 from ..image_labels import of_text
 
 NUM_CLASSES = 1000
+# below which a side of SIDE pixels has none left to halve
+MOST_LEVELS = SIDE.bit_length()
 # channels that images may have: grey, RGB, RGBA
 IMAGE_CHANNELS = (1, 3, 4)
 
@@ -87,6 +89,11 @@ def attention_rates(resolutions, image_size, name):
 
 def check_divisible(image_size, levels, name="image_size"):
     """Refuse an image size that `levels` levels cannot halve evenly; the error names the nearest that they can."""
+    if levels > MOST_LEVELS:
+        raise UserError(
+            f"a network of {levels} levels would halve --{name} {image_size} {levels - 1} times; expected at most "
+            f"{MOST_LEVELS} channel multipliers"
+        )
     step = 2 ** (levels - 1)
     if image_size % step:
         below = image_size // step * step

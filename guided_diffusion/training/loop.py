@@ -120,7 +120,7 @@ class Loop:
         self._end(signal)
 
     def _next_step(self, clock, doing):
-        """Take a step on the next batch, and score, log and draw it.
+        """Take a step on the next batch, and score, log and draw it; what is wrong with its score is noted, as below.
 
         :param doing: is told what is waited for; see `slow_steps.told`.
         """
@@ -135,8 +135,11 @@ class Loop:
         scored = False
         if self.after_step is not None:
             doing("its score")
-            with clock.stopped():
-                scored = self.after_step(self)
+            try:
+                with clock.stopped():
+                    scored = self.after_step(self)
+            except Exception as error:
+                self._trouble = error
         doing("its log row, and for those of the other ranks")
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
         ends = self.step == self.flags.last_step()
@@ -155,7 +158,7 @@ class Loop:
             doing("its preview, which rank 0 draws")
             with clock.stopped():
                 self.draw_preview()
-        if not ends:
+        if not ends and self._trouble is None:
             self._look_ahead(doing)
         doing("the answer of the other ranks whether to stop")
 
@@ -195,7 +198,8 @@ class Loop:
             raise UserError(f"{unsaved}; go on from there, or from the start, with more steps, or with a lower --lr")
 
     def _end_in_trouble(self, state):
-        """Say on every rank what was wrong with the next batch of some; an error of the program is raised as it is.
+        """Say on every rank what was wrong with the score or the next batch of some; an error of the program is raised
+        as it is.
 
         :param state: what is saved, in words.
         """

@@ -67,6 +67,8 @@ class RunFiles:
                     group |= {name: optimizer.defaults.get(name) for name in ("fused", "foreach")}
                 optimizer.load_state_dict(state)
                 _check_moments(optimizer)
+            if not optimizer.state:
+                logger.warn(f"{path} holds nothing of any weight: the optimiser starts afresh")
             for group in optimizer.param_groups:  # the file has those of the run it is from
                 betas = (self.flags.beta1, self.flags.beta2)
                 group.update(lr=self.flags.lr, betas=betas, weight_decay=self.flags.weight_decay)
@@ -196,6 +198,8 @@ def _check_moments(optimizer):
                 raise ValueError(f"{name} is {tuple(value.shape)}, expected {tuple(param.shape)}")
             if not torch.as_tensor(value).isfinite().all():
                 raise ValueError(f"{name} is not finite")
+            if name in ("step", "exp_avg_sq") and (torch.as_tensor(value) < 0).any():
+                raise ValueError(f"{name} is below 0")
 
 
 @contextlib.contextmanager
@@ -206,7 +210,8 @@ def _fitting(path):
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} does not fit the network of --resume_checkpoint ({error})") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise UserError(f"{path} does not fit the network of --resume_checkpoint ({reason})") from error
 
 
 def _interned(state):

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from guided_diffusion import files, image_labels
+from guided_diffusion import files, image_labels, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.image_files import is_zip, list_image_files, open_picture
+from guided_diffusion.image_datasets import Images
+from guided_diffusion.image_files import is_zip, kind_of, list_image_files, open_picture
 from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
@@ -72,8 +73,8 @@ def open_images(path, flag):
         return _open_folder(path, flag)
     if files.is_folder(path):
         path = _samples_of(path, flag)
-    elif not files.exists(path):
-        raise UserError(f"--{flag} {path} is not there; expected an npz or a folder of images")
+    else:
+        kind_of(path, flag)  # which says what is no array
     return _open_npz(path, flag)
 
 
@@ -218,6 +219,8 @@ def _open_folder(path, flag):
     paths = list_image_files(path, flag)
     first, grey = open_picture(paths[0])
     size = first.size[::-1]
+    for remark in Images(path, min(size)).remarks():
+        logger.warn(f"--{flag} {path}: {remark}" + (" (of make_reference.py)" if " --" in remark else ""))
     batches = partial(_folder_batches, path, flag, paths, size)
     kind, kept = ("zip", [path]) if is_zip(path) else ("folder", paths)
     labels, channels = _labels_of_names(path, paths), 1 if grey else 3

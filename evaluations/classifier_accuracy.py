@@ -10,7 +10,7 @@ import torch
 
 from evaluations.features import with_channels
 from guided_diffusion import checkpoints, dist_util, logger
-from guided_diffusion.errors import UserError
+from guided_diffusion.errors import NotFinite, UserError
 from guided_diffusion.flags import WIDTH, FlagGroup, at_least, flag
 from guided_diffusion.image_arrays import read_arrays
 from guided_diffusion.image_labels import of_text, renumbered
@@ -37,12 +37,18 @@ GROUPS = [AccuracyFlags, ClassifierFlags]
 
 @torch.no_grad()
 def predictions(classifier, images, batch_size):
-    """The most likely class [N] of uint8 images [N, H, W, C], at timestep 0."""
+    """The most likely class [N] of uint8 images [N, H, W, C], at timestep 0.
+
+    :raises NotFinite: where the classifier says no finite numbers.
+    """
     said = []
     for part in images.split(batch_size):
         x = part.to(dist_util.dev()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        said.append(classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device)).argmax(dim=1).cpu())
-    return torch.cat(said).numpy()
+        said.append(classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device)).cpu())
+    logits = torch.cat(said)
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise NotFinite(f"--classifier_path says of {bad} of {len(logits)} images what is no finite number")
+    return logits.argmax(dim=1).numpy()
 
 
 def main(parsed):

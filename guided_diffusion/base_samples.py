@@ -9,7 +9,7 @@ from . import files
 from .errors import UserError
 from .flags import FlagGroup, flag
 from .image_arrays import read_arrays
-from .image_files import EXTENSIONS, find_images, is_zip, open_picture
+from .image_files import find_images, is_picture, is_zip, open_picture
 from .image_labels import names_of_files, numbered, renumbered
 
 
@@ -44,10 +44,9 @@ def located(path):
 
 def _pictures(path):
     """The files of images of a folder or a zip, or an image alone; [] for anything else."""
-    if path.lower().rpartition(".")[2] in EXTENSIONS and files.exists(path) and not files.is_folder(path):
-        return [path]
-    folder = files.is_folder(path) or (is_zip(path) and files.exists(path))
-    return find_images(path, "base_samples").paths if folder else []
+    if files.is_folder(path) or (files.exists(path) and is_zip(path)):
+        return find_images(path, "base_samples").paths
+    return [path] if files.exists(path) and is_picture(path) else []
 
 
 def _pixels(path, size, channels):
@@ -55,7 +54,10 @@ def _pixels(path, size, channels):
 
     :raises UserError: if its image is of another size.
     """
-    picture, _ = open_picture(path, channels)
+    try:
+        picture, _ = open_picture(path, channels)
+    except UserError as error:
+        raise UserError(f"--base_samples: {error}") from error
     if picture.size != (size, size):
         width, height = picture.size
         raise UserError(f"--base_samples {path} is an image of {height}x{width}; --small_size is {size}")

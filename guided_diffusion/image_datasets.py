@@ -48,7 +48,7 @@ def load_data(
     :raises UserError: for data that cannot be used.
     """
     at_least_or_refuse("--batch_size", batch_size, 1)
-    images, classes = _published_order(str(data_dir or ""), image_size, class_cond)
+    images, classes = published_order(str(data_dir or ""), image_size, class_cond)
     dataset = ImageDataset(
         image_size,
         images,
@@ -63,7 +63,7 @@ def load_data(
     return _published_batches(dataset, batch_size, deterministic)
 
 
-def _published_order(data_dir, image_size, class_cond):
+def published_order(data_dir, image_size, class_cond):
     """(the images in the order of `_list_image_files_recursively`, their classes or None)."""
     found = Images(data_dir, image_size)
     if isinstance(found.images, np.ndarray):

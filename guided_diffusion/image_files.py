@@ -27,7 +27,7 @@ TRAITS = {
     "transparent": "are transparent in places, where their hidden colour shows: --background white gives them another",
     "animated": "are animated, of which the first frame is read",
     "deep": "have 16 bits, of which the upper 8 are read",
-    "dark": "of these use less than 13 bits, so they come out dark: scale them to 16 bits first",
+    "dark": "with 16 bits use less than 13 of them, so they come out dark: scale them up first",
     "tiny": "are smaller than the images of the network, and are enlarged",
 }
 
@@ -131,6 +131,17 @@ def find_images(data_dir, flag="data_dir"):
         looked = f"looked there and in its sub-folders for {', '.join(EXTENSIONS)}"
         raise UserError(f"--{flag} {data_dir} holds no image; {looked}{there}")
     return Found(sorted(paths), passed)
+
+
+def is_picture(path):
+    """Whether Pillow knows a file for an image by its content, whatever it is called."""
+    from PIL import Image
+
+    try:
+        with _open(path) as file, Image.open(file):
+            return True
+    except Exception:  # as of `open_picture`
+        return False
 
 
 def images_below(folder):

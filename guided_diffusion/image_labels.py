@@ -35,7 +35,7 @@ def names_of_files(data_dir, paths, source="auto"):
         raise UserError(f"--class_source is {source}, expected one of {', '.join(SOURCES)}")
     root = data_dir.rstrip("/" + os.sep)
     parts = [path[len(root) :].replace(os.sep, "/").strip("/").split("/") for path in paths]
-    while len({p[0] for p in parts}) == 1 and all(len(p) > 2 for p in parts):
+    while len({p[0] for p in parts}) == 1 and _is_wrapper(parts):
         parts = [p[1:] for p in parts]
     chosen = source
     if source == "auto":
@@ -48,10 +48,16 @@ def names_of_files(data_dir, paths, source="auto"):
     return "prefix", [p[-1].split("_")[0] for p in parts]
 
 
+def _is_wrapper(parts):
+    """Whether the one folder of all paths, split at "/", holds the classes: it has several folders, or nothing else."""
+    inner = [p[1] for p in parts if len(p) > 2]
+    return len(inner) == len(parts) or len(set(inner)) > 1
+
+
 def _all_or_refuse(paths, fine, expected):
     for path, ok in zip(paths, fine):
         if not ok:
-            raise UserError(f"--class_cond is True, but {path} names no class; expected it {expected}")
+            raise UserError(f"{path} names no class; expected it {expected}")
 
 
 def numbered(names, known=(), more=False, count=None, where=""):
@@ -115,7 +121,7 @@ def labels_of_array(path, labels, names, count):
     :raises UserError: for labels that are none.
     """
     if labels is None:
-        raise UserError(f"--class_cond is True, but --data_dir {path} has no arr_1 with the labels")
+        raise UserError(f"--data_dir {path} has no arr_1 with the labels")
     expect_labels(labels, count, f"--data_dir {path}")
     if labels.min() < 0:
         raise UserError(

@@ -253,7 +253,7 @@ class Images(Dataset):
             if self.num_classes is not None and self.num_classes > len(self.class_names) > 0:
                 yield (
                     f"--num_classes is {self.num_classes}, of which the data have {len(self.class_names)}: "
-                    "nothing is learnt of the others"
+                    "there is nothing of the others"
                 )
         if isinstance(self.images, np.ndarray):
             if min(self.images.shape[1:3]) < self.image_size:

@@ -18,7 +18,7 @@ from guided_diffusion.adapters import refuse_likelihood
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
 from guided_diffusion.generate import RngFlags, SampleFlags, by_index, dataset_in_order, noise_of, on_device
-from guided_diffusion.image_datasets import DataFlags, load_data
+from guided_diffusion.image_datasets import DataFlags, load_data, published_order
 from guided_diffusion.jobs import launch
 from guided_diffusion.methods import Clipping
 from guided_diffusion.networks import ConvFlags, UNetFlags
@@ -77,8 +77,34 @@ def published_data(parsed):
         class_cond=values["class_cond"],
         deterministic=True,
     )
+    known = _classes_by_name(parsed) if values["class_cond"] and values["class_names"] else None
+
+    def batch_at(indices):
+        images, extra = next(batches)
+        return images, extra if known is None else {"y": known[extra["y"]]}
+
     whole = flags.batch_size * math.ceil(flags.num_samples / flags.batch_size)
-    return lambda indices: next(batches), dataclasses.replace(flags, num_samples=whole)
+    return batch_at, dataclasses.replace(flags, num_samples=whole)
+
+
+def _classes_by_name(parsed):
+    """int64 [K], by the numbers of the published reading the network's own, which knows names.
+
+    :raises UserError: for a class that it does not know, and where the published reading tells other classes.
+    """
+    dataset, _ = dataset_in_order(parsed[DataFlags], parsed[UNetFlags], SampleFlags(num_samples=1))
+    images, published = published_order(dataset.data_dir, dataset.image_size, True)
+    own = dict(zip(dataset.images, dataset.labels)) if isinstance(images, list) else None
+    numbers = [int(own[path]) for path in images] if own else dataset.labels.tolist()
+    pairs = dict(zip(map(int, published), numbers))
+    if any(pairs[int(label)] != number for label, number in zip(published, numbers)):
+        raise UserError(
+            f"--rng published tells the classes of {dataset.data_dir} by the names of files up to their first _, which "
+            "are others than --model_path knows; expected files that are called so, or no --rng published"
+        )
+    table = torch.zeros(max(pairs) + 1, dtype=torch.long)
+    table[list(pairs)] = torch.tensor(list(pairs.values()))
+    return table
 
 
 def report(terms):

@@ -4,9 +4,9 @@ mpirun -n 2 python scripts/image_sample.py --model_path models/digits16.pt --num
 python scripts/image_sample.py --model_path models/digits16.pt --classes 3,7 --per_class 50 --timestep_respacing 25
 """
 
-from guided_diffusion import checkpoints, conditioning, methods
+from guided_diffusion import checkpoints, conditioning, logger, methods
 from guided_diffusion.checkpoints import CheckpointFlags
-from guided_diffusion.conditioning.classes import with_classes_counted
+from guided_diffusion.conditioning import classes
 from guided_diffusion.generate import RngFlags, SampleFlags, batch_maker, noise_of
 from guided_diffusion.jobs import launch, sampling
 from guided_diffusion.jobs.sampling import ShardFlags
@@ -33,7 +33,9 @@ def main(parsed, name=None):
     """Sample and save; `name(parsed)` is the file name of the npz, by default samples_NxHxWxC.npz."""
     noise = noise_of(parsed)
     parsed, network, process = checkpoints.load_diffusion(parsed)
-    parsed = with_classes_counted(parsed)
+    parsed = classes.with_classes_counted(parsed)
+    for sentence in classes.advice(parsed):
+        logger.warn(sentence)
     make_batch = batch_maker(process, network, conditioning.of_sampling(parsed), noise)
     sampling.run(parsed, process, network, make_batch, name and name(parsed))
 

@@ -14,6 +14,7 @@ import torch
 
 from guided_diffusion import checkpoints, conditioning
 from guided_diffusion.conditioning.masked import Masked, MaskFlags, filled
+from guided_diffusion.errors import told_of
 from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import batch_maker, noise_of
 from guided_diffusion.image_datasets import DataFlags
@@ -65,7 +66,8 @@ def dataset(parsed, folder=None):
     unet = parsed[UNetFlags]
     data = replace(parsed[DataFlags], random_flip=False, random_crop=False)
     data = replace(data, data_dir=folder) if folder else data
-    found = data.dataset(unet.image_size, False, None, image_channels=unet.image_channels)
+    with told_of("reference_dir" if folder else "data_dir", "data_dir"):
+        found = data.dataset(unet.image_size, False, None, image_channels=unet.image_channels)
     report(found)
     return found
 

@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from script_runs import run, train_super_res
 
@@ -101,3 +102,18 @@ def test_a_folder_is_enlarged_and_another_content_is_another_run(place):
 def test_an_unknown_class_is_of_the_flag_that_named_the_images(place):
     with pytest.raises(UserError, match="^--base_samples .*folder has the class ant, which the checkpoint does not"):
         open_base(str(place[0] / "folder"), SIZE, 2, 3, ["bee", "cat"])
+
+
+@pytest.mark.parametrize(
+    "name, form", [("x.npz", "array"), ("x.png", "array"), ("x", "array"), ("x.tif", "picture"), ("x", "picture")]
+)
+def test_what_lies_there_decides_and_not_its_name(tmp_path, name, form):
+    pixels = np.random.default_rng(0).integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8)
+    path = tmp_path / name
+    with path.open("wb") as file:
+        if form == "array":
+            np.savez(file, arr_0=pixels[None])
+        else:
+            Image.fromarray(pixels).save(file, "PNG")
+    images, _ = open_base(str(path), SIZE, 0)
+    assert torch.equal(images[0], torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1)

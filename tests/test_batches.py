@@ -8,6 +8,7 @@ from PIL import Image
 from refusals import one_sentence
 
 from evaluations.batches import images_of_dataset, open_images, some_of
+from guided_diffusion import logger
 from guided_diffusion.image_datasets import Images
 from guided_diffusion.jobs.sample_store import SampleStore
 
@@ -283,3 +284,15 @@ def test_covariances_of_any_rank_and_rounding_are_taken(tmp_path, rank, kind):
 
 def test_no_path_at_all():
     one_sentence(lambda: open_images("", "reference"), "--reference", "not given")
+
+
+def test_what_a_folder_has_beside_images_and_in_them_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    for name, mode in (("a.png", "RGB"), ("b.png", "RGBA")):
+        Image.new(mode, (8, 8)).save(tmp_path / name)
+    (tmp_path / "c.tif").write_bytes(b"II")
+    assert open_images(str(tmp_path), "samples").count == 2
+    assert all(line.startswith(f"--samples {tmp_path}: ") for line in said)
+    assert ["1 .tif: not read" in line for line in said].count(True) == 1
+    assert ["are transparent in places" in line for line in said].count(True) == 1

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from script_runs import CLASSIFIER, NETWORK, PROCESS, TRAINING, run, train, train_diffusion
 
+from evaluations.classifier_accuracy import predictions
 from guided_diffusion import checkpoints
+from guided_diffusion.errors import NotFinite
 from guided_diffusion.image_labels import of_text
 
 FEW = ["--num_samples", 4, "--batch_size", 4, "--timestep_respacing", 4]
@@ -258,3 +260,25 @@ def test_a_second_run_in_the_folder_of_another_is_refused(place, data, condition
     assert {k: v for k, v in before.items() if k.startswith(("model", "opt", "ema", "manifest", "state"))} == {
         k: v for k, v in after.items() if k.startswith(("model", "opt", "ema", "manifest", "state"))
     }
+
+
+def test_drawing_classes_that_were_never_trained_is_warned_of(data, tmp_path):
+    words = ["--class_cond", True, "--num_classes", 9, "--learn_sigma", True]
+    model = train_diffusion(data, tmp_path / "run", *words)
+    names = len(of_text(json.loads(Path(model).with_suffix(".json").read_text())["class_names"]))
+    for classes, warned in (("", True), ("0,8", True), ("ant", False), (",".join(map(str, range(names))), False)):
+        chosen = ["--classes", classes] if classes else []
+        said = run("image_sample", "--model_path", model, *FEW, *chosen, "--out_dir", tmp_path / f"out{classes}")
+        assert (f"was trained on {names} of its 9 classes" in said) == warned, classes
+
+
+@pytest.mark.parametrize("bad", [1, 4])
+def test_a_classifier_that_says_no_numbers_is_refused(bad):
+    def classifier(x, t):
+        logits = x.mean(dim=(2, 3))
+        logits[:bad] = float("inf")
+        return logits
+
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8).permute(0, 2, 3, 1)
+    with pytest.raises(NotFinite, match=f"--classifier_path says of {bad} of 4 images what is no finite number"):
+        predictions(classifier, images, 4)

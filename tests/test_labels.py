@@ -10,7 +10,7 @@ from PIL import Image
 
 from guided_diffusion import image_labels
 from guided_diffusion.conditioning.classes import chosen_classes
-from guided_diffusion.errors import UserError
+from guided_diffusion.errors import UserError, told_of
 from guided_diffusion.image_arrays import read_arrays
 from guided_diffusion.image_datasets import Images
 from guided_diffusion.image_files import list_image_files
@@ -115,8 +115,9 @@ def test_classes_of_a_layout(placed, name):
 
 
 @pytest.mark.parametrize("stray", ["preview.png", "x_1.png"])
-def test_a_stray_file_beside_folders_is_named(placed, stray):
-    data = placed(["cat/IMG_0.png", "dog/IMG_0.png", stray])
+@pytest.mark.parametrize("wrapper", ["", "data/", "a/b/"])
+def test_a_stray_file_beside_folders_is_named(placed, wrapper, stray):
+    data = placed([f"{wrapper}{name}" for name in ("cat/IMG_0.png", "dog/IMG_0.png", stray)])
     with pytest.raises(UserError, match=f"{stray} names no class.*sub-folder.*--class_source prefix"):
         Images(data, SIZE, class_cond=True)
     assert len(Images(data, SIZE)) == 3
@@ -335,3 +336,11 @@ def test_links_to_a_folder_above_are_not_followed(tmp_path):
     save(tmp_path / "other" / "2.png")
     found = list_image_files(str(tmp_path / "data"))
     assert sorted(os.path.basename(path) for path in found) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize("flag", ["val_data_dir", "reference_dir"])
+def test_an_error_is_of_the_flag_that_was_given(flag):
+    with pytest.raises(UserError, match=f"^--{flag} nowhere is not there"), told_of(flag, "data_dir"):
+        Images("nowhere", SIZE)
+    with pytest.raises(UserError, match="^--data_dir nowhere is not there"), told_of("data_dir", "data_dir"):
+        Images("nowhere", SIZE)

@@ -1,6 +1,7 @@
 """Progressive distillation: closed forms, a loss by hand, rounds through the script, and what it refuses."""
 
 import json
+import shutil
 
 import gaussians
 import numpy as np
@@ -295,3 +296,24 @@ def test_no_method_moves_the_times_of_a_student(distilled, tmp_path, capsys):
     moved = ["--do_time_shift", True, "--window", 4, "--cutoff", 10]
     said = refused(capsys, "image_sample", "--model_path", student, "--num_samples", 2, "--out_dir", tmp_path, *moved)
     assert "knows 2 timesteps alone, and a method of this command line moves them" in said
+
+
+@pytest.mark.parametrize("asked", ["teacher", "reward"])
+def test_a_network_of_other_classes_is_refused_by_their_names(asked, teacher, data, tmp_path, capsys):
+    other = shutil.copytree(data, tmp_path / "other")
+    for path in list(other.iterdir()):
+        path.rename(other / path.name.replace("ant", "ape"))
+    flags = ["--objective", "consistency_distillation", "--prediction", "v", *CLASSES, *NETWORK]
+    if asked == "reward":
+        classifier = script_runs.train(
+            "classifier_train", data, tmp_path / "classifier", "--image_size", 8, "--num_classes", 3,
+            *"--classifier_width 32 --classifier_depth 1 --classifier_channel_mult 1,1".split(),
+            *"--classifier_attention_resolutions 4 --classifier_num_head_channels 32".split(),
+        )  # fmt: skip
+        own = script_runs.train("image_train", other, tmp_path / "own", *NETWORK, *CLASSES, "--learn_sigma", True)
+        flags += ["--teacher", own, "--reward", f"classifier:{classifier}", "--reward_scale", 1]
+    else:
+        flags += ["--teacher", teacher]
+    words = ["--data_dir", other, "--out_dir", tmp_path / "out", *script_runs.TRAINING, *script_runs.PROCESS]
+    said = refused(capsys, "image_train", *words, *flags, "--learn_sigma", True)
+    assert f"--{asked}" in said and "has --class_names ant,bee,cat; expected ape,bee,cat, as of this run" in said

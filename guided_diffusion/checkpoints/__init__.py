@@ -8,7 +8,7 @@ import torch
 
 from .. import adapters, dist_util, files, logger, process
 from ..averages import young
-from ..errors import UserError
+from ..errors import UserError, told_of
 from ..flags import FlagGroup, Parsed, flag, flags_of, marked
 from ..methods import STACK, guided
 from ..networks import NETWORKS, ClassifierFlags, ConvFlags, UNetFlags, compiled, for_inference
@@ -221,10 +221,8 @@ def family_of(parsed):
 
 def _others_at(path, family="", vae="", flag="model_path", key=""):
     """The adapters.Found at a path, None for a network of this project, as flags beside it show."""
-    try:
+    with told_of(flag, "model_path"):
         return adapters.find(path, partial(peek, flag=flag, key=key), _family_name(path, family), vae)
-    except UserError as error:  # adapters know the flag of scripts alone
-        raise UserError(str(error).replace("--model_path", f"--{flag}")) from error
 
 
 def _family_name(path, given):

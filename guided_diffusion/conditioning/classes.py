@@ -6,7 +6,7 @@ import torch
 
 from ..errors import UserError
 from ..flags import IMAGES, FlagGroup, Legal, at_least, flag
-from ..image_labels import chosen, of_text
+from ..image_labels import chosen, of_text, shown
 from ..networks import ClassifierFlags, UNetFlags
 from .conditioning import Conditioning
 
@@ -138,3 +138,17 @@ def with_classes_counted(parsed):
             )
         values = {"num_samples": total, "classes": ",".join(map(str, classes))}
     return parsed.with_values(values)
+
+
+def advice(parsed):
+    """Sentences that warn of classes that a sampling run draws and its network was not trained on.
+
+    :param parsed: as `with_classes_counted` returned it.
+    """
+    names, count = class_names(parsed), class_count(parsed)
+    drawn = chosen_classes(parsed[ClassFlags].classes, count) if count else ()
+    if names and count and max(drawn or range(count)) >= len(names):
+        yield (
+            f"{parsed.values()['model_path']} was trained on {len(names)} of its {count} classes, {shown(names)}: "
+            "others mean nothing to it; --classes chooses some"
+        )

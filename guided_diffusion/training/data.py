@@ -4,6 +4,7 @@ import dataclasses
 
 from .. import dist_util, files, image_labels, logger
 from ..checkpoints import read_flags, resume
+from ..errors import told_of
 from ..image_datasets import DataFlags, batches
 from ..image_stream import report
 from .flags import TrainFlags
@@ -102,7 +103,8 @@ def held_out_data(parsed, data_dir, start, size_flag="image_size"):
     still = dataclasses.replace(parsed[DataFlags], data_dir=data_dir, random_flip=False, random_crop=False)
     known = image_labels.of_text(values.get("class_names", ""))
     size, channels = values[size_flag], values["image_channels"]
-    dataset = still.dataset(size, True, values["num_classes"], parsed[TrainFlags].seed, channels, known=known)
+    with told_of("val_data_dir", "data_dir"):
+        dataset = still.dataset(size, True, values["num_classes"], parsed[TrainFlags].seed, channels, known=known)
     report(dataset)
     return stream(dataset, parsed, start)
 

@@ -12,6 +12,7 @@ import pytest
 import script_runs
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from processes import MPIRUN, needs_mpirun, slow
 from processes import run as start
 from refusals import one_sentence
@@ -265,3 +266,51 @@ def test_a_folder_of_the_other_stream_is_not_continued(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script_runs.run("image_sample", *words, "--rng", "published")
     assert "--rng is 'published', there it is 'images'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", ["cat", "bee cat"])
+@pytest.mark.parametrize("form", ["folder", "array"])
+def test_image_nll_knows_classes_by_name(tmp_path, in_colour, kept, form):
+    """Of images of some classes, which the published reading would number from 0."""
+    data, numbers = draw_images(tmp_path / "data"), []
+    for path in sorted(data.iterdir()):
+        name = path.name.split("_")[0]
+        if name in kept.split():
+            numbers.append(["ant", "bee", "cat"].index(name))
+        else:
+            path.unlink()
+    paths = sorted(data.iterdir())
+    if form == "array":
+        images, words = np.stack([np.asarray(Image.open(path)) for path in paths]), kept.split()
+        labels = [words.index(path.name.split("_")[0]) for path in paths]
+        np.savez(data := tmp_path / "data.npz", arr_0=images, arr_1=np.array(labels), classes=np.array(words))
+    count = len(numbers)
+    arguments = ["--num_samples", count, "--batch_size", count, "--rng", "published", *STEPS, "--out_dir", tmp_path]
+    line = script_runs.run("image_nll", "--model_path", in_colour, "--data_dir", data, *arguments)
+    torch.manual_seed(0)
+    create, defaults = script_util.create_model_and_diffusion, script_util.model_and_diffusion_defaults
+    model, diffusion = created(create, defaults, in_colour, timestep_respacing="4")
+    x, _ = next(load_data(data_dir=data, batch_size=count, image_size=16, deterministic=True))
+    expected = diffusion.calc_bpd_loop(model, x, model_kwargs={"y": torch.tensor(numbers)})["total_bpd"].mean()
+    (printed,) = re.findall(rf"\n{count} images: (\S+) ", line)
+    assert float(printed) == pytest.approx(expected.item(), abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    "placed, sentence",
+    [
+        (["gnu_1.png", "cat_2.png"], "has the class gnu, which the checkpoint does not know"),
+        (["cat/IMG_1.png", "bee/IMG_2.png"], "--rng published tells the classes of .* by the names of files"),
+    ],
+)
+def test_image_nll_refuses_classes_that_the_published_reading_confuses(tmp_path, in_colour, capsys, placed, sentence):
+    for name in placed:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
+    with pytest.raises(SystemExit):
+        script_runs.run(
+            "image_nll", "--model_path", in_colour, "--data_dir", tmp_path / "data", "--rng", "published", *STEPS,
+            "--num_samples", 2, "--batch_size", 2, "--out_dir", tmp_path / "out",
+        )  # fmt: skip
+    assert re.search(sentence, capsys.readouterr().err.strip().splitlines()[-1])

@@ -162,7 +162,7 @@ def test_packing_has_the_channels_asked_for(tmp_path, channels):
     [
         (["--data_dir", "/nowhere"], ["--data_dir /nowhere"]),
         (["--image_size", 0], ["--image_size is 0"]),
-        (["--labels"], ["--class_cond", "a.png"]),
+        (["--labels"], ["a.png names no class"]),
         (["--class_source", "csv", "--labels"], ["--class_source is csv"]),
     ],
 )

@@ -63,7 +63,7 @@ def test_what_lies_there_decides_and_not_its_name(tmp_path, make, name):
         ("notes.txt", b"text", "none of these"),
         ("empty", b"", "none of these"),
         ("x.zip", b"text", "not a readable .zip"),
-        ("x.npz", b"PK\3\4 cut", "not a readable .npz"),
+        ("x.npz", b"PK\3\4 cut", "cannot be read as an array"),
         ("x.npy", b"\x93NUMPY cut", "not a readable .np"),
     ],
 )

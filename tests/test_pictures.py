@@ -64,7 +64,7 @@ def test_what_lies_there_decides_and_not_its_name(tmp_path, make, name):
         ("empty", b"", "none of these"),
         ("x.zip", b"text", "not a readable .zip"),
         ("x.npz", b"PK\3\4 cut", "cannot be read as an array"),
-        ("x.npy", b"\x93NUMPY cut", "not a readable .np"),
+        ("x.npy", b"\x93NUMPY cut", "cannot be read as an array"),
     ],
 )
 def test_what_is_no_data_is_called_what_it_is(tmp_path, name, content, words):

@@ -47,6 +47,12 @@ def table(samplers):
     return "\n".join(lines)
 
 
+def in_words(budgets):
+    """ "5, 10, 20 steps" of "5 steps" and so on; the budgets themselves where they are in several units."""
+    counts, units = zip(*(budget.partition(" ")[::2] for budget in budgets))
+    return f"{', '.join(counts)} {units[0]}" if len({*units}) == 1 else ", ".join(budgets)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", help="comparison.csv file")
@@ -75,10 +81,11 @@ def main():
         panel.axvline(0, color="0.6", linewidth=1)
         panel.set_yticks(range(len(variants)), variants)
         panel.set_ylim(len(variants) - 0.5, -0.5)
-        distances = ", ".join(f"{base.mean():.3g} in {budget}" for budget, base in plain.items())
-        panel.set_title(f"{sampler}: {distances}", loc="left", fontsize="medium")
-    if len({*panels[0, 0].get_legend_handles_labels()[1]}) > 1:
-        panels[0, 0].legend()
+        distances = ", ".join(f"{base.mean():.3g}" for base in plain.values())
+        panel.set_title(f"{sampler}: {distances} in {in_words(plain)}", loc="left", fontsize="medium")
+    handles = panels[0, 0].get_legend_handles_labels()
+    if len(handles[1]) > 1:
+        figure.legend(*handles, loc="outside upper center", ncols=len(handles[1]))
     last = panels[-1, 0]
     last.set_xscale("symlog", linthresh=LINEAR)  # which the other panels share
     low, high = last.get_xlim()

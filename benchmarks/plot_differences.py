@@ -57,12 +57,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", help="comparison.csv file")
     parser.add_argument("--out", required=True, help="the PNG to write")
+    parser.add_argument("--samplers", default="", help="those to draw, with commas between; all if empty")
     args = parser.parse_args()
     try:
         found = read(args.table)
     except (OSError, KeyError, ValueError) as error:
         parser.error(f"expected a comparison.csv file of compare_samplers: {error}")
     samplers = {name: variants for name, variants in found.items() if "" in variants and len(variants) > 1}
+    chosen = [name.strip() for name in args.samplers.split(",") if name.strip()] or [*samplers]
+    if missing := [name for name in chosen if name not in samplers]:
+        parser.error(f"--samplers has {missing[0]}; expected some of {', '.join(samplers) or 'none'}")
+    samplers = {name: samplers[name] for name in chosen}
     if not samplers:
         parser.error(f"{args.table} has no sampler with a variant; expected names such as DDIM and DDIM + ES 1.01")
     print(table(samplers))
@@ -77,12 +82,13 @@ def main():
             colour, marker = colours[number % len(colours)], MARKERS[number // len(colours) % len(MARKERS)]
             rows = [(i, *change(line[budget], base)) for i, line in enumerate(variants.values()) if budget in line]
             places, means, errors = np.array(rows).reshape(-1, 3).T
+            places = places + 0.2 * (number - (len(plain) - 1) / 2)  # beside each other
             panel.errorbar(means, places, xerr=errors, fmt=marker, ms=5, color=colour, label=budget)
         panel.axvline(0, color="0.6", linewidth=1)
         panel.set_yticks(range(len(variants)), variants)
         panel.set_ylim(len(variants) - 0.5, -0.5)
         distances = ", ".join(f"{base.mean():.3g}" for base in plain.values())
-        panel.set_title(f"{sampler}: {distances} in {in_words(plain)}", loc="left", fontsize="medium")
+        panel.set_title(f"{sampler}: distance {distances} in {in_words(plain)}", loc="left", fontsize="medium")
     handles = panels[0, 0].get_legend_handles_labels()
     if len(handles[1]) > 1:
         figure.legend(*handles, loc="outside upper center", ncols=len(handles[1]))

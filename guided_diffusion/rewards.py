@@ -81,7 +81,7 @@ def _classifier(path, parsed):
         raise UserError(f"--reward classifier:{path} needs classes; expected --class_cond True")
     size = values.get("large_size", values["image_size"])
     wanted = {"image_size": size, "image_channels": values["image_channels"], "num_classes": values["num_classes"]}
-    if flags["class_names"] and values["class_names"]:
+    if flags.get("class_names") and values.get("class_names"):
         wanted["class_names"] = values["class_names"]
     for name, value in wanted.items():
         if flags[name] != value:

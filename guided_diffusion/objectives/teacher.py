@@ -70,7 +70,9 @@ class Teacher(OpenedNetwork):
         names += ["num_classes"] if parsed[UNetFlags].class_cond else []
         names += {"super_res": ["small_size"], "inpaint": ["reference_cond"]}.get(expected, [])
         # names that either does not know may be the same
-        names += ["class_names"] if values["class_cond"] and flags.get("class_names") and values.get("class_names") else []
+        names += (
+            ["class_names"] if values["class_cond"] and flags.get("class_names") and values.get("class_names") else []
+        )
         for name in names:
             if flags[name] != values[name]:
                 raise UserError(f"--teacher {path} has --{name} {flags[name]}; expected {values[name]}, as of this run")

@@ -253,8 +253,8 @@ def replacing(path):
     except BaseException as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = path, None  # not that of the unfinished file, or none, as of a full disk
+        if isinstance(error, OSError) and error.filename in (None, unfinished):
+            error.filename, error.filename2 = path, None  # a full disk is told by write, which knows no name
         raise
 
 

@@ -212,3 +212,15 @@ def test_no_file_needs_no_folder(monkeypatch):
     make_room("", "json", samples=["a.npz"])
     with pytest.raises(UserError, match="^--json x.json cannot be written: . does not permit it"):
         make_room("x.json", "json")
+
+
+@pytest.mark.parametrize("named", [None, "other.npz"])
+def test_an_error_while_a_file_is_written_is_of_the_file_that_failed(tmp_path, named):
+    target = tmp_path / "x.npz"
+    with pytest.raises(OSError) as caught, files.replacing(str(target)):
+        raise OSError(errno.ENOSPC, "No space left on device", named)
+    assert files.told(caught.value) == f"{named or target}: No space left on device" and not list(tmp_path.iterdir())
+    target.mkdir()
+    with pytest.raises(OSError) as caught, files.replacing(str(target)):
+        pass
+    assert files.told(caught.value) == f"{target}: Is a directory"

@@ -13,7 +13,7 @@ from processes import slow
 from script_runs import CLASSIFIER, NETWORK, PROCESS
 from tiny_loop import plain_sum, tiny, weights
 
-from guided_diffusion import checkpoints, logger
+from guided_diffusion import checkpoints, dist_util, logger
 from guided_diffusion.checkpoints import manifest, resume
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import number, whole
@@ -75,6 +75,18 @@ def test_the_step_in_hand_is_saved_before_a_bad_score_ends_a_run(tmp_path):
     with pytest.raises(UserError, match="held.png cannot be read; saved at step 3; --resume_checkpoint auto goes on"):
         loop.run_loop()
     assert manifest.steps(tmp_path) == [3]
+
+
+def test_a_bug_in_the_score_of_one_rank_is_not_waited_with(tmp_path, monkeypatch):
+    def score(loop):
+        monkeypatch.setattr(dist_util, "world_size", lambda: 2)
+        raise RuntimeError("a bug")
+
+    loop, _ = tiny(tmp_path, plain_sum, iterations=9)
+    loop.after_step = score
+    with pytest.raises(RuntimeError, match="a bug"):
+        loop.run_loop()
+    assert manifest.steps(tmp_path) == []
 
 
 def test_a_bad_held_out_image_leaves_a_checkpoint(place, tmp_path, capsys):

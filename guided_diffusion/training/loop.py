@@ -139,6 +139,8 @@ class Loop:
                 with clock.stopped():
                     scored = self.after_step(self)
             except Exception as error:
+                if dist_util.world_size() > 1 and not isinstance(error, UserError | OSError):
+                    raise  # the other ranks may wait within the score
                 self._trouble = error
         doing("its log row, and for those of the other ranks")
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0

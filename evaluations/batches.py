@@ -13,6 +13,7 @@ from guided_diffusion import files, image_labels, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_datasets import Images
 from guided_diffusion.image_files import is_zip, kind_of, list_image_files, open_picture
+from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs import sample_store
 
 from .fid import Moments
@@ -270,7 +271,7 @@ def images_of_dataset(dataset, flag, indices):
 def _dataset_batches(dataset, indices, batch_size, rank, size):
     for start in range(rank * batch_size, len(indices), size * batch_size):
         images = torch.stack([dataset[int(index)][0] for index in indices[start : start + batch_size]])
-        yield start, ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        yield start, to_uint8(images, rounded=True)
 
 
 def some_of(count, limit, seed=0):

@@ -33,10 +33,10 @@ from .denoiser import Prediction
 from .distributed import launchers
 from .errors import UserError
 from .flags import Parsed, flags_of, marked, stated
-from .generate import IndexedNoise, SampleFlags, on_device, watched_images
+from .generate import IndexedNoise, SampleFlags, batches_of, on_device, watched_images
 from .image_datasets import DataFlags
 from .image_labels import as_text
-from .images import HALF_A_LEVEL, to_uint8
+from .images import to_uint8
 from .inversion import EXACT, advice, by_ddim, decode, encode
 from .jobs import folder_lock
 from .jobs.launch import RunFlags, warn_of_slow_halves, warn_of_unread
@@ -218,7 +218,7 @@ class Model:
         parsed, process, network = self._sampler({**flags, "num_samples": num_samples, "classes": classes}, steps)
         told, sampling, made = conditioning.of_sampling(parsed), parsed[SampleFlags], []
         with tqdm(total=sampling.num_samples, unit="image", disable=not progress) as bar:
-            for indices in _batches(sampling.num_samples, sampling.batch_size):
+            for indices in sampling.batches:
                 noise = IndexedNoise(sampling.seed, indices)
                 cond = on_device(told.of_indices(noise, indices))
                 x, bad_from = watched_images(process, network, noise, cond, callback)
@@ -265,7 +265,7 @@ class Model:
         if said := advice(parsed[SolverFlags], len(process.grid)):
             logger.warn(said)
         told, pair, states = _of_chosen(parsed), adapters.pair_of(network), []
-        for indices in _batches(len(pixels), parsed[SampleFlags].batch_size):
+        for indices in batches_of(len(pixels), parsed[SampleFlags].batch_size):
             inside = pair.encode(pixels[indices.start : indices.stop].to(dist_util.dev()))
             denoise = process.denoiser(network, told(indices))
             x, before = encode(denoise, process.solver, process.schedule, process.grid, inside)
@@ -286,7 +286,7 @@ class Model:
         values = dict(encoded.flags) if classes is None else {**encoded.flags, "classes": classes}
         parsed, process, network = self._sampler(values, None, _INVERTED)
         told, pair, made = _of_chosen(parsed), adapters.pair_of(network), []
-        for indices in _batches(len(encoded.noisiest), parsed[SampleFlags].batch_size):
+        for indices in batches_of(len(encoded.noisiest), parsed[SampleFlags].batch_size):
             some = slice(indices.start, indices.stop)
             denoise, x = process.denoiser(network, told(indices)), encoded.noisiest[some]
             if classes is None:
@@ -295,7 +295,7 @@ class Model:
             else:
                 made.append(by_ddim(process, denoise, x))
         decoded = torch.cat([pair.decode(x) for x in made])
-        return decoded if as_tensor else to_uint8(decoded + HALF_A_LEVEL)
+        return decoded if as_tensor else to_uint8(decoded, rounded=True)
 
     def _sampler(
         self, values: Mapping[str, Any], steps: int | str | None, overrides: Mapping[str, Any] | None = None
@@ -564,7 +564,3 @@ def _of_chosen(parsed: Parsed) -> Callable[[Sequence[int]], dict[str, torch.Tens
     if not parsed[ClassFlags].classes and parsed[UNetFlags].class_cond:
         raise UserError("--classes is not given; expected numbers or names, in turn over the images")
     return lambda indices: on_device(told.of_indices(None, indices))
-
-
-def _batches(count: int, size: int) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]

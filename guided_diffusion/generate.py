@@ -36,6 +36,16 @@ class SampleFlags(FlagGroup):
     batch_size: int = flag(16, "Images computed at once on a rank.", legal=at_least(1, WIDTH), essential="batch_size")
     seed: int = flag(0, "Seed; with its index it decides an image.", legal=at_least(0))
 
+    @property
+    def batches(self):
+        """Indices of the images of each batch: list of ranges."""
+        return batches_of(self.num_samples, self.batch_size)
+
+
+def batches_of(count, batch_size):
+    """Indices 0 to count - 1 in consecutive batches: list of ranges."""
+    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
 
 @dataclass
 class RngFlags(FlagGroup):
@@ -264,9 +274,7 @@ def by_index(flags, make_batch):
     :param make_batch: `indices -> {name: numpy array [len(indices), ...]}`.
     """
     rank, size = dist_util.rank(), dist_util.world_size()
-    starts = range(0, flags.num_samples, flags.batch_size)
-    batches = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
-    parts = []
+    batches, parts = flags.batches, []
     with progress.shown(flags.num_samples, 0, "image") as add:
         for first in range(0, len(batches), size):
             mine = batches[first : first + size][rank : rank + 1]

@@ -17,13 +17,16 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CAPTION = 12
 # what stands between images, opaque
 GREY = (128, 128, 128, 255)
-# added to images in [-1, 1], it makes `to_uint8` round
-HALF_A_LEVEL = 1 / 255
 
 
-def to_uint8(x):
-    """uint8 [N, H, W, C] of images [N, C, H, W] in [-1, 1], by ADM's rule: (x + 1) * 127.5, clamped, truncated."""
-    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def to_uint8(x, rounded=False):
+    """uint8 [N, H, W, C] of images [N, C, H, W] in [-1, 1], by ADM's rule: (x + 1) * 127.5, clamped, truncated.
+
+    :param rounded: round instead, so that 8-bit originals return unchanged.
+    """
+    return (
+        ((x + 1) * 127.5 + 0.5 * rounded).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    )
 
 
 def grid(images, columns=None):

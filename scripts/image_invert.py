@@ -28,7 +28,7 @@ from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import SampleFlags, by_index, dataset_in_order, on_device
 from guided_diffusion.image_datasets import DataFlags
 from guided_diffusion.image_labels import as_text, chosen, of_text
-from guided_diffusion.images import HALF_A_LEVEL, save_grid, to_uint8
+from guided_diffusion.images import save_grid, to_uint8
 from guided_diffusion.inversion import EXACT, advice, by_ddim, decode, encode
 from guided_diffusion.jobs import launch
 from guided_diffusion.jobs.sampling import log_calls, log_grid
@@ -176,7 +176,7 @@ def write(name, **arrays):
 
 def pictures(images):
     """uint8 [N, H, W, C] of images [N, C, H, W] in [-1, 1], rounded, so that 8-bit originals return unchanged."""
-    return to_uint8(torch.from_numpy(images) + HALF_A_LEVEL)
+    return to_uint8(torch.from_numpy(images), rounded=True)
 
 
 def report(made, name, method):

@@ -173,8 +173,7 @@ def made_row(sampler, target):
             agree = predictions(target.judge, seen, len(made)) == cond["y"].cpu().numpy()
         return target.extract(made).pool.cpu(), made[:shown], seconds, agree
 
-    starts = range(0, sampling.num_samples, sampling.batch_size)
-    batches = [range(i, min(i + sampling.batch_size, sampling.num_samples)) for i in starts]
+    batches = sampling.batches
     made = dealt([(repeat, batch) for repeat in range(compare.repeats) for batch in batches], make)
     calls = dist_util.gather_object(process.network_calls)
     add_up(process)

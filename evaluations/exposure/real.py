@@ -49,7 +49,7 @@ class RealImages:
         for index in range(max(most, self.count)):
             self.expect_own(self.order[index])
             image, cond = self._read([index])
-            digest.update(to_uint8(image + 1 / 255).tobytes())
+            digest.update(to_uint8(image, rounded=True).tobytes())
             digest.update(str({name: value.tolist() for name, value in cond.items()}).encode())
             x = self.encode(image.to(dist_util.dev()))
             if index < self.count:

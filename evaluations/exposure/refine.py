@@ -17,7 +17,7 @@ from evaluations.fid import frechet_distance, moments_of
 from guided_diffusion import checkpoints, dist_util, files, logger, process
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.errors import UserError
-from guided_diffusion.generate import IndexedNoise, SampleFlags, on_device, watched_images
+from guided_diffusion.generate import IndexedNoise, SampleFlags, batches_of, on_device, watched_images
 from guided_diffusion.images import to_uint8
 from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.jobs.sampling import fill
@@ -105,8 +105,7 @@ def _features(name, parsed, network, dataset, extract, count):
     )
     store = SampleStore(files.join(logger.get_dir(), "tried"), dist_util.broadcast_object(key))
     store.prepare()
-    starts = range(0, count, sampling.batch_size)
-    chunks = [range(i, min(i + sampling.batch_size, count)) for i in starts]
+    chunks = batches_of(count, sampling.batch_size)
     fill(store, store.missing(chunks), count, make_batch, THEN, name)
     if not dist_util.is_main():
         return None

@@ -13,6 +13,7 @@ import torch
 
 from guided_diffusion import dist_util, files, logger
 from guided_diffusion.errors import NotFinite
+from guided_diffusion.generate import batches_of
 from guided_diffusion.jobs.sample_store import SampleStore
 from guided_diffusion.jobs.sampling import fill
 from guided_diffusion.methods.method import jackknife
@@ -118,8 +119,7 @@ def measured(out_dir, key, title, make_batch, count, batch_size, setup, measures
         logger.log(f"{title}: taken from {path}")
     else:
         store.prepare()
-        starts = range(0, count, batch_size)
-        chunks = [range(i, min(i + batch_size, count)) for i in starts]
+        chunks = batches_of(count, batch_size)
         fill(store, store.missing(chunks), count, make_batch, THEN, title)
         if dist_util.is_main():
             _join(store, chunks, path, count, setup, measures, title)

@@ -126,8 +126,7 @@ def _follow(begun, settings):
 
 def _make(store, parsed, process, make_batch, name, then):
     flags, (part, parts) = parsed[SampleFlags], parsed[ShardFlags].place
-    starts = range(0, flags.num_samples, flags.batch_size)
-    chunks = [range(i, min(i + flags.batch_size, flags.num_samples)) for i in starts]
+    chunks = flags.batches
     path = dist_util.broadcast_object(store.finished(flags.num_samples) if dist_util.is_main() else None)
     if path:
         logger.log(f"{path} is complete: nothing to do")

@@ -364,6 +364,19 @@ def all_reduce_sum(tensor):
     return tensor
 
 
+def sum_gradients(params):
+    """Replace the gradients of parameters by their sums over all ranks, and return them; where there is none, zeros."""
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    grads = [param.grad for param in params]
+    if world_size() > 1:
+        whole = all_reduce_sum(torch.cat([grad.flatten() for grad in grads]))
+        for grad, total in zip(grads, whole.split([grad.numel() for grad in grads])):
+            grad.copy_(total.view_as(grad))
+    return grads
+
+
 def gather_object(obj):
     """Return the list of every rank's `obj`, in rank order, on rank 0, and None elsewhere.
 

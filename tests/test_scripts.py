@@ -384,6 +384,7 @@ def test_a_dry_run_resolves_the_flags_and_stops(conditional, data, tmp_path):
 def test_a_global_batch_is_shared_by_the_ranks(data, tmp_path, ranks):
     words = ["--data_dir", data, "--out_dir", tmp_path, *NETWORK, *PROCESS, "--iterations", 1, "--num_workers", 0]
     words = [FOLDER / "image_train.py", *words, "--global_batch", 6]
+    assert f"--microbatch {6 // ranks} fits" in mpirun(ranks, *words, "--dry_run", True).stdout
     done = mpirun(ranks, *words)
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "model000001.json").read_text())

@@ -225,28 +225,6 @@ def test_a_row_in_one_line(extra, words):
     assert line({**row, "time_left": "1:02:11"}).endswith("310 images/s  1:02:11 left")
 
 
-class OutOfMemory:
-    """An objective that has not enough memory for more than `most` images, which it learns when it has computed them.
-
-    :param after: steps' calls that have enough.
-    """
-
-    def __init__(self, objective, most, after=0):
-        self.objective, self.most, self.after, self.failures = objective, most, after, 0
-
-    def __getattr__(self, name):
-        return getattr(self.objective, name)
-
-    def __call__(self, model, x, cond):
-        loss = self.objective(model, x, cond)
-        self.after -= 1
-        if len(x) > self.most and self.after < 0:
-            loss.value.sum().backward()
-            self.failures += 1
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return loss
-
-
 def _drawing(sampler):
     diffusion = diffusion_of(training.PROCESS)
     return DiffusionObjective(diffusion, create_named_schedule_sampler(sampler, diffusion))
@@ -263,7 +241,7 @@ def test_a_microbatch_that_fits_is_found_and_gives_the_weights_of_it(images, tmp
         loop.run_loop()
         return loop
 
-    tight = OutOfMemory(_drawing(sampler), most)
+    tight = training.OutOfMemory(_drawing(sampler), most)
     auto = run("auto", tight, AUTO)
     plain = run("plain", _drawing(sampler), found)
     assert (auto.microbatch or 8) == found and tight.failures == failures
@@ -276,7 +254,7 @@ def test_a_microbatch_that_fits_is_found_and_gives_the_weights_of_it(images, tmp
 
 def test_memory_that_is_short_later_gives_the_weights_of_the_whole_batch_to_rounding(images, tmp_path):
     """Losses that draw nothing are the same whatever the microbatch: a batch is its mean."""
-    tight = OutOfMemory(training.ReadFromImages(), 3, after=1)
+    tight = training.OutOfMemory(training.ReadFromImages(), 3, after=1)
     auto = training.loop(images, tmp_path / "auto", tight, iterations=3, microbatch=AUTO, sgd=True)
     plain = training.loop(images, tmp_path / "plain", iterations=3, sgd=True)
     for loop in (auto, plain):
@@ -287,15 +265,16 @@ def test_memory_that_is_short_later_gives_the_weights_of_the_whole_batch_to_roun
 
 
 def test_no_memory_for_one_image_ends_in_a_sentence(images, tmp_path):
-    loop = training.loop(images, tmp_path, OutOfMemory(training.ReadFromImages(), 0), microbatch=AUTO, iterations=1)
+    tight = training.OutOfMemory(training.ReadFromImages(), 0)
+    loop = training.loop(images, tmp_path, tight, microbatch=AUTO, iterations=1)
     with pytest.raises(UserError, match="not enough memory on cpu for one image"):
         loop.run_loop()
 
 
-def test_auto_is_for_one_process(images, tmp_path, monkeypatch):
+def test_auto_refuses_losses_that_ranks_share(images, tmp_path, monkeypatch):
     monkeypatch.setattr("guided_diffusion.training.loop.dist_util.world_size", lambda: 2)
-    with pytest.raises(UserError, match="--microbatch auto is for one process"):
-        training.loop(images, tmp_path, microbatch=AUTO)
+    with pytest.raises(UserError, match="--microbatch auto .*--schedule_sampler loss-second-moment"):
+        training.loop(images, tmp_path, _drawing("loss-second-moment"), microbatch=AUTO)
 
 
 def test_first_row_comes_at_once(tmp_path):
@@ -429,7 +408,7 @@ def two_ranks(images, tmp_path_factory):
 
 
 @needs_mpirun
-@pytest.mark.parametrize("name", ["whole", "uneven"])
+@pytest.mark.parametrize("name", ["whole", "uneven", "auto"])
 def test_two_ranks_are_one_with_microbatches(two_ranks, images, tmp_path, name):
     one = training.train(images, tmp_path, sgd=True, microbatch=4, **training.THREE_STEPS)
     folder = two_ranks[0] / name
@@ -450,8 +429,14 @@ def test_two_ranks_are_one_with_microbatches(two_ranks, images, tmp_path, name):
 def test_ranks_end_with_the_same_weights(two_ranks):
     ours, theirs = two_ranks[1]
     assert ours["data"] != theirs["data"]
-    for name in ("whole", "uneven", "adam", "resumed", "critic", "critic_uneven", "critic_resumed"):
+    for name in ("whole", "uneven", "auto", "adam", "resumed", "critic", "critic_uneven", "critic_resumed"):
         assert ours[name] == theirs[name]
+
+
+@needs_mpirun
+def test_ranks_take_the_microbatch_that_fits_on_each(two_ranks):
+    """One has memory for two images, the other for all four."""
+    assert [seen["fits"] for seen in two_ranks[1]] == [{"microbatch": 2, "failures": n} for n in (0, 1)]
 
 
 @needs_mpirun

@@ -69,7 +69,7 @@ class AuxiliaryNetwork:
         self._images = 0
         if not images:
             return False
-        self._average(images)
+        torch._foreach_div_(dist_util.sum_gradients(self.trainer.params), images)
         stepped, grad_norm, *_ = self.trainer.optimize(self.optimizer).tolist()
         dist_util.sync_params(self.network.buffers())
         what = f"the {type(self.network).__name__} of --objective"
@@ -80,17 +80,6 @@ class AuxiliaryNetwork:
                 f"training diverged: {what} has gradient norm {grad_norm:g}; try a lower learning rate of it"
             )
         return bool(stepped)
-
-    def _average(self, images):
-        for p in self.trainer.params:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        grads = [p.grad for p in self.trainer.params]
-        if dist_util.world_size() > 1:
-            whole = dist_util.all_reduce_sum(torch.cat([grad.flatten() for grad in grads]))
-            for grad, total in zip(grads, whole.split([grad.numel() for grad in grads])):
-                grad.copy_(total.view_as(grad))
-        torch._foreach_div_(grads, images)
 
     def discard(self):
         """Forget the gradients of the losses since the last step."""
@@ -199,6 +188,11 @@ class Objective:
         """
         for auxiliary in self._auxiliaries().values():
             auxiliary.step()
+
+    @property
+    def waits_for_ranks(self):
+        """Whether a call waits for those of the other ranks."""
+        return False
 
     @property
     def follows_steps(self):

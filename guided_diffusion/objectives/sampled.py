@@ -28,8 +28,12 @@ class SampledObjective(Objective):
 
     def update_sampler(self, t, losses):
         """Let the sampler learn from the losses [N] at timesteps t [N]; every rank must call it."""
-        if isinstance(self.sampler, LossAwareSampler):
+        if self.waits_for_ranks:
             self.sampler.update_with_local_losses(t, losses.detach())
+
+    @property
+    def waits_for_ranks(self):
+        return isinstance(self.sampler, LossAwareSampler)
 
     def noised(self, x, noise, t):
         """x [N, C, ...] with noise, at training timesteps t [N]."""

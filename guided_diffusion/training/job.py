@@ -49,9 +49,15 @@ def _of_each_rank(parsed):
     return replace(parsed.with_values({"batch_size": total // ranks}), given=parsed.given | {"batch_size"})
 
 
-def _rehearsed(settings):
-    """TrainFlags of a dry run: one process finds by itself what fits."""
-    return replace(settings, microbatch=AUTO) if dist_util.world_size() == 1 else settings
+def _run(goes, settings, objective, **given):
+    """Train; or, in a dry run, take a step with the microbatch that it finds to fit.
+
+    :param given: the other arguments of Loop.
+    """
+    if not goes and not (objective.waits_for_ranks and dist_util.world_size() > 1):
+        settings = replace(settings, microbatch=AUTO)
+    loop = Loop(objective=objective, flags=settings, **given)
+    loop.run_loop() if goes else loop.rehearse()
 
 
 def seed_everything(flags):
@@ -80,7 +86,6 @@ def train_diffusion(parsed, network, after_step=None):
     model, diffusion = network.create(parsed), diffusion_of(process, methods.chosen(parsed))
     data = stream(dataset, parsed, next_batch(settings))
     goes = launch.announce(parsed)
-    settings = settings if goes else _rehearsed(settings)
     told = conditioning.of_training(parsed)
 
     def told_of(x, extra):
@@ -94,11 +99,12 @@ def train_diffusion(parsed, network, after_step=None):
         images, labels = batch[:SHOWN], extra["y"][:SHOWN] if "y" in extra else None
         count = len(images)
     objective = objectives.create(parsed, diffusion)
-    loop = Loop(
+    _run(
+        goes,
+        settings,
+        objective,
         model=model.to(dist_util.dev()),
-        objective=objective,
         data=data,
-        flags=settings,
         resolved=with_facts(parsed, dataset) | checkpoints.meant_for(objective.sampled_by, objective.timesteps),
         dtype=unet.dtype,
         conditioning=told_of,
@@ -111,7 +117,6 @@ def train_diffusion(parsed, network, after_step=None):
         ),
         after_step=after_step(parsed) if after_step else None,
     )
-    loop.run_loop() if goes else loop.rehearse()
 
 
 def train_classifier(parsed):
@@ -125,17 +130,16 @@ def train_classifier(parsed):
     data = stream(dataset, parsed, next_batch(settings))
     after_step = held_out_losses(parsed, diffusion)
     goes = launch.announce(parsed)
-    settings = settings if goes else _rehearsed(settings)
-    loop = Loop(
+    _run(
+        goes,
+        settings,
+        ClassifierObjective.create(parsed, diffusion),
         model=model.to(dist_util.dev()),
-        objective=ClassifierObjective.create(parsed, diffusion),
         data=data,
-        flags=settings,
         resolved=with_facts(parsed, dataset),
         dtype=classifier.dtype,
         after_step=after_step,
     )
-    loop.run_loop() if goes else loop.rehearse()
 
 
 def train_vae(parsed):
@@ -145,19 +149,18 @@ def train_vae(parsed):
     model, settings = parsed[VaeFlags].create(), parsed[TrainFlags]
     data = stream(dataset, parsed, next_batch(settings))
     goes = launch.announce(parsed)
-    settings = settings if goes else _rehearsed(settings)
     z = torch.randn(SHOWN, model.latent_dim, generator=torch.Generator().manual_seed(0))
 
     def preview(network):
         with torch.no_grad():
             return to_uint8(network.decode(z.to(dist_util.dev())))
 
-    loop = Loop(
+    _run(
+        goes,
+        settings,
+        VaeObjective.create(parsed),
         model=model.to(dist_util.dev()),
-        objective=VaeObjective.create(parsed),
         data=data,
-        flags=settings,
         resolved=with_facts(parsed, dataset),
         preview=preview,
     )
-    loop.run_loop() if goes else loop.rehearse()

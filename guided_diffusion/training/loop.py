@@ -66,8 +66,11 @@ class Loop:
         self.device = next(model.parameters()).device
         self._ahead = self._trouble = None  # the next batch, or why there is none
         self.files = RunFiles(flags, resolved)
-        if flags.microbatch == AUTO and dist_util.world_size() > 1:
-            raise UserError("--microbatch auto is for one process; expected a number, which --dry_run True finds there")
+        if flags.microbatch == AUTO and objective.waits_for_ranks and dist_util.world_size() > 1:
+            raise UserError(
+                "--microbatch auto lets each rank try what fits, and losses that all ranks share, as those of "
+                "--schedule_sampler loss-second-moment, cannot be tried; expected a number"
+            )
         self.microbatch = max(flags.microbatch, 0)  # 0 is the whole batch
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
@@ -83,7 +86,10 @@ class Loop:
         self.opt = torch.optim.AdamW(model.parameters(), **rates, fused=fused)
         self.ema = {rate: [p.detach().clone() for p in model.parameters()] for rate in flags.ema_rates()}
         self.fast_model = for_training(model)
-        self.ddp_model = dist_util.data_parallel(self.fast_model, gradient_as_bucket_view=True)
+        # a pass that may run out of memory waits for no other rank
+        self.ddp_model = self.fast_model
+        if flags.microbatch != AUTO:
+            self.ddp_model = dist_util.data_parallel(self.fast_model, gradient_as_bucket_view=True)
         # what of steps is not logged yet: their numbers, (t, terms) of their microbatches, and outcomes
         self._unread = []
         if flags.resume_checkpoint:
@@ -232,19 +238,25 @@ class Loop:
             self.objective.skipped()
 
     def _backward_that_fits(self, batch, cond):
-        """`_backward`, begun anew with microbatches of half as many images whenever there is not enough memory.
+        """`_backward`, begun anew with microbatches of half as many images whenever a rank has not enough memory.
 
         :raises UserError: where a single image is too much.
         """
         before = random_state.capture(self.device), copy.deepcopy(self.objective.state_dict())
         while True:
+            seen = None
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
-                return self._backward(batch, cond)
+                seen = self._backward(batch, cond)
+            if not dist_util.all_reduce_sum(torch.tensor(float(seen is None))):
+                if dist_util.world_size() > 1:
+                    grads = dist_util.sum_gradients(self.precision.params)
+                    torch._foreach_div_(grads, dist_util.world_size())
+                return seen
             tried = min(self.microbatch or len(batch), len(batch))
             if tried == 1:
                 raise UserError(
-                    f"there is not enough memory on {self.device} for one image; expected a smaller network, or "
-                    "--use_checkpoint True"
+                    f"there is not enough memory on {self.device} for one image of a rank; expected a smaller "
+                    "network, or --use_checkpoint True"
                 )
             self.microbatch = tried // 2
             logger.warn(f"not enough memory for {tried} images at once: from here on --microbatch {self.microbatch}")

@@ -24,7 +24,7 @@ from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.resample import UniformSampler
 from guided_diffusion.script_util import diffusion_of
 from guided_diffusion.training.data import next_batch
-from guided_diffusion.training.flags import TrainFlags
+from guided_diffusion.training.flags import AUTO, TrainFlags
 from guided_diffusion.training.loop import Loop
 
 SIZE, IMAGES, GLOBAL_BATCH = 8, 24, 8
@@ -67,6 +67,28 @@ class CriticFromImages(critic.Critic):
     def draw(self, x):
         t, noise = ReadFromImages.draws(self, x)
         return t, torch.ones(len(x)), noise
+
+
+class OutOfMemory:
+    """An objective that has not enough memory for more than `most` images, which it learns when it has computed them.
+
+    :param after: steps' calls that have enough.
+    """
+
+    def __init__(self, objective, most, after=0):
+        self.objective, self.most, self.after, self.failures = objective, most, after, 0
+
+    def __getattr__(self, name):
+        return getattr(self.objective, name)
+
+    def __call__(self, model, x, cond):
+        loss = self.objective(model, x, cond)
+        self.after -= 1
+        if len(x) > self.most and self.after < 0:
+            loss.value.sum().backward()
+            self.failures += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return loss
 
 
 def write_images(path):
@@ -130,6 +152,10 @@ def main(folder):
     seen = {}
     for name, microbatch in (("whole", -1), ("uneven", 3)):
         seen[name] = hashes(train(images, folder / name, sgd=True, microbatch=microbatch, **THREE_STEPS))
+
+    tight = OutOfMemory(ReadFromImages(), 4 - 2 * rank)
+    auto = train(images, folder / "auto", tight, sgd=True, microbatch=AUTO, **THREE_STEPS)
+    seen |= {"auto": hashes(auto), "fits": {"microbatch": auto.microbatch, "failures": tight.failures}}
 
     seen["data"] = digest([next(loop(images, folder / "data").data)[0]])
     seen["adam"] = hashes(train(images, folder / "adam", iterations=4, save_interval=2, lr_anneal_steps=8))

@@ -80,6 +80,7 @@ class Legal:
 
 POSITIVE = Legal("above 0", lambda value: value > 0)
 FRACTION = Legal("0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Legal("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 # Upper bounds of counts: far above any real use, far below what exhausts memory.
 IMAGES, SIDE, WIDTH, STEPS, THREADS = 10**7, 2**14, 2**16, 10**6, 2**10

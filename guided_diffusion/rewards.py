@@ -1,4 +1,12 @@
-"""Rewards: what says how good images are, and a small network that learns to say so in its place."""
+"""Rewards: what says how good images are, and a small network that learns to say so in its place.
+
+Li et al. 2024, "Reward Guided Latent Consistency Distillation", whose loss is objectives/consistency_distillation.py.
+
+| paper | here |
+| --- | --- |
+| R(x, c), of an image and what it is asked for (section 4.1) | `Reward`: `images, cond -> [N]` |
+| r_psi, the latent proxy reward model (section 4.2) | `ProxyReward`, of images at half their size |
+"""
 
 import importlib
 import itertools
@@ -79,7 +87,7 @@ def _classifier(path, parsed):
     values = parsed.values()
     if not values["class_cond"]:
         raise UserError(f"--reward classifier:{path} needs classes; expected --class_cond True")
-    size = values.get("large_size", values["image_size"])
+    size = values["large_size"] if "large_size" in values else values["image_size"]
     wanted = {"image_size": size, "image_channels": values["image_channels"], "num_classes": values["num_classes"]}
     if flags.get("class_names") and values.get("class_names"):
         wanted["class_names"] = values["class_names"]
@@ -108,6 +116,8 @@ def _python(name, parsed):
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--reward python:{name} cannot be imported ({error})") from error
+    if not callable(found):
+        raise UserError(f"--reward python:{name} is a {type(found).__name__}; expected a function")
     return found
 
 

@@ -33,6 +33,7 @@ OVERRIDES = {
     "objective": None,
     "student_steps": None,
     "init_from": None,
+    "checkpoint_key": None,
     "resume_checkpoint": None,
     "prediction": "v",
 }

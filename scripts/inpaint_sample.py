@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import image_sample
 import torch
 
-from guided_diffusion import checkpoints, conditioning
+from guided_diffusion import checkpoints, conditioning, logger
+from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.conditioning.masked import Masked, MaskFlags, filled
 from guided_diffusion.errors import told_of
 from guided_diffusion.flags import FlagGroup, flag
@@ -43,7 +44,11 @@ OVERRIDES = {"random_flip": None, "random_crop": None, "num_workers": None, "cla
 def main(parsed):
     noise = noise_of(parsed)
     parsed, network, process = checkpoints.load_diffusion(parsed)
-    told = Masked(parsed[MaskFlags].families(), parsed[InpaintFlags].reference_cond, pictures=pictures_of(parsed))
+    families, path = parsed[MaskFlags].families(), parsed[CheckpointFlags].model_path
+    trained = [part.strip() for part in checkpoints.read_flags(path).get("masks", "").split(",")]
+    if foreign := [name for name in families if name not in trained and trained != [""]]:
+        logger.warn(f"{path} was trained with --masks {','.join(trained)}, and has never filled a {foreign[0]}")
+    told = Masked(families, parsed[InpaintFlags].reference_cond, pictures=pictures_of(parsed))
     told = conditioning.Together([told, conditioning.of_sampling(parsed)])
     make_batch = batch_maker(process, network, told, noise, finished=filled)
     sampling.run(parsed, process, network, make_batch)

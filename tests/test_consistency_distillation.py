@@ -265,7 +265,15 @@ def test_a_run_goes_on_bit_for_bit_and_its_target_follows(words, teacher, place)
     assert state["proxy"]["optimizer"]["state"][0]["step"] == 1
 
     student = place / "whole" / "model000002.pt"
-    said = script_runs.run("image_sample", "--model_path", student, "--num_samples", 2, "--out_dir", place / "samples")
+    sample = ["--model_path", student, "--num_samples", 2, "--out_dir"]
+    said = script_runs.run("image_sample", *sample, place / "samples")
+    assert "to jump to the data" not in said
+    assert "was trained to jump to the data, as --solver consistency does, and this is ddim" in script_runs.run(
+        "image_sample", *sample, place / "by_ddim", "--solver", "ddim"
+    )
+    assert "is not known to be trained to jump" in script_runs.run(
+        "image_sample", "--model_path", teacher, *sample[2:], place / "no_student", "--solver", "consistency"
+    )
     assert "sampled by --solver consistency --spacing uniform --timestep_respacing 5" in said
     assert json.loads((place / "samples" / "grid.json").read_text()) == [99, 79, 59, 39, 19, -1]
 
@@ -306,6 +314,16 @@ def test_the_reward_of_a_classifier_is_the_log_probability_of_the_class():
     logits = network(images, torch.zeros(4)).detach().numpy()
     expected = log_softmax(logits, axis=1)[range(4), y.numpy()] * (y.numpy() >= 0)
     assert np.allclose(found.detach().numpy(), expected, atol=1e-4)
+
+
+def test_a_reward_knows_the_size_of_an_upsampler():
+    """Whose flags have no --image_size."""
+    reward = f"classifier:{ROOT / 'models' / 'digits16_classifier.pt'}"
+    sizes = {"image_channels": 1, "num_classes": 10}
+    assert paper.RewardFlags(reward).create(Values(large_size=16, **sizes)) is not None
+    one_sentence(
+        lambda: paper.RewardFlags(reward).create(Values(large_size=32, **sizes)), "has --image_size 16; expected 32"
+    )
 
 
 class Values(dict):
@@ -366,6 +384,11 @@ def test_a_reward_of_another_shape_is_refused():
         (["--reward", "torchscript:x.pt"], "is code that would run here; expected --trust_reward True"),
         (["--reward", "torchscript:x.pt", "--trust_reward", True], "torchscript:x.pt: there is no file x.pt"),
         (["--reward", "python:no.such", "--trust_reward", True], "--reward python:no.such cannot be imported"),
+        (
+            ["--reward", "python:guided_diffusion.rewards", "--trust_reward", True],
+            "python:guided_diffusion.rewards is a module; expected a function",
+        ),
+        (["--consistency_ema", 1], "--consistency_ema is 1.0; expected at least 0 and below 1"),
         (["--reward_proxy", False, "--reward_proxy_lr", 1], "--reward_proxy_lr does nothing without --reward_proxy"),
     ],
 )

@@ -12,6 +12,8 @@ from processes import ROOT, mpirun, needs_mpirun
 from refusals import one_sentence
 from tiny_loop import weights
 
+from guided_diffusion import checkpoints
+from guided_diffusion.adapters import PIXELS
 from guided_diffusion.denoiser import Prediction
 from guided_diffusion.objectives import progressive_distillation as paper
 from guided_diffusion.objectives.teacher import Teacher
@@ -273,6 +275,26 @@ def test_a_teacher_that_cannot_be_is_named(flags, sentence, teacher, data, tmp_p
     given = [paths.get(word, word) for word in flags]
     said = refused(capsys, "image_train", "--data_dir", data, "--out_dir", tmp_path, *TRAIN, *given)
     assert sentence in said
+
+
+@pytest.mark.parametrize(
+    "marks, sentence",
+    [
+        ({"pair": object()}, "denoises latents of an autoencoder; expected a network of pixels"),
+        ({"latent_dim": 4}, "draws its images, each from a random vector (--latent_dim 4)"),
+    ],
+)
+def test_a_teacher_of_latents_or_random_vectors_is_named(marks, sentence, teacher, monkeypatch, data, tmp_path, capsys):
+    opened = checkpoints.open_network
+
+    def marked(*args):
+        network, process, flags = opened(*args)
+        network.pair = marks.get("pair", PIXELS)
+        return network, process, {**flags, **marks}
+
+    monkeypatch.setattr(checkpoints, "open_network", marked)
+    given = ["--data_dir", data, "--out_dir", tmp_path, *TRAIN, *CLASSES, "--teacher", teacher]
+    assert sentence in refused(capsys, "image_train", *given)
 
 
 @pytest.mark.parametrize("start, end", [(8, 3), (6, 1), (4, 4), (4, 8), (3, 1)])

@@ -153,6 +153,25 @@ def test_its_state_is_taken_up():
     assert again.stage == 1 and torch.equal(*values)
 
 
+@pytest.mark.parametrize("scales, steps", [([4], 1), ([2, 4, 8], 1), ([2, 4], 2)])
+def test_a_state_of_other_scales_or_steps_is_refused(scales, steps):
+    """What it had reached means something else with them: its teacher could be a network that never learnt."""
+    state = objective([2, 4]).state_dict()
+    one_sentence(lambda: objective(scales, steps).load_state_dict(state), "--scale_schedule 2,4 --scale_steps 1")
+    if scales == [4]:  # alone it has no steps to count
+        objective(scales, 5).load_state_dict(objective(scales, 7).state_dict())
+
+
+def test_its_average_begins_at_the_network():
+    made, model = objective([2, 4]), Exact()
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    made.begin(model)
+    assert made.average.network.weight.item() == 3
+    made.average.network.weight.fill_(2.0)
+    assert model.weight.item() == 3
+
+
 def test_input_perturbation_reaches_the_student_alone():
     made, model, asked = objective([2, 4]), Exact(), []
     made.stepped(model)
@@ -247,8 +266,9 @@ def test_what_cannot_be_so_trained_is_refused(images, tmp_path, capsys):
 
     refused(capsys, begin("super_res_train", *RUN, "--prediction", "eps"), "--prediction v or x0")
     refused(capsys, begin("super_res_train", *RUN, "--small_size", 4), "--scale_schedule", "--small_size 4")
-    for flag in ("scale_steps", "scale_ema_rate"):
-        one = ["--scale_schedule", 4, f"--{flag}", 1]
+    refused(capsys, begin("super_res_train", *RUN, "--scale_ema_rate", 1), "--scale_ema_rate is 1.0", "below 1")
+    for flag, value in {"scale_steps": 1, "scale_ema_rate": 0.5}.items():
+        one = ["--scale_schedule", 4, f"--{flag}", value]
         without = [word for i, word in enumerate(RUN) if "--scale_steps" not in (word, RUN[i - 1])]
         refused(capsys, begin("super_res_train", *without, *one), f"--{flag} does nothing", "one factor")
     plain = [*RUN[4:], "--image_size", 8]

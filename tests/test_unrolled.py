@@ -197,6 +197,8 @@ def test_a_run_goes_on_and_fills_holes(place, tmp_path):
         assert np.abs(images - true.astype(int))[:, [0, -1]].max() <= 1
         assert np.abs(images - true.astype(int))[:, 1:-1, 1:-1].max() > 20
     assert len({images.tobytes() for images in made.values()}) == 3
+    said = script_runs.run("inpaint_sample", *words, "--masks", "center,column", "--out_dir", tmp_path / "foreign")
+    assert "was trained with --masks center,blocks, and has never filled a column" in said
 
 
 @pytest.mark.slow
@@ -232,6 +234,7 @@ def test_a_classifier_that_is_none_or_does_not_fit_is_refused(place, tmp_path, c
     refused(capsys, begin("--identity_path", tmp_path / "no.pt"), "--identity_path", "no.pt does not exist")
     refused(capsys, begin("--image_size", 16), "--identity_path", "takes images of 3x8x8; the network makes 3x16x16")
     refused(capsys, begin("--prediction", "eps"), "--objective unrolled", "--prediction v or x0")
+    refused(capsys, begin("--identity_weight", 0, "--perceptual_weight", 0), "--identity_weight 0", "nothing to learn")
     plain = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt"]
     own = [word for i, word in enumerate(RUN) if "--masks" not in (word, RUN[i - 1])]
     refused(

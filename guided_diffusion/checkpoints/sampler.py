@@ -7,6 +7,8 @@ from ..sampling import no_coupling
 from .read import read_flags
 
 SAMPLED_BY, TIMESTEPS = "sampled_by", "trained_timesteps"
+# the solver that asks its network for more than a posterior mean
+JUMPS = "consistency"
 
 
 def meant_for(sampled_by, timesteps):
@@ -40,7 +42,10 @@ def check_meant(process, trained, path):
     :param trained: the flags beside the checkpoint at `path`.
     :raises UserError: if a method moves the times of one that knows few.
     """
-    known = trained.get(TIMESTEPS)
+    known, meant = trained.get(TIMESTEPS), trained.get(SAMPLED_BY, {}).get("solver")
+    if process.solver_name and (process.solver_name == JUMPS) != (meant == JUMPS):
+        knows = "was trained" if meant == JUMPS else "is not known to be trained"
+        logger.warn(f"{path} {knows} to jump to the data, as --solver {JUMPS} does, and this is {process.solver_name}")
     if not known:
         return
     if process.coupling is not no_coupling or process.clock is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..flags import IMAGES, FlagGroup, Legal, at_least, flag
+from ..flags import BELOW_ONE, IMAGES, FlagGroup, at_least, flag
 from ..image_labels import chosen, of_text, shown
 from ..networks import ClassifierFlags, UNetFlags
 from .conditioning import Conditioning
@@ -35,7 +35,7 @@ class ClassDropoutFlags(FlagGroup):
     class_dropout: float = flag(
         0.0,
         "Share of the images whose class is not told, as classifier-free guidance needs; 0 tells all.",
-        legal=Legal("at least 0 and below 1", lambda value: 0 <= value < 1),
+        legal=BELOW_ONE,
         lasting=True,
         needs="class_cond",
     )
@@ -76,7 +76,7 @@ class Classes(Conditioning):
     def of_data(self, x, labels):
         if self.dropout == 0:
             return {"y": labels}
-        told = torch.rand(len(labels)).to(labels.device) >= self.dropout
+        told = torch.rand(len(labels)).to(labels.device, non_blocking=True) >= self.dropout
         return {"y": labels.where(told, -1)}
 
     def shown(self, count, x, labels):

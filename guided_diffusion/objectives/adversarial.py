@@ -43,7 +43,7 @@ from .. import logger
 from ..denoiser import ModelMeanType, ModelVarType
 from ..errors import UserError
 from ..flags import POSITIVE, WIDTH, FlagGroup, at_least, flag
-from ..networks import UNetFlags
+from ..networks import InpaintFlags, UNetFlags
 from ..networks.latent import LatentFlags
 from ..networks.levels import channel_multipliers
 from ..nn import mean_flat, timestep_embedding
@@ -173,6 +173,7 @@ class AdversarialObjective(Objective):
             )
         self.diffusion = diffusion
         self.num_timesteps = diffusion.num_timesteps
+        self.timesteps = [int(t) for t in diffusion.process.grid]
         self.discriminator = discriminator
         self.latent_dim = latent_dim
         self.rec_weight = rec_weight
@@ -186,6 +187,8 @@ class AdversarialObjective(Objective):
         own, values = parsed[AdversarialFlags], parsed.values()
         if "large_size" in values:
             raise UserError("--objective adversarial has no enlarged images to judge; expected scripts/image_train.py")
+        if InpaintFlags in parsed.groups:
+            raise UserError("--objective adversarial has no filled holes to judge; expected scripts/image_train.py")
         unet, size = parsed[UNetFlags], values["image_size"]
         mult = channel_multipliers(unet.channel_mult, size)
         widths = [int(m * (own.discriminator_channels or unet.num_channels)) for m in mult]

@@ -34,8 +34,9 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+from .. import logger
 from ..errors import UserError
-from ..flags import FRACTION, POSITIVE, STEPS, FlagGroup, at_least, flag
+from ..flags import BELOW_ONE, POSITIVE, STEPS, FlagGroup, at_least, flag
 from ..networks import UNetFlags, for_training
 from ..nn import mean_flat, update_ema
 from ..resample import SamplerFlags
@@ -57,7 +58,7 @@ class ConsistencyFlags(FlagGroup):
         lasting=True,
     )
     consistency_ema: float = flag(
-        0.95, "Rate of the moving average of the student that its images are held to.", legal=FRACTION, lasting=True
+        0.95, "Rate of the moving average of the student that its images are held to.", legal=BELOW_ONE, lasting=True
     )
     huber_c: float = flag(1e-3, "Errors below it count squared, those above absolute.", legal=POSITIVE, lasting=True)
     reward_scale: float = flag(1.0, "Weight of --reward in the loss.", legal=at_least(0), lasting=True)
@@ -88,6 +89,7 @@ class ConsistencyDistillation(SampledObjective):
     """
 
     flags = (*SampledObjective.flags, TeacherFlags, ConsistencyFlags, RewardFlags)
+    memory = "the average that images are held to, the proxy reward and the history of --schedule_sampler"
     trains_variance = False
 
     def __init__(self, diffusion, sampler, teacher, steps, ema=0.95, huber_c=1e-3, reward=None, scale=1.0, proxy=None):
@@ -115,6 +117,8 @@ class ConsistencyDistillation(SampledObjective):
             raise UserError("--reward_proxy True has no --reward to learn, or no --reward_scale; expected both")
         if reward is None and "reward_scale" in parsed.given:
             raise UserError(f"--reward_scale {flags.reward_scale:g} does nothing without --reward")
+        if reward is not None and not flags.reward_scale:
+            logger.warn("--reward_scale 0: --reward is never asked")
         if flags.reward_proxy:
             network = ProxyReward(unet.image_channels, unet.num_classes if unet.class_cond else 0)
             proxy = AuxiliaryNetwork(network, torch.optim.Adam(network.parameters(), flags.reward_proxy_lr))

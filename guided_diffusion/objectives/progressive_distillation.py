@@ -18,7 +18,8 @@ Departures from the paper: time is that of the trained table, so a grid of 2N is
 is every second; the teacher's predicted images are clipped, as its sampler clips them; a student may predict something
 else than its teacher, and then learns that in its first round. Departures from ProDiff's release: the student is told
 the time that its input lies at, and is sampled by the DDIM that it was distilled for, not by the posterior of another
-index.
+index. What ProDiff has for spectrograms is not here: structural similarity beside the absolute error, its schedule of
+five levels (--noise_schedule vp is near it), and the encoder of text.
 
 Input perturbation reaches the student's input alone; the target is of the unperturbed one.
 """

@@ -38,7 +38,7 @@ from ..averages import rate_at
 from ..conditioning.low_resolution import shrunk
 from ..denoiser import ModelMeanType, bound
 from ..errors import UserError
-from ..flags import FRACTION, FlagGroup, at_least, flag, int_list
+from ..flags import BELOW_ONE, FlagGroup, at_least, flag, int_list
 from ..networks import SuperResFlags, for_inference
 from ..nn import mean_flat
 from ..resample import SamplerFlags
@@ -57,7 +57,10 @@ class ScaleFlags(FlagGroup):
     )
     scale_steps: int = flag(10000, "Steps of each factor but the last.", legal=at_least(1), lasting=True)
     scale_ema_rate: float = flag(
-        0.999, "Rate of the average of the weights, warming up, that becomes the teacher.", legal=FRACTION, lasting=True
+        0.999,
+        "Rate of the weights' average, warming up, that becomes the teacher.",
+        legal=BELOW_ONE,
+        lasting=True,
     )
 
     def refuse_unread(self, given):
@@ -94,6 +97,7 @@ class ScaleDistillation(SampledObjective):
     """
 
     flags = (SamplerFlags, ScaleFlags)
+    memory = "the factor that was reached, its teacher and the history of --schedule_sampler"
     trains_variance = False
     sampled_by: ClassVar = {"solver": "ddim", "spacing": "uniform", "timestep_respacing": "1"}
 
@@ -125,6 +129,10 @@ class ScaleDistillation(SampledObjective):
         network = checkpoints.SUPER_RES.create(parsed)
         sampler = parsed[SamplerFlags].create(diffusion)
         return cls(diffusion, sampler, network, scales, flags.scale_steps, flags.scale_ema_rate)
+
+    def begin(self, model):
+        """Let the average begin at the weights of the network."""
+        self.average.network.load_state_dict(model.state_dict())
 
     @property
     def stage(self):
@@ -163,9 +171,21 @@ class ScaleDistillation(SampledObjective):
         return {"scale": self.scales[self.stage]}
 
     def state_dict(self):
-        return {"taken": self.taken, **super().state_dict()}
+        return {"taken": self.taken, **self._plan(), **super().state_dict()}
+
+    def _plan(self):
+        """{flag: value} of what `taken` counts in."""
+        return {"scale_schedule": self.scales, "scale_steps": self.steps if self.scales[1:] else 0}
 
     def load_state_dict(self, state):
+        own = self._plan()
+        then = {name: state.get(name, value) for name, value in own.items()}
+        if then != own:
+            began, now = (
+                f"--scale_schedule {','.join(map(str, plan['scale_schedule']))} --scale_steps {plan['scale_steps']}"
+                for plan in (then, own)
+            )
+            raise UserError(f"it was begun with {began}, not with {now}")
         super().load_state_dict(state)
         self.taken = state.get("taken", 0)
         self.asked = for_inference(self.teacher.network)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import checkpoints, logger
+from ..adapters import PIXELS, pair_of
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..networks import InpaintFlags, SuperResFlags, UNetFlags, for_inference
@@ -76,6 +77,13 @@ class Teacher(OpenedNetwork):
         for name in names:
             if flags[name] != values[name]:
                 raise UserError(f"--teacher {path} has --{name} {flags[name]}; expected {values[name]}, as of this run")
+        if pair_of(network) is not PIXELS:
+            raise UserError(f"--teacher {path} denoises latents of an autoencoder; expected a network of pixels")
+        if flags.get("latent_dim"):
+            raise UserError(
+                f"--teacher {path} draws its images, each from a random vector (--latent_dim {flags['latent_dim']}); "
+                "expected one that predicts them"
+            )
         dropped = values.get("class_dropout")
         if dropped and not checkpoints.read_flags(path).get("class_dropout"):
             logger.warn(
@@ -93,8 +101,9 @@ class Teacher(OpenedNetwork):
 
     @torch.no_grad()
     def predict(self, x, t, cond):
-        """Its Prediction of x [N, C, ...] at training timesteps t [N], float32."""
-        prediction = self.process.denoiser(self.asked, cond)(x, t)
+        """Its Prediction of x [N, C, ...] at training timesteps t [N], float32, whatever the student computes in."""
+        with torch.autocast(x.device.type, enabled=False):
+            prediction = self.process.denoiser(self.asked, cond)(x, t)
         return prediction.with_x0(prediction.x0.clamp(-1, 1))
 
     def load_state_dict(self, state):

@@ -100,6 +100,11 @@ class Unrolled(DiffusionObjective):
     @classmethod
     def create(cls, parsed, diffusion):
         flags, values = parsed[UnrollFlags], parsed.values()
+        if not flags.identity_weight and not flags.perceptual_weight:
+            raise UserError(
+                "--identity_weight 0 --perceptual_weight 0 leave nothing to learn from the unrolled images; expected "
+                "one above 0, or --objective diffusion"
+            )
         if not parsed.groups.keys() & {InpaintFlags, SuperResFlags}:
             raise UserError(
                 "--objective unrolled holds images drawn from noise to the true ones, of which a network has to be "

@@ -10,6 +10,7 @@ arXiv:1312.6114, equation 10; Pandey et al. 2022, "DiffuseVAE", arXiv:2201.00308
 | beta | --kl_weight |
 
 Departures: convolutions in place of the release's residual blocks (networks/vae.py), AdamW by --lr in place of Adam.
+It computes in float32 alone: its loss is a sum over pixels, which float16 may not hold.
 """
 
 from dataclasses import dataclass

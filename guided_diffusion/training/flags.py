@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from ..checkpoints import resume
 from ..errors import UserError
-from ..flags import POSITIVE, WIDTH, FlagGroup, Legal, at_least, flag, number
-
-RATE = Legal("at least 0 and below 1", lambda value: 0 <= value < 1)
+from ..flags import BELOW_ONE, POSITIVE, WIDTH, FlagGroup, Legal, at_least, flag, number
 
 # the --microbatch that is found
 AUTO = -2
@@ -41,8 +39,8 @@ class TrainFlags(FlagGroup):
     )
     lr: float = flag(1e-4, "Learning rate of AdamW.", legal=POSITIVE, lasting=True)
     weight_decay: float = flag(0.0, "Weight decay of AdamW.", legal=at_least(0), lasting=True)
-    beta1: float = flag(0.9, "AdamW's rate of the mean gradient.", legal=RATE, lasting=True)
-    beta2: float = flag(0.999, "AdamW's rate of the mean squared gradient.", legal=RATE, lasting=True)
+    beta1: float = flag(0.9, "AdamW's rate of the mean gradient.", legal=BELOW_ONE, lasting=True)
+    beta2: float = flag(0.999, "AdamW's rate of the mean squared gradient.", legal=BELOW_ONE, lasting=True)
     lr_anneal_steps: int = flag(
         0,
         "Steps over which the learning rate falls linearly to 0, where training ends; 0 keeps it.",

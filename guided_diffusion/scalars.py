@@ -30,7 +30,9 @@ def everywhere(value, like, dtype=None):
     """
     if dtype is None:
         dtype = torch.long if isinstance(value, int) else real(like.device)
-    return bounded(torch.full((len(like),), value, dtype=dtype, device=like.device), value, value)
+    with torch.inference_mode(False):  # see `bounded`
+        values = torch.full((len(like),), value, dtype=dtype, device=like.device)
+    return bounded(values, value, value)
 
 
 def real(device):

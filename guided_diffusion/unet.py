@@ -245,8 +245,8 @@ class PointwiseConv(nn.Conv1d):
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
-    def forward(self, x):
-        return torch.baddbmm(self.bias[:, None], self.weight.squeeze(-1).expand(len(x), -1, -1), x)
+    def _conv_forward(self, x, weight, bias):
+        return torch.baddbmm(bias[:, None], weight.squeeze(-1).expand(len(x), -1, -1), x)
 
 
 def _head_count(channels, num_heads, num_head_channels):

@@ -1,5 +1,6 @@
 """The kernels against torch in float64, and the fast networks against the published forward."""
 
+import contextlib
 import copy
 import json
 import pickle
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from recipe import fill_weights
 from script_runs import run
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion import kernels
 from guided_diffusion.errors import UserError
@@ -32,6 +34,7 @@ from guided_diffusion.networks import (
 from guided_diffusion.unet import (
     AttentionBlock,
     EncoderUNetModel,
+    PointwiseConv,
     QKVAttention,
     ResBlock,
     SuperResModel,
@@ -315,6 +318,58 @@ def test_an_empty_batch_gives_nothing_and_its_gradients_are_zero(instructions, k
         assert torch.equal(gradient, torch.zeros_like(of))
 
 
+IMAGES, FILTERS = (torch.zeros(2, 16, 8, 8), torch.zeros(2, 32, 8, 8)), torch.zeros(32, 16, 3, 3)
+MISFITS = {
+    "channels of images": lambda it: it.convolution(IMAGES[1], it.filters(FILTERS), 32),
+    "outputs": lambda it: it.convolution(IMAGES[0], it.filters(FILTERS), 64),
+    "sides": lambda it: it.convolution(torch.zeros(2, 16, 8, 6), it.filters(FILTERS), 32),
+    "bias": lambda it: it.convolution(IMAGES[0], it.filters(FILTERS), 32, torch.zeros(16)),
+    "residual": lambda it: it.convolution(IMAGES[0], it.filters(FILTERS), 32, None, torch.zeros(1, 32, 8, 8)),
+    "gradient": lambda it: it.filter_gradient(IMAGES[0], torch.zeros(1, 32, 8, 8)),
+    "rows": lambda it: it.linear(torch.zeros(3, 17), it.linear_weights(torch.zeros(32, 16)), 32),
+    "outputs of rows": lambda it: it.linear(torch.zeros(3, 16), it.linear_weights(torch.zeros(32, 16)), 80),
+    "bias of rows": lambda it: it.linear(
+        torch.zeros(3, 16), it.linear_weights(torch.zeros(32, 16)), 32, torch.zeros(1)
+    ),
+    "normalised channels": lambda it: it.normalised(torch.zeros(2, 24, 8, 8), 8, *torch.zeros(2, 24), 1e-5),
+    "groups": lambda it: it.normalised(IMAGES[0], 5, *torch.zeros(2, 16), 1e-5),
+    "scales": lambda it: it.normalised(IMAGES[0], 8, *torch.zeros(2, 16), 1e-5, torch.zeros(1, 32)),
+    "normalised weights": lambda it: it.normalised(IMAGES[0], 8, *torch.zeros(2, 8), 1e-5),
+    "statistics": lambda it: it.normalised_gradient(*IMAGES[:1] * 2, torch.zeros(1, 2, 16), 8, *torch.zeros(2, 16)),
+}
+
+
+@every_set
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_no_kernel_reads_beyond_what_it_is_given(instructions, misfit):
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        MISFITS[misfit](found(instructions))
+
+
+@every_set
+@pytest.mark.parametrize("kind", ["convolution", "normalised"])
+def test_many_gradients_at_once_are_those_of_torch(instructions, kind):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    it, x, weight, bias = found(instructions), drawn(2, 32, 8, 8), drawn(32, 32, 3, 3), drawn(32)
+    if kind == "normalised":
+        weight = drawn(32)
+    by_kernels, by_torch = {
+        "convolution": (
+            lambda x: functions.convolution(it, x, weight, bias),
+            lambda x: F.conv2d(x, weight, bias, padding=1),
+        ),
+        "normalised": (
+            lambda x: functions.normalised(it, x, 8, weight, bias, 1e-5),
+            lambda x: functions.normalised_by_torch(x, 8, weight, bias, 1e-5),
+        ),
+    }[kind]
+    v, found_of = drawn(3, 2, 32, 8, 8), []
+    for function in (by_kernels, by_torch):
+        image = x.clone().requires_grad_()
+        found_of += torch.autograd.grad(function(image), image, v, is_grads_batched=True)
+    close(found_of[0], found_of[1].double(), 1e-4)
+
+
 # -- whole networks
 
 COMMON = dict(
@@ -543,6 +598,112 @@ def written(change):
     return to
 
 
+class Told(nn.Module):
+    """What a network says of x alone."""
+
+    def __init__(self, net, t):
+        super().__init__()
+        self.net, self.t = net, t
+
+    def forward(self, x):
+        return self.net(x, self.t)
+
+
+@contextlib.contextmanager
+def by_default(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@every_way
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_torch_makes_by_default_changes_nothing(dtype, way):
+    made = for_inference(network("wide"), way)
+    arguments, _ = inputs(made)
+    with torch.no_grad():
+        expected = made(*arguments)
+        with by_default(dtype), torch.device("meta"):
+            got = made(*arguments)
+    assert got.dtype is torch.float32 and torch.equal(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of torch's own
+@every_way
+def test_a_tracer_sees_what_is_computed(way):
+    made = for_inference(network("adm"), way)
+    (x, t), _ = inputs(made)
+    with torch.no_grad():
+        traced = torch.jit.trace(Told(made, t), x, check_trace=False)
+        close(traced(2 * x), made(2 * x, t).double(), 1e-4)
+
+
+@every_way
+def test_modes_see_what_is_computed(way):
+    model, flops = network("adm"), []
+    arguments, _ = inputs(model)
+    for net in (model, for_inference(model, way)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(*arguments)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
+
+
+@every_way
+def test_a_gradient_may_follow_a_call_without(way):
+    """What is kept from a call in inference mode is there for those that are differentiated."""
+    model = network("wide")
+    made = for_inference(model, way)
+    (x, t), _ = inputs(model)
+    with torch.inference_mode():
+        made(x, t)
+    found_of = []
+    for net in (made, model):
+        image = x.clone().requires_grad_()
+        found_of += torch.autograd.grad(net(image, t).sum(), image)
+    close(found_of[0], found_of[1].double(), 1e-3)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@every_way
+def test_weights_of_a_network_for_inference_have_no_gradients(way):
+    model = network("pooled_resampling")
+    (x, t), _ = inputs(model)
+    for_inference(model, way)(x.requires_grad_(), t).sum().backward()
+    layers = [part for part in model.modules() if isinstance(part, (nn.Conv2d, nn.Linear, PointwiseConv))]
+    assert all(p.grad is None for part in layers for p in part.parameters())
+
+
+def wrong(family, **changed):
+    """A call of a network with something of another shape than it takes."""
+
+    def call(make):
+        model = network(family)
+        (x, t), told = inputs(model)
+        told = {**told, "x": x, **changed}
+        return make(model)(told.pop("x"), t, **told)
+
+    return call
+
+
+WRONG = {
+    "more channels": wrong("adm", x=torch.zeros(3, 4, 16, 16)),
+    "fewer channels": wrong("adm", x=torch.zeros(3, 1, 16, 16)),
+    "of an upsampler": wrong("super_res", low_res=torch.zeros(3, 1, 8, 8)),
+    "of a classifier": wrong("classifier_attention", x=torch.zeros(3, 1, 16, 16)),
+}
+
+
+@every_way
+@pytest.mark.parametrize("call", WRONG)
+def test_what_torch_refuses_is_refused(call, way):
+    for make in (lambda model: model, lambda model: for_inference(model, way), lambda model: for_training(model, way)):
+        with torch.no_grad(), pytest.raises(RuntimeError):
+            WRONG[call](make)
+
+
 WRITES = {
     "in place": written(lambda p: p.mul_(1.1)),
     "replaced": written(lambda p: setattr(p, "data", p.data * 0.9)),
@@ -550,6 +711,9 @@ WRITES = {
     "copied through data": written(lambda p: p.data.copy_(p.data.flip(0))),
     "turned in memory": written(
         lambda p: setattr(p, "data", p.data.transpose(0, 1)) if p.ndim > 1 and len(p) == p.shape[1] else 0
+    ),
+    "turned through data": written(
+        lambda p: p.data.copy_(p.data.transpose(0, 1).clone()) if p.ndim > 1 and len(p) == p.shape[1] else 0
     ),
     "through numpy": written(lambda p: np.multiply(p.numpy(), 1.1, out=p.numpy())),
     "by a state dict": lambda model: model.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()}),
@@ -839,6 +1003,12 @@ def test_a_library_that_does_not_load_is_none(tmp_path, content):
     assert kernels.load(path, "avx2") is None
 
 
+@compiled
+def test_a_library_of_another_version_is_none(monkeypatch):
+    monkeypatch.setattr(kernels, "VERSION", kernels.VERSION + 1)
+    assert kernels.load(LIBRARY, COMPILED[-1]) is None
+
+
 def test_a_tree_without_the_library_computes_by_torch(tmp_path):
     shutil.copytree(
         ROOT / "guided_diffusion", tmp_path / "guided_diffusion", ignore=shutil.ignore_patterns("_kernels*")
@@ -871,9 +1041,18 @@ def test_an_older_folder_counts_as_direct(tmp_path):
     run("image_sample", *flags, "--shard", "1/2", "--out_dir", tmp_path)
     (settings,) = tmp_path.glob("*.chunks/settings.json")
     saved = json.loads(settings.read_text())
-    assert saved.pop("winograd") == computing_by()
+    assert saved.pop("winograd") == computing_by() and saved["rounding"].pop("kernels") == kernels.instructions()
     settings.write_text(json.dumps(saved))
-    assert "3x3 convolutions: direct" in run("image_sample", *flags, "--out_dir", tmp_path)
+    said = run("image_sample", *flags, "--out_dir", tmp_path)
+    assert "3x3 convolutions: direct" in said and "begun with" not in said
+
+
+def test_a_folder_of_other_instructions_is_said(tmp_path):
+    flags = ["--model_path", DIGITS, "--batch_size", 2, "--timestep_respacing", 2, "--num_samples", 4]
+    run("image_sample", *flags, "--shard", "1/2", "--out_dir", tmp_path)
+    with mock.patch.object(kernels, "instructions", lambda: "avx1024"):
+        said = run("image_sample", *flags, "--out_dir", tmp_path)
+    assert f"begun with kernels {kernels.instructions()}, now avx1024: images may differ by a rounding" in said
 
 
 # -- torch's own compiler, and TF32
@@ -902,6 +1081,12 @@ def test_compile_takes_the_network_itself_and_leaves_it_as_it_is(mode, told):
     assert for_inference(made) is made
     with torch.no_grad():
         assert torch.equal(made(*arguments, **y), model(*arguments, **y))
+    for copied in COPIES.values():
+        with mock.patch.object(torch, "compile", plainly), torch.no_grad():
+            two = copied(made)
+            two.out[2].weight.mul_(2)
+            assert torch.equal(made(*arguments, **y), model(*arguments, **y))
+            assert not torch.equal(two(*arguments, **y), made(*arguments, **y))
     ConvFlags().apply()
     assert fast.compiled(model) is model
 

@@ -200,6 +200,7 @@ def test_settings_that_made_no_image_are_replaced_unless_another_job_may_be_at_w
         {"threads": 0},
         {"rounding": {}},
         {"rounding": {"device": "cpu"}},
+        {"rounding": {"device": "cpu", "torch": "2", "moon": "full"}},
         None,
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from evaluations.comparison.rows import digest_of_code, key_of, named_files
-from guided_diffusion import checkpoints, dist_util, logger
+from guided_diffusion import checkpoints, dist_util, kernels, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.denoiser import ModelMeanType
 from guided_diffusion.flags import flags_of
@@ -51,8 +51,8 @@ class Result(NamedTuple):
 
 def rounding():
     """What may round a number in another way, as JSON can hold it."""
-    algorithm = computing_by() if dist_util.dev().type == "cpu" else ""
-    return dist_util.device_name(), str(torch.__version__), torch.get_num_threads(), algorithm
+    kinds = (computing_by(), kernels.instructions()) if dist_util.dev().type == "cpu" else ()
+    return dist_util.device_name(), str(torch.__version__), torch.get_num_threads(), *kinds
 
 
 class Opened(NamedTuple):

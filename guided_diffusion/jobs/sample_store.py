@@ -259,7 +259,7 @@ def read_settings(folder):
     :return: a dict of "decisive" ({flag: value} of all that decides the images, files by their hash), "files" ({flag:
         {"path": text, "sha256": text}} of the files that do), "threads" (of a rank), "winograd" (the fewest
         channels of a layer that is computed so, 0 for none; not there in older runs) and "rounding" ({"device": text,
-        "torch": text}).
+        "torch": text} and, on a CPU, "kernels": their instructions, not there in older runs).
     :raises UserError: if they are damaged.
     """
     path = files.join(folder, "settings.json")
@@ -271,7 +271,7 @@ def read_settings(folder):
             and isinstance(saved["threads"], int)
             and saved["threads"] > 0
             and isinstance(saved.get("winograd", 0), int)
-            and saved["rounding"].keys() == {"device", "torch"}
+            and {"device", "torch"} <= saved["rounding"].keys() <= {"device", "torch", "kernels"}
         )
     except (UserError, KeyError, TypeError, AttributeError):
         whole = False

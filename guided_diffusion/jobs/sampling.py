@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import dist_util, files, logger
+from .. import dist_util, files, kernels, logger
 from ..errors import UserError
 from ..flags import FlagGroup, flag
 from ..generate import RngFlags, SampleFlags
@@ -99,6 +99,8 @@ def _settings(parsed):
         read = {k: {"path": decisive[k], "sha256": files.sha256(decisive[k])} for k in named}
         decisive |= {k: f"sha256 {entry['sha256'][:16]}" for k, entry in read.items()}
     rounding = {"device": dist_util.device_name(), "torch": str(torch.__version__)}
+    if dist_util.dev().type == "cpu":
+        rounding["kernels"] = kernels.instructions()
     return {
         "decisive": decisive,
         "files": read,
@@ -120,7 +122,8 @@ def _follow(begun, settings):
             compute_by(algorithm)
             logger.log(f"{described(algorithm)}, as this folder was begun")
     for name, value in settings["rounding"].items():
-        if begun["rounding"][name] != value:
+        # a folder that says nothing of one is older than it was asked
+        if begun["rounding"].get(name, value) != value:
             logger.warn(f"begun with {name} {begun['rounding'][name]}, now {value}: images may differ by a rounding")
 
 

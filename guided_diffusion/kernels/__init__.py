@@ -17,6 +17,8 @@ from ..errors import UserError
 # the widest vectors first
 INSTRUCTIONS = ("avx512", "avx2")
 SWITCH = "GUIDED_DIFFUSION_KERNELS"
+# of the library that is called here, as kernels.c has it
+VERSION = 1
 
 
 def find():
@@ -44,6 +46,12 @@ def current():
     return found
 
 
+def instructions():
+    """The instruction set of `current`, or "none"."""
+    found = current()
+    return "none" if found is None else found.instructions
+
+
 def load(path, instructions):
     """The Kernels of a library for an instruction set; None where the library or the processor does not fit.
 
@@ -52,16 +60,17 @@ def load(path, instructions):
     """
     try:
         library = ctypes.CDLL(os.fspath(path))
-        supported = library.supports(instructions.encode())
+        fits = library.version() == VERSION and library.supports(instructions.encode())
+        return Kernels(library, instructions) if fits else None
     except (OSError, AttributeError):  # made for another system, or by another version
         return None
-    return Kernels(library, instructions) if supported else None
 
 
 class Kernels:
     """The functions of kernels.c for one instruction set, on float32 tensors in main memory, without gradients.
 
-    Images are [N, C, H, W] and lie channels last; what lies otherwise is copied.
+    Images are [N, C, H, W] and lie channels last; what lies otherwise is copied. C code checks no bounds, so every
+    function raises ValueError for shapes that do not fit together.
 
     :param library: what ctypes made of the compiled file.
     :ivar instructions: "avx2" or "avx512".
@@ -97,23 +106,27 @@ class Kernels:
         weight = weight.contiguous()
         outputs, inputs = weight.shape[:2][::-1] if turned else weight.shape[:2]
         size = self._filter_floats(inputs, outputs)
-        packed = torch.empty(size) if kept else self._reused(size)
+        packed = _empty(size) if kept else self._reused(size)
         self._filters(weight.data_ptr(), packed.data_ptr(), inputs, outputs, turned, torch.get_num_threads())
         return packed
 
     def _reused(self, size):
         space = getattr(self._space, "filters", None)
         if space is None or len(space) < size:
-            space = self._space.filters = torch.empty(size)
+            space = self._space.filters = _empty(size)
         return space
 
     def convolution(self, x, filters, outputs, bias=None, residual=None):
         """The 3x3 convolution of x [N, C, H, W] with padding 1, plus bias [outputs], plus residual like the result.
 
+        :param x: H and W are multiples of 4.
         :param filters: see `filters`.
         """
         x, bias, residual = _last(x), _dense(bias), None if residual is None else _last(residual)
         n, channels, height, width = x.shape
+        # memory that is used again may be longer
+        _fit(len(filters) >= self._filter_floats(channels, outputs) and not height % 4 and not width % 4)
+        _fit(_is(bias, outputs) and _is(residual, n, outputs, height, width))
         y = _images(n, outputs, height, width)
         pointers = (x.data_ptr(), filters.data_ptr(), _pointer(bias), _pointer(residual), y.data_ptr())
         _check(self._convolution(*pointers, n, height, width, channels, outputs, torch.get_num_threads()))
@@ -124,7 +137,8 @@ class Kernels:
         x, gradient = _last(x), _last(gradient)
         n, channels, height, width = x.shape
         outputs = gradient.shape[1]
-        made = torch.empty(outputs, channels, 3, 3)
+        _fit(_is(gradient, n, outputs, height, width) and not height % 4 and not width % 4)
+        made = _empty(outputs, channels, 3, 3)
         pointers = (x.data_ptr(), gradient.data_ptr(), made.data_ptr())
         _check(self._filter_gradient(*pointers, n, height, width, channels, outputs, torch.get_num_threads()))
         return made
@@ -137,7 +151,7 @@ class Kernels:
         """Weights [O, C, ...] as `linear` takes them, for rows in which what follows C comes before it."""
         weight = weight.movedim(1, -1).flatten(1).contiguous()
         outputs, inputs = weight.shape
-        packed = torch.empty(self.linear_floats(weight))
+        packed = _empty(self.linear_floats(weight))
         self._linear_weights(weight.data_ptr(), packed.data_ptr(), inputs, outputs)
         return packed
 
@@ -147,7 +161,9 @@ class Kernels:
         :param weights: see `linear_weights`.
         """
         x, bias, residual = map(_dense, (x, bias, residual))
-        y = torch.empty(*x.shape[:-1], outputs)
+        _fit(len(weights) == self._linear_floats(x.shape[-1], outputs))
+        _fit(_is(bias, outputs) and _is(residual, *x.shape[:-1], outputs))
+        y = _empty(*x.shape[:-1], outputs)
         pointers = (x.data_ptr(), weights.data_ptr(), _pointer(bias), _pointer(residual), y.data_ptr())
         self._linear(*pointers, x.shape[:-1].numel(), x.shape[-1], outputs, torch.get_num_threads())
         return y
@@ -155,13 +171,16 @@ class Kernels:
     def normalised(self, x, groups, weight, bias, eps, scale_shift=None, silu=True):
         """Group normalisation of x [N, C, ...], times 1 + scale, plus shift, then SiLU: (result, statistics).
 
+        :param x: C is a multiple of 16.
         :param scale_shift: [N, 2 C], scales before shifts, or None.
         :param silu: whether there is a SiLU.
         :return: statistics [N, 2, C] are the means and 1 / deviations.
         """
         x, weight, bias, scale_shift = _last(x), _dense(weight), _dense(bias), _by_rows(scale_shift)
         n, channels = x.shape[:2]
-        y, statistics = torch.empty_like(x), torch.empty(n, 2, channels)
+        _fit(not channels % 16 and not channels % groups and _is(weight, channels) and _is(bias, channels))
+        _fit(_is(scale_shift, n, 2 * channels))
+        y, statistics = torch.empty_like(x), _empty(n, 2, channels)
         pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *_halves(scale_shift, channels))
         results = (y.data_ptr(), statistics.data_ptr())
         sizes = (n, x.shape[2:].numel(), channels, groups)
@@ -178,13 +197,30 @@ class Kernels:
         x, gradient = _last(x), _last(gradient)
         weight, bias, scale_shift = _dense(weight), _dense(bias), _by_rows(scale_shift)
         n, channels = x.shape[:2]
-        dx, sums = torch.empty_like(x), torch.empty(n, 2, channels)
+        _fit(not channels % 16 and not channels % groups and _is(weight, channels) and _is(bias, channels))
+        _fit(_is(scale_shift, n, 2 * channels) and _is(statistics, n, 2, channels) and _is(gradient, *x.shape))
+        dx, sums = torch.empty_like(x), _empty(n, 2, channels)
         images = (x.data_ptr(), gradient.data_ptr())
         told = (weight.data_ptr(), bias.data_ptr(), *_halves(scale_shift, channels), statistics.data_ptr())
         sizes = (n, x.shape[2:].numel(), channels, groups)
         results = (dx.data_ptr(), sums.data_ptr())
         _check(self._normalised_gradient(*images, *told, *results, *sizes, silu, torch.get_num_threads()))
         return dx, sums
+
+
+def _empty(*shape):
+    """Memory as kernels write it, whatever torch makes by default."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _is(tensor, *shape):
+    """Whether a tensor has a shape, or is None."""
+    return tensor is None or tensor.shape == shape
+
+
+def _fit(fits):
+    if not fits:
+        raise ValueError("shapes do not fit together, or not to kernels")
 
 
 def _last(x):
@@ -195,7 +231,7 @@ def _last(x):
 
 
 def _images(*shape):
-    return torch.empty(shape, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 def _dense(tensor):

@@ -48,7 +48,7 @@ class _Convolution(Function):
     def backward(ctx, gradient):
         x, weight, bias = ctx.saved_tensors
         needed, of_residual = ctx.needs_input_grad[2:5], gradient if ctx.needs_input_grad[5] else None
-        if torch.is_grad_enabled():
+        if _is_for_torch(gradient):
             found = _by_torch(lambda x, w, b: F.conv2d(x, w, b, padding=1), (x, weight, bias), needed, gradient)
             return None, None, *found, of_residual
         of_x = of_weight = of_bias = None
@@ -76,7 +76,7 @@ class _Normalised(Function):
         x, weight, bias, scale_shift, statistics = ctx.saved_tensors
         groups, eps, silu = ctx.settings
         needed = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if _is_for_torch(gradient):
 
             def direct(x, weight, bias, scale_shift):
                 return normalised_by_torch(x, groups, weight, bias, eps, scale_shift, silu)
@@ -92,8 +92,18 @@ class _Normalised(Function):
         return None, None, of_x, dux.sum(0), du.sum(0), of_scale_shift
 
 
+def _is_for_torch(gradient):
+    """Whether a gradient is differentiated in its turn, or is many at once (is_grads_batched)."""
+    many = torch._C._functorch
+    return (
+        torch.is_grad_enabled() or many.is_functorch_wrapped_tensor(gradient) or many.is_legacy_batchedtensor(gradient)
+    )
+
+
 def _by_torch(function, inputs, needed, gradient):
-    """The gradients of function(*inputs) that are needed, with a graph of their own; None for the others."""
-    wanted = [tensor for tensor, need in zip(inputs, needed) if need]
-    found = iter(torch.autograd.grad(function(*inputs), wanted, gradient, create_graph=True) if wanted else ())
+    """The gradients of function(*inputs) that are needed, with a graph of their own if asked for; else None."""
+    wanted, again = [tensor for tensor, need in zip(inputs, needed) if need], torch.is_grad_enabled()
+    with torch.enable_grad():
+        made = torch.autograd.grad(function(*inputs), wanted, gradient, create_graph=again) if wanted else ()
+    found = iter(made)
     return [next(found) if need else None for need in needed]

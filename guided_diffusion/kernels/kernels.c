@@ -45,6 +45,9 @@ static long ceiling(long a, long b) { return (a + b - 1) / b; }
 /* 64-byte aligned floats, to be given to free(); NULL where there is no memory */
 static float *floats(long count) { return aligned_alloc(64, ceiling(count * 4, 64) * 64); }
 
+/* Raised with every change of a function's arguments, so that an older library is not called as this one is. */
+__attribute__((visibility("default"))) int version(void) { return 1; }
+
 /* Whether this processor runs the functions of an instruction set, "avx2" or "avx512". */
 __attribute__((visibility("default"))) int supports(const char *set) {
     __builtin_cpu_init();

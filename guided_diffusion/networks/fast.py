@@ -135,11 +135,14 @@ def computing_by(training=False):
 def _round_to_tf32(asked):
     """Let a GPU round to TF32; where it is not asked for, as torch did before it was."""
     parts, before = (torch.backends.cuda.matmul, torch.backends.cudnn), _process["tf32"]
-    if asked != (before is None):
-        return
-    _process["tf32"] = [part.allow_tf32 for part in parts] if asked else None
-    for part, value in zip(parts, before or [True, True]):
-        part.allow_tf32 = value
+    if asked and before is None:
+        _process["tf32"] = [part.allow_tf32 for part in parts]
+        for part in parts:
+            part.allow_tf32 = True
+    elif not asked and before is not None:
+        _process["tf32"] = None
+        for part, value in zip(parts, before):
+            part.allow_tf32 = value
 
 
 def compiled(model):
@@ -157,9 +160,23 @@ def compiled(model):
     elif importlib.util.find_spec("triton") is None:
         raise UserError(f"--compile {_process['compile']} needs the package triton on a GPU; expected it installed")
     mode = None if _process["compile"] == "default" else _process["compile"]
-    forward, made = torch.compile(model.forward, mode=mode), copy.copy(model)
-    made.forward = lambda *args, **told: forward(*args, **told).clone()
+    made = copy.copy(model)
+    made.forward = _Compiled(model.forward, mode)
     return made
+
+
+class _Compiled:
+    """A forward that is compiled; a copy compiles that of the network's copy."""
+
+    def __init__(self, forward, mode):
+        self.forward, self.mode = forward, mode
+        self.compiled = torch.compile(forward, mode=mode)
+
+    def __call__(self, *args, **told):
+        return self.compiled(*args, **told).clone()
+
+    def __reduce__(self):
+        return _Compiled, (self.forward, self.mode)
 
 
 class Plan:
@@ -186,7 +203,7 @@ class Plan:
     def takes_winograd(self, layer, x):
         """Whether a convolution of x [N, C, H, W] is computed by Winograd: by channels and sides, never by N."""
         algorithm = self.algorithm
-        if not algorithm or x.shape[2] % 4 or x.shape[3] % 4:
+        if not algorithm or x.ndim != 4 or x.shape[1] != layer.in_channels or x.shape[2] % 4 or x.shape[3] % 4:
             return False
         # few outputs cost compiled kernels less than they cost torch
         fewest = layer.in_channels if algorithm == COMPILED else min(layer.in_channels, layer.out_channels)
@@ -237,10 +254,16 @@ def _usable(*tensors):
 
 
 def _plain(*tensors):
-    """Whether all are ordinary float32 tensors in main memory, or None, and nothing is differentiated forward."""
+    """Whether all are ordinary float32 tensors in main memory, or None, and nobody follows what is computed.
+
+    Neither forward differentiation, nor a tracer or a mode that is shown torch's operations, would see kernels.
+    """
     return (
         not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
         and all(
             t is None
             or (
@@ -290,15 +313,23 @@ class _Layer:
         # a tensor of inference mode does not count what is written to it
         if weight.is_inference() or not (self.reserved or self._fits(4 * weight.numel())):
             return None
-        made = transform(weight)
+        with torch.inference_mode(False), torch.no_grad():  # what is kept outlives the mode of this call
+            made = transform(weight)
         if self.reserved or self._fits(made.numel()):  # what kernels make is padded to the width of their vectors
             self.plan.taken += 0 if self.reserved else made.numel()
-            diagonal = weight.diagonal()
-            self.kept = _Kept(transform, weight, weight._version, diagonal, diagonal.clone(), made)
+            some = _some_of(weight)
+            self.kept = _Kept(transform, weight, weight._version, some, some.clone(), made)
         return made
 
     def _fits(self, floats):
         return self.plan.taken + floats <= self.plan.spare
+
+
+def _some_of(weight):
+    """A view of some of the values of a weight [O, C, ...], about as many as its diagonal has, from all of it."""
+    if not weight.is_contiguous():
+        return weight.diagonal()
+    return weight.view(-1)[:: max(weight.shape[:2]) + 2]
 
 
 class _Kept(NamedTuple):
@@ -307,18 +338,18 @@ class _Kept(NamedTuple):
     transform: Callable
     weight: torch.Tensor
     version: int
-    diagonal: torch.Tensor
+    some: torch.Tensor
     sample: torch.Tensor
     made: torch.Tensor
 
     def is_of(self, transform, weight):
-        """Whether it is transform(weight); of writes through `.data`, which nothing counts, the diagonal tells."""
+        """Whether it is transform(weight); of writes through `.data`, which nothing counts, some values tell."""
         return (
             self.transform == transform
             and self.weight.is_set_to(weight)
             and not weight.is_inference()
             and self.version == weight._version
-            and torch.equal(self.sample, self.diagonal)
+            and torch.equal(self.sample, self.some)
         )
 
 
@@ -328,10 +359,10 @@ class FastConvolution(_Layer, nn.Conv2d):
     def forward(self, x, residual=None):
         """The convolution of x [N, C, H, W], plus residual [N, O, H, W] where it is given."""
         found = _usable(x, self.weight, self.bias, residual)
-        if not self.plan.takes_winograd(self, x) or not _plain(x, self.weight, self.bias):
-            y = F.conv2d(x if found is None else _channels_last(x), self.weight, self.bias, padding=1)
-            return y if residual is None else y + residual
         weight, bias = self.constants()
+        if not self.plan.takes_winograd(self, x) or not _plain(x, self.weight, self.bias):
+            y = F.conv2d(x if found is None or x.ndim < 4 else _channels_last(x), weight, bias, padding=1)
+            return y if residual is None else y + residual
         if found is not None:
             filters = None if self.plan.training else self.transformed(found.filters)
             return functions.convolution(found, x, weight, bias, residual, filters)
@@ -351,7 +382,8 @@ class _Linear(_Layer):
         """The layer on rows x [..., C], plus residual [..., O]: [..., O]."""
         weight, bias = self.constants()
         found = None if self.plan.training else _usable(x, weight, bias, residual)
-        if found is not None and not self.differentiated(x, residual):
+        fits = x.shape[-1] == weight[0].numel()
+        if found is not None and fits and not self.differentiated(x, residual):
             packed = self.transformed(found.linear_weights)
             packed = found.linear_weights(weight) if packed is None else packed
             return found.linear(x, packed, len(weight), bias, residual)
@@ -363,8 +395,8 @@ class FastStrided(_Linear, nn.Conv2d):
     """A 3x3 convolution of stride 2 and padding 1, by patches; torch rounds those of a single image otherwise."""
 
     def forward(self, x):
-        if self.plan.training or self.differentiated(x) or _usable(x, self.weight, self.bias) is None:
-            return super().forward(x)
+        if x.ndim != 4 or self.plan.training or self.differentiated(x) or _usable(x, self.weight, self.bias) is None:
+            return self._conv_forward(x, *self.constants())
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         patches = padded.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)
         return self.rows(patches.flatten(3)).permute(0, 3, 1, 2)
@@ -381,13 +413,16 @@ class FastPointwise(_Linear, nn.Conv2d):
     """A 1x1 convolution as a linear layer, where that needs no copy."""
 
     def forward(self, x):
-        if not _lies_last(x, self.weight, self.bias):
-            return super().forward(x)
+        if x.ndim != 4 or not _lies_last(x, self.weight, self.bias):
+            return self._conv_forward(x, *self.constants())
         return self.rows(_channels_last(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FastProjection(_Linear, PointwiseConv):
     """A projection of attention; `rows` takes its input [N, T, C]."""
+
+    def forward(self, x):
+        return self._conv_forward(x, *self.constants())
 
 
 class FastNorm(GroupNorm32):
@@ -400,7 +435,8 @@ class FastNorm(GroupNorm32):
 
     def forward(self, x, scale_shift=None):
         """The normalisation of x [N, C, ...], times 1 + scale, plus shift, which are [N, 2 C]; then SiLU."""
-        found = _usable(x, self.weight, self.bias, scale_shift) if x.ndim == 4 and not x.shape[1] % 16 else None
+        fits = x.ndim == 4 and not x.shape[1] % 16 and x.shape[1] == self.num_channels
+        found = _usable(x, self.weight, self.bias, scale_shift) if fits else None
         settings = (self.num_groups, self.weight, self.bias, self.eps, scale_shift, self.silu)
         if found is None:
             return functions.normalised_by_torch(x, *settings)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.methods import STACK
+from guided_diffusion.methods import STACK, of_values
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.objectives import OBJECTIVES, ClassifierObjective
 from guided_diffusion.process import DiffusionFlags
@@ -27,7 +27,7 @@ from guided_diffusion.training.precision import Precision
 SHAPE = (4, 3, 8, 8)
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")
 
-# flags that turn a method on; one that is not here is on with its defaults
+# flags that turn a method on in sampling
 ON = {
     "TimeShift": [
         {"do_time_shift": True, "window": 60, "cutoff": 0, "time_shift_variant": variant, **more}
@@ -38,8 +38,12 @@ ON = {
     "ClassifierFreeGuidance": [
         {"guidance_scale": scale, "guidance_interval": interval} for scale in (0.0, 2.0) for interval in ("", "0.3,5")
     ],
-    "InputPerturbation": [{"input_perturbation": 0.1}],
+    "Latent": [{"latent_dim": 2}],
 }
+# what a network is told then, [N, ...] in part
+TOLD = {"ClassifierFreeGuidance": {"y": ((), torch.long)}, "Latent": {"z": ((1000, 2), torch.float32)}}
+# the method of training alone
+TRAINED = "InputPerturbation"
 
 
 class Watch(TorchDispatchMode):
@@ -63,15 +67,19 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def network(x, t, y=None):
+def network(x, t, y=None, z=None):
     return torch.cat([x, x], dim=1)
 
 
-def walked(process, cond=None):
-    """The operations of each step, of which the network has one, on a GPU that is not there."""
+def walked(process, told=()):
+    """The operations of each step, of which the network has one, on a GPU that is not there.
+
+    :param told: {name: (sizes, dtype)} of what the network is told.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(SHAPE, device="cuda")
-        cond = {"y": torch.zeros(len(x), dtype=torch.long, device="cuda")} if cond else {}
+        told = dict(told).items()
+        cond = {name: torch.zeros(len(x), *sizes, dtype=dtype, device="cuda") for name, (sizes, dtype) in told}
         records = process.sample_records(process.solver, process.denoiser(network, cond), x)
         counts = []
         while True:
@@ -97,7 +105,7 @@ OFTEN = ["ddim", "ddpm", "dpmpp_2m", "heun"]
 
 
 @pytest.mark.parametrize("name", [*OFTEN, *slow(*(name for name in SOLVERS if name not in OFTEN))])
-@pytest.mark.parametrize("method", [method.__name__ for method in STACK])
+@pytest.mark.parametrize("method", [method.__name__ for method in STACK if method.__name__ != TRAINED])
 @pytest.mark.parametrize("schedule", ["cosine", *slow("linear")])
 def test_no_method_makes_a_solver_wait(schedule, method, name):
     if method == "ClassifierGuidance":
@@ -105,10 +113,14 @@ def test_no_method_makes_a_solver_wait(schedule, method, name):
     elif method in ("Clipping", "Thresholding"):
         walked(made(name, schedule, thresholding="dynamic"))
         walked(made(name, schedule, clip=False))
-    for methods in ON.get(method, []):
-        if methods.get("do_time_shift") and facts(name).fixed_ends and methods["time_shift_variant"] != "net":
-            continue  # refused
-        walked(made(name, schedule, methods), cond=method == "ClassifierFreeGuidance")
+    else:
+        refused = {
+            "TimeShift": lambda flags: facts(name).fixed_ends and flags["time_shift_variant"] != "net",
+            "Latent": lambda flags: not facts(name).published,
+        }.get(method, lambda flags: False)
+        for methods in ON[method]:
+            if not refused(methods):
+                walked(made(name, schedule, methods), TOLD.get(method, ()))
 
 
 def facts(name):
@@ -148,8 +160,8 @@ class Small(torch.nn.Module):
         return out.mean(dim=(1, 2)) if self.classes else out.movedim(-1, 1)
 
 
-def objective(name, learned, **flags):
-    diffusion = diffusion_of(DiffusionFlags(learn_sigma=learned, **flags), ())
+def objective(name, learned, methods):
+    diffusion = diffusion_of(DiffusionFlags(learn_sigma=learned), of_values(methods))
     sampler = SamplerFlags().create(diffusion)
     return OBJECTIVES[name](diffusion, sampler) if name in OBJECTIVES else ClassifierObjective(diffusion, sampler)
 
@@ -169,12 +181,13 @@ def backward(network, value):
 # those that train no other network and have no teacher
 @pytest.mark.parametrize("name", ["diffusion", "classifier"])
 @pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("methods", [{}, {"input_perturbation": 0.1}], ids=["", TRAINED])
 @pytest.mark.parametrize("more", [{}, {"microbatch": 3, "grad_clip": 1.0}], ids=["plain", "parts"])
-def test_no_training_step_waits(name, learned, more, tmp_path, monkeypatch):
+def test_no_training_step_waits(name, learned, methods, more, tmp_path, monkeypatch):
     """From the second step on, when all tables are on the device; of what is sent there, nothing is waited for."""
     logger.configure(str(tmp_path), "log")
     monkeypatch.setattr(Precision, "param_norm", lambda self: 1.0)  # of the weights that it begins with
-    classes, loss = 5 if name == "classifier" else 0, objective(name, learned)
+    classes, loss = 5 if name == "classifier" else 0, objective(name, learned, methods)
     monkeypatch.setattr(dist_util, "sent", arrived)
     with FakeTensorMode(allow_non_fake_inputs=True):
         loop = Loop(

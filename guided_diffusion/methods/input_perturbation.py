@@ -11,6 +11,7 @@ import torch
 
 from ..errors import UserError
 from ..flags import at_least, flag
+from ..scalars import real
 from ..schedule import per_sample
 from .method import Method, no_corruption
 
@@ -86,6 +87,10 @@ class Perturbation:
         strengths = _STRENGTHS[schedule_type](torch.arange(num_timesteps, dtype=torch.float64), num_timesteps)
         strengths[max(num_timesteps - cutoff, 0) :] = 0
         self._gammas = gamma * strengths
+        self._on_device = {}  # copied there once, so that no step waits for it
 
     def __call__(self, noise, t):
-        return noise + per_sample(self._gammas.to(t.device)[t], noise) * torch.randn_like(noise), t
+        gammas = self._on_device.get(t.device)
+        if gammas is None:
+            gammas = self._on_device[t.device] = self._gammas.to(t.device, real(t.device))
+        return noise + per_sample(gammas.index_select(0, t), noise) * torch.randn_like(noise), t

@@ -33,8 +33,9 @@ class Latent(Method):
             return denoise
 
         def drawing(x, t, cond):
-            own = cond["z"][torch.arange(len(x), device=x.device), t.long()]
-            return denoise(x, t, {**cond, "z": own})
+            z = cond["z"]
+            own = torch.arange(len(x), device=x.device) * z.shape[1] + t.long()
+            return denoise(x, t, {**cond, "z": z.flatten(0, 1).index_select(0, own)})
 
         return drawing
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from guided_diffusion.methods import of_values
+from guided_diffusion.methods import Clipping, of_values
 from guided_diffusion.methods.clipping import Thresholding
 from guided_diffusion.process import DiffusionFlags
 from guided_diffusion.scalars import everywhere
 from guided_diffusion.solvers import SOLVERS
+from guided_diffusion.solvers.flags import SolverFlags
 
 WINDOW = 80
 # rows that are no whole step
@@ -123,14 +124,11 @@ def cases():
 
 
 def runs(case, batch, size, steps):
-    """(a whole run in the published style or None, one here, calls of the network in one here)."""
+    """(a whole run in the published style or None, one here, `() -> calls of the network in the first of those`)."""
     baseline, solver, given = cases()[case]
     given = dict(given)
     dynamic = Thresholding(given.pop("thresholding", "static"))
     flags = DiffusionFlags(learn_sigma=True, noise_schedule="cosine", timestep_respacing=f"{steps}")
-    from guided_diffusion.methods import Clipping
-    from guided_diffusion.solvers.flags import SolverFlags
-
     process = flags.create([Clipping(), dynamic, *of_values(given)], SolverFlags(solver=solver))
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(batch, 3, size, size, generator=generator)
@@ -165,11 +163,10 @@ def runs(case, batch, size, steps):
             for i in range(steps - 1):
                 process.coupling(i, start, times[i], times[i])
 
-        return published, here, steps - 1
+        return published, here, lambda: steps - 1
     if case == DRAW:
-        return None, lambda: torch.randn_like(start), 1
-    here()
-    return published if baseline else None, here, process.network_calls / batch
+        return None, lambda: torch.randn_like(start), lambda: 1
+    return published if baseline else None, here, lambda: process.network_calls / batch
 
 
 def seconds(run):
@@ -190,6 +187,11 @@ def peak(case, which, arguments):
     for name in ("batch", "size", "steps", "threads"):
         command += [f"--{name}", str(getattr(arguments, name))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def of(ours, of_ddim):
+    """How many times as long as DDIM, in words; nothing where that was not run."""
+    return f"{ours / of_ddim:8.2f}" if of_ddim else ""
 
 
 def main():
@@ -221,24 +223,25 @@ def main():
     for case in cases():
         if not case.startswith(arguments.only):
             continue
-        published, here, calls = runs(case, *shape)
-        rounds = []
+        published, here, counted = runs(case, *shape)
+        here()
+        calls, rounds = counted(), []
         for number in range(arguments.rounds):
             pair = [published, here] if number % 2 else [here, published]
             took = {run: seconds(run) for run in pair if run is not None}
             rounds.append((took.get(published), took[here]))
         ours = statistics.median(own for _, own in rounds) * 1e3 / calls
-        of_ddim = of_ddim or ours
+        of_ddim = ours if case == "ddim" else of_ddim
         line = f"{case:28}"
         if published is None:
-            line += f"{'':10}{ours:8.2f}{'':24}{ours / of_ddim:8.2f}"
+            line += f"{'':10}{ours:8.2f}{'':24}{of(ours, of_ddim)}"
         else:
             ratios = [other / own for other, own in rounds]
             theirs = (
                 statistics.median(other for other, _ in rounds) * 1e3 / (calls if case == SEARCH else arguments.steps)
             )
             spread = f"[{min(ratios):.1f}, {max(ratios):.1f}]"
-            line += f"{theirs:10.2f}{ours:8.2f}{statistics.median(ratios):8.1f}{spread:>16}{ours / of_ddim:8.2f}"
+            line += f"{theirs:10.2f}{ours:8.2f}{statistics.median(ratios):8.1f}{spread:>16}{of(ours, of_ddim)}"
         if arguments.memory:
             base = peak(case, "none", arguments)
             kinds = ["here"] if published is None else ["published", "here"]

@@ -152,10 +152,10 @@ def print_flops(names):
         print(f"| {name} | {batch} | {flops:.2f} | {took:.4f} | {flops / took:.0f} | {flops / took / peak:.0%} |")
 
 
-def difference(label, found, expected):
-    """The largest, or of 16 bit the share that the length of the error has, in words."""
+def difference(found, expected, relative):
+    """The largest, or the share that the length of the error has."""
     error = found - expected
-    return f"{error.norm() / expected.norm():.1%}" if label == "bf16" else f"{error.abs().max():.1e}"
+    return f"{error.norm() / expected.norm():.1e} of it" if relative else f"{error.abs().max():.1e}"
 
 
 def measure(name, rounds, training):
@@ -173,14 +173,19 @@ def measure(name, rounds, training):
         if training:
             model.zero_grad()
             (net(*inputs) - target).square().mean().backward()
-            return torch.cat([p.grad.flatten() for p in model.parameters()])
+            return None
         with torch.no_grad():
             return net(*inputs)
 
+    def outcome(net):
+        """What is compared: the output, or all gradients."""
+        found = step(net)
+        return torch.cat([p.grad.flatten() for p in model.parameters()]) if training else found
+
     for net in (plain, *nets.values()):
         net.train(training)
-    expected = step(plain)
-    errors = {label: difference(label, step(net), expected) for label, net in nets.items()}
+    expected = outcome(plain)
+    errors = {label: difference(outcome(net), expected, training or label == "bf16") for label, net in nets.items()}
     found = ratios(lambda: step(plain), {label: lambda net=net: step(net) for label, net in nets.items()}, rounds)
     for label, values in found.items():
         what = "training" if training else "forward"

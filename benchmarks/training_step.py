@@ -32,8 +32,10 @@ from guided_diffusion.script_util import diffusion_of
 from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.loop import Loop
 
+# those of network_speed.py, by their flags
 NETWORKS = {
-    "tiny": {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2,2"},
+    "tiny": {"image_size": 32, "num_channels": 32, "num_res_blocks": 2, "channel_mult": "1,2,2"}
+    | {"num_head_channels": 32, "resblock_updown": True},
     "c10": {"image_size": 32, "num_channels": 128, "num_res_blocks": 3, "channel_mult": "1,2,2,2"}
     | {"num_head_channels": 32, "use_new_attention_order": True, "resblock_updown": True},
 }

@@ -104,7 +104,7 @@ def draw(times, ratios):
         xlim=(1010, -10), xlabel="timestep (noise → image)", ylabel="length of predicted noise,\nsampled / noised"
     )
     right.set_title("Measured: digits16.pt, 20 steps", loc="left")
-    right.legend(frameon=False, loc="lower left")
+    right.legend(frameon=False, loc="upper left")
     figure.tight_layout(w_pad=3)
     return figure
 

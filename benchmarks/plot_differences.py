@@ -8,6 +8,7 @@ same, below the plain distances with their standard deviations. Needs matplotlib
 """
 
 import argparse
+import re
 
 import numpy as np
 from plotting import compared, pyplot
@@ -53,12 +54,23 @@ def in_words(budgets):
     return f"{', '.join(counts)} {units[0]}" if len({*units}) == 1 else ", ".join(budgets)
 
 
+def spelt(name, words):
+    """A name with other words for its parts, pairs of both."""
+    for part, whole in words:
+        name = re.sub(rf"\b{re.escape(part)}\b", whole, name)
+    return name
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", help="comparison.csv file")
     parser.add_argument("--out", required=True, help="the PNG to write")
     parser.add_argument("--samplers", default="", help="those to draw, with commas between; all if empty")
+    parser.add_argument("--words", default="", help="what to write for parts of names, ES=Epsilon Scaling,...")
     args = parser.parse_args()
+    words = [pair.split("=", 1) for pair in args.words.split(",") if pair]
+    if bad := [pair[0] for pair in words if len(pair) == 1]:
+        parser.error(f"--words has {bad[0]}; expected PART=WORDS, with commas between")
     try:
         found = read(args.table)
     except (OSError, KeyError, ValueError) as error:
@@ -85,10 +97,11 @@ def main():
             places = places + 0.2 * (number - (len(plain) - 1) / 2)  # beside each other
             panel.errorbar(means, places, xerr=errors, fmt=marker, ms=5, color=colour, label=budget)
         panel.axvline(0, color="0.6", linewidth=1)
-        panel.set_yticks(range(len(variants)), variants)
+        panel.set_yticks(range(len(variants)), [spelt(name, words) for name in variants])
         panel.set_ylim(len(variants) - 0.5, -0.5)
         distances = ", ".join(f"{base.mean():.3g}" for base in plain.values())
-        panel.set_title(f"{sampler}: distance {distances} in {in_words(plain)}", loc="left", fontsize="medium")
+        title = f"{spelt(sampler, words)}: plain {distances} in {in_words(plain)}"
+        panel.set_title(title, loc="right", fontsize="medium")
     handles = panels[0, 0].get_legend_handles_labels()
     if len(handles[1]) > 1:
         figure.legend(*handles, loc="outside upper center", ncols=len(handles[1]))
@@ -103,7 +116,7 @@ def main():
         last.set_xscale("linear")
     last.xaxis.set_major_formatter("{x:g}")
     last.set_xlim(low, high)
-    last.set_xlabel("Frechet distance, change in % (left is better)")
+    last.set_xlabel("distance, change from plain in % (± standard error); left is better", loc="right")
     try:
         figure.savefig(args.out)
     except (OSError, ValueError) as error:

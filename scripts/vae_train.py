@@ -12,7 +12,8 @@ from guided_diffusion.training.flags import TrainFlags
 from guided_diffusion.training.job import train_vae
 
 GROUPS = [DataFlags, TrainFlags, VaeObjectiveFlags, VaeFlags, ConvFlags]
+OVERRIDES = {"conv": None}  # which is of ADM's networks
 
 
 if __name__ == "__main__":
-    launch.run("vae_train", __doc__, GROUPS, launch.alone(train_vae))
+    launch.run("vae_train", __doc__, GROUPS, launch.alone(train_vae), OVERRIDES)

@@ -147,11 +147,20 @@ def warn_of_unread(parsed):
 def warn_of_slow_halves(parsed):
     """Warn of flags that ask a CPU for 16-bit numbers that it has no instructions for."""
     if dist_util.dev().type == "cpu":
-        for dtype in slow_halves(*(getattr(group, "dtype", None) for group in parsed.groups.values())):
+        for dtype in slow_halves(*_dtypes(parsed)):
             logger.warn(
-                f"this processor has no instructions for {str(dtype).removeprefix('torch.')}, which takes about 25 "
-                "times as long as float32 there; expected float32, or a GPU"
+                f"this processor has no instructions for {_in_words(dtype)}, which takes about 25 times as long as "
+                "float32 there; expected float32, or a GPU"
             )
+
+
+def _dtypes(parsed):
+    """What the networks of Parsed flags compute in."""
+    return [group.dtype for group in parsed.groups.values() if hasattr(group, "dtype")]
+
+
+def _in_words(dtype):
+    return str(dtype).removeprefix("torch.")
 
 
 def announce(parsed, file_name="flags.json"):
@@ -166,7 +175,11 @@ def announce(parsed, file_name="flags.json"):
     warn_of_unread(parsed)
     if dist_util.is_main():
         if ConvFlags in parsed.groups and dist_util.dev().type == "cpu":
-            logger.log(described(computing_by()))
+            lower = {dtype for dtype in _dtypes(parsed) if dtype != torch.float32}
+            if lower:
+                logger.log(f"{' and '.join(sorted(map(_in_words, lower)))}: computed by torch, whatever --conv is")
+            elif "conv" in values:
+                logger.log(described(computing_by()))
             warn_of_slow_halves(parsed)
         defaults = {} if dry_run else parsed.defaults()
         shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}

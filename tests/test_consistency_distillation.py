@@ -278,6 +278,14 @@ def test_a_run_goes_on_bit_for_bit_and_its_target_follows(words, teacher, place)
     assert json.loads((place / "samples" / "grid.json").read_text()) == [99, 79, 59, 39, 19, -1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
+def test_half_precision_goes_on_bit_for_bit(half, words, place):
+    for name, iterations in (("whole", 2), ("part", 1), ("part", 2)):
+        script_runs.run("image_train", *words(place / f"{name}{half}", "--iterations", iterations, half, True))
+    assert bytes_of(place / f"part{half}", 2) == bytes_of(place / f"whole{half}", 2) != {}
+
+
 @pytest.mark.parametrize("steps, count", [(50, 5), (64, 4), (10, 5), (9, 3), (7, 1), (2, 2), (1000, 4)])
 def test_it_is_sampled_in_steps_that_it_was_trained_at(steps, count):
     diffusion = diffusion_of(DiffusionFlags(prediction="v"))

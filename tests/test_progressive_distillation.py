@@ -213,6 +213,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(distilled, data, teacher, place):
     assert "is at step 2" in script_runs.run("image_distill", *words(data, teacher, place / "part"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
+def test_half_precision_goes_on_bit_for_bit(half, data, teacher, place):
+    whole, part = place / f"whole{half}", place / f"part{half}"
+    for folder, iterations in ((whole, 2), (part, 1), (part, 2)):
+        flags = ["--end_steps", 2, "--iterations", iterations, half, True]
+        script_runs.run("image_distill", *words(data, teacher, folder, *flags))
+    assert tensors_of(part / "0002_steps") == tensors_of(whole / "0002_steps") != {}
+
+
 @needs_mpirun
 @pytest.mark.slow
 def test_two_ranks_go_on_bit_for_bit(data, teacher, place):

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib.ticker import LogLocator
 from network_speed import ADM, NETWORKS, published_style
 from plotting import pyplot
 from torch.utils.flop_counter import FlopCounterMode
@@ -118,22 +119,22 @@ def rows_of(sweeps, rounds):
 
 
 def draw(rows, path):
+    """A panel for each sweep and what it shows, both axes logarithmic."""
     plt = pyplot()
-    figure, panels = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
-    for panel, (x, y, sweep) in zip(
-        panels,
-        [
-            ("GFLOP an image", "s an image", ("steps", "size")),
-            ("batch", "s an image", ("batch",)),
-            ("batch", "peak MB", ("batch",)),
-            ("size", "peak MB", ("size",)),
-        ],
-    ):
+    figure, panels = plt.subplots(1, 5, figsize=(15, 3.2), layout="constrained")
+    shown = [("batch", "s an image"), ("batch", "peak MB"), ("steps", "s an image"), ("size", "s an image")]
+    for panel, (sweep, y) in zip(panels, [*shown, ("size", "peak MB")]):
+        of_sweep = [row for row in rows if row["sweep"] == sweep]
         for style in STYLES:
-            points = sorted((float(r[x]), float(r[y])) for r in rows if r["style"] == style and r["sweep"] in sweep)
+            points = sorted((float(row[sweep]), float(row[y])) for row in of_sweep if row["style"] == style)
             panel.plot(*zip(*points), marker="o", label=style)
-        panel.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
-    panels[0].legend()
+        panel.set(xlabel=sweep, ylabel=y, xscale="log", yscale="log")
+        panel.set_xticks(sorted({float(row[sweep]) for row in of_sweep}))
+        panel.minorticks_off()
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(STYLES))
     figure.savefig(path)
 
 

@@ -328,7 +328,7 @@ def test_a_number_of_steps_that_was_not_trained_is_warned_of(trained, tmp_path):
         ("image_train", ["--sigma_small", False], "expected --sigma_small True"),
         ("image_train", ["--objective", "diffusion"], "--latent_dim needs z"),
         ("super_res_train", ["--large_size", 8, "--small_size", 4], "expected scripts/image_train.py"),
-        ("inpaint_train", [], "no filled holes to judge; expected scripts/image_train.py"),
+        ("inpaint_train", ["--class_cond", False], "no filled holes to judge; expected scripts/image_train.py"),
     ],
 )
 def test_training_refuses_what_has_no_meaning(images, tmp_path, capsys, script, flags, sentence):

@@ -63,8 +63,10 @@ def correlation(one, other):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "refined", "plain", "out"):
-        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--data", required=True, help="npz of the digits")
+    parser.add_argument("--refined", required=True, help="checkpoint that was trained with --vae_path")
+    parser.add_argument("--plain", required=True, help="one that was trained without")
+    parser.add_argument("--out", required=True, help="picture to write, without .png")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--count", type=int, default=1000)
     arguments = parser.parse_args()

@@ -123,11 +123,14 @@ def measured(out_dir, key, title, make_batch, count, batch_size, setup, measures
         fill(store, store.missing(chunks), count, make_batch, THEN, title)
         if dist_util.is_main():
             _join(store, chunks, path, count, setup, measures, title)
+    if dist_util.is_main() and files.exists(store.folder):  # a run that was killed here leaves some
+        for name, _ in files.entries(store.folder):
+            files.remove(files.join(store.folder, name))
     return _of_arrays(dist_util.broadcast_object(_load(path) if dist_util.is_main() else None))
 
 
 def _join(store, chunks, path, count, setup, measures, title):
-    """Write the curves of all batches, and delete those."""
+    """Write the curves of all batches."""
     sums = added(((chunk, store.whole(chunk)) for chunk in chunks), count)
     arrays = {key: values for key, values in sums.items() if key.startswith("tally ")}
     for measure, curves in curves_of(sums, count, setup, measures).items():
@@ -137,8 +140,6 @@ def _join(store, chunks, path, count, setup, measures, title):
                 arrays[f"{measure} {name} theory"] = curve.theory
             _refuse_not_finite(curve.values, setup, f"{title}: {name}")
     files.write_npz(path, arrays)
-    for name, _ in files.entries(store.folder):
-        files.remove(files.join(store.folder, name))
 
 
 def added(made, count):

@@ -18,6 +18,7 @@ from workers import training
 
 from guided_diffusion import logger
 from guided_diffusion.errors import UserError
+from guided_diffusion.networks import for_inference
 from guided_diffusion.objectives import ClassifierObjective
 from guided_diffusion.objectives.diffusion import DiffusionObjective
 from guided_diffusion.resample import UniformSampler, create_named_schedule_sampler
@@ -395,6 +396,16 @@ def test_one_process_never_communicates(images, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", refuse)
     run = training.train(images, tmp_path, iterations=2, microbatch=4, save_interval=1)
     assert run.step == 2
+
+
+@pytest.mark.parametrize("half", ["use_fp16", "use_bf16"])
+def test_what_trains_in_half_precision_answers_outside_of_training(images, tmp_path, half):
+    """As previews and scores ask it."""
+    loop = training.train(images, tmp_path, network_flags=replace(training.NETWORK, **{half: True}), iterations=1)
+    x, t = torch.randn(2, 3, training.SIZE, training.SIZE), torch.tensor([3.0, 90.0])
+    with torch.no_grad():
+        expected, got = loop.model(x, t), for_inference(loop.model)(x, t)
+    assert expected.dtype is got.dtype is torch.float32 and torch.allclose(got, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

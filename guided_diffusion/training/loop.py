@@ -75,6 +75,8 @@ class Loop:
         self.step = flags.first_step()
         self.samples = self.step * flags.batch_size * dist_util.world_size()
         self.files.load_model(model)
+        if hasattr(model, "convert_to"):  # autocast lowers it in training, and previews ask it as it is
+            model.convert_to(torch.float32)
         dist_util.sync_params(model.parameters())
         objective.begin(model)
         self.precision = Precision(model, dtype, flags.fp16_scale_growth, flags.grad_clip)

@@ -62,6 +62,7 @@ class CriticFromImages(critic.Critic):
     """The objective with a second network at timesteps and noise that the images decide; each rank draws its own."""
 
     def __init__(self):
+        torch.manual_seed(0)  # so that its network begins alike, whatever ran before
         super().__init__(diffusion_of(PROCESS), UniformSampler(diffusion_of(PROCESS)))
 
     def draw(self, x):

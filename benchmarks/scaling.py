@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import torch
-from matplotlib.ticker import LogLocator
 from network_speed import ADM, NETWORKS, published_style
 from plotting import pyplot
 from torch.utils.flop_counter import FlopCounterMode
@@ -121,6 +120,8 @@ def rows_of(sweeps, rounds):
 def draw(rows, path):
     """A panel for each sweep and what it shows, both axes logarithmic."""
     plt = pyplot()
+    from matplotlib.ticker import LogLocator
+
     figure, panels = plt.subplots(1, 5, figsize=(15, 3.2), layout="constrained")
     shown = [("batch", "s an image"), ("batch", "peak MB"), ("steps", "s an image"), ("size", "s an image")]
     for panel, (sweep, y) in zip(panels, [*shown, ("size", "peak MB")]):

@@ -24,9 +24,8 @@ def to_uint8(x, rounded=False):
 
     :param rounded: round instead, so that 8-bit originals return unchanged.
     """
-    return (
-        ((x + 1) * 127.5 + 0.5 * rounded).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    )
+    levels = (x + 1) * 127.5 + 0.5 * rounded
+    return levels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def grid(images, columns=None):

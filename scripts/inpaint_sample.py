@@ -45,9 +45,9 @@ def main(parsed):
     noise = noise_of(parsed)
     parsed, network, process = checkpoints.load_diffusion(parsed)
     families, path = parsed[MaskFlags].families(), parsed[CheckpointFlags].model_path
-    trained = [part.strip() for part in checkpoints.read_flags(path).get("masks", "").split(",")]
-    if foreign := [name for name in families if name not in trained and trained != [""]]:
-        logger.warn(f"{path} was trained with --masks {','.join(trained)}, and has never filled a {foreign[0]}")
+    trained = checkpoints.read_flags(path).get("masks")
+    if trained and (foreign := [name for name in families if name not in MaskFlags(trained).families()]):
+        logger.warn(f"{path} was trained with --masks {trained}, and has never filled a {foreign[0]}")
     told = Masked(families, parsed[InpaintFlags].reference_cond, pictures=pictures_of(parsed))
     told = conditioning.Together([told, conditioning.of_sampling(parsed)])
     make_batch = batch_maker(process, network, told, noise, finished=filled)

@@ -124,7 +124,7 @@ def measured(out_dir, key, title, make_batch, count, batch_size, setup, measures
         if dist_util.is_main():
             _join(store, chunks, path, count, setup, measures, title)
     if dist_util.is_main() and files.exists(store.folder):  # a run that was killed here leaves some
-        for name, _ in files.entries(store.folder):
+        for name, _ in [*files.entries(store.folder)]:
             files.remove(files.join(store.folder, name))
     return _of_arrays(dist_util.broadcast_object(_load(path) if dist_util.is_main() else None))
 

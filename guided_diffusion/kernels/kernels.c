@@ -37,7 +37,11 @@ static int omp_get_thread_num(void) { return 0; }
 #define TILE 36 /* values of a transformed tile */
 /* floats between the 36 matrices beyond their size: with a power of 2 between them they would share a few cache sets */
 #define SKEW 16
-#define CACHE (768 * 1024) /* bytes of transformed tiles worked on at once: about a core's second cache */
+/* Bytes of transformed tiles worked on at once: of a core's second cache, or, where that cannot hold the transformed
+   filters, of the last one, for then every block of tiles reads all filters from there or from main memory. */
+#define CACHE (768 * 1024)
+#define LAST_CACHE (12 * 1024 * 1024)
+#define FILTERS (4 * 1024 * 1024) /* bytes of filters from which on that is faster */
 
 static long least(long a, long b) { return a < b ? a : b; }
 static long ceiling(long a, long b) { return (a + b - 1) / b; }
@@ -314,7 +318,8 @@ HELPER long NAME(padded)(long O) { return ceiling(O, PANEL) * PANEL; }
 
 /* How many tiles are worked on at once. */
 HELPER long NAME(tiles_at_once)(long C, long O, long tiles, long threads) {
-    long fitting = CACHE / (4 * TILE * (C + NAME(padded)(O)));
+    long width = NAME(padded)(O), bytes = 4 * TILE * C * width > FILTERS ? LAST_CACHE : CACHE;
+    long fitting = bytes / (4 * TILE * (C + width));
     long share = ceiling(tiles ? tiles : 1, threads);
     if (fitting < ROWS) fitting = ROWS;
     share = ceiling(share, ceiling(share, fitting)); /* blocks of about equal size */

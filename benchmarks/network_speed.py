@@ -1,4 +1,4 @@
-"""How many times faster this project's networks are than a published-style one, forward and in a training step.
+"""How many times faster this project's networks are than a published-style one: forward, in training, in a whole run.
 
 OMP_NUM_THREADS=1 python benchmarks/network_speed.py --networks tiny,C10 --rounds 5
 GUIDED_DIFFUSION_KERNELS=avx2 OMP_NUM_THREADS=1 python benchmarks/network_speed.py
@@ -6,7 +6,8 @@ GUIDED_DIFFUSION_KERNELS=avx2 OMP_NUM_THREADS=1 python benchmarks/network_speed.
 The published style, over the same weights: attention by two einsums and a softmax, normalisations by way of float32,
 scale, shift and SiLU one by one, channels first, and attention blocks that recompute their activations. Both run in
 this process, in turn, and a ratio is of processor time within one round. `again` is the published style once more, so
-its spread is the noise. GUIDED_DIFFUSION_KERNELS (avx512, avx2, none) chooses the kernels.
+its spread is the noise. GUIDED_DIFFUSION_KERNELS (avx512, avx2, none) chooses the kernels. A run is STEPS steps of
+DDIM, by this project's loop with either network.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion import networks
 from guided_diffusion.nn import GroupNorm32, checkpoint
+from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solvers import SOLVERS
 from guided_diffusion.unet import AttentionBlock, QKVAttentionLegacy, ResBlock, UNetModel
 
 ADM = dict(in_channels=3, out_channels=6, use_scale_shift_norm=True)
@@ -50,6 +53,7 @@ NETWORKS = {
     ),
 }
 TRAINED = ("tiny", "digits16", "C10")
+STEPS = 20
 
 
 class PlainNorm(GroupNorm32):
@@ -158,10 +162,18 @@ def difference(found, expected, relative):
     return f"{error.norm() / expected.norm():.1e} of it" if relative else f"{error.abs().max():.1e}"
 
 
-def measure(name, rounds, training):
+def drawn(net, x, labels=()):
+    """Images [N, C, H, W] by STEPS steps of DDIM, from noise x and labels [N], if there are any."""
+    diffusion = create_gaussian_diffusion(timestep_respacing=str(STEPS), learn_sigma=True)
+    denoise = diffusion.denoiser(net, dict(zip("y", labels)))
+    *_, last = diffusion.sample_records(SOLVERS["ddim"](diffusion.schedule), denoise, x)
+    return last.x
+
+
+def measure(name, rounds, what):
     """Print a line for each way to compute a network."""
     model, inputs, target = build(name)
-    plain = published_style(model)
+    plain, training = published_style(model), what == "training"
     make = networks.for_training if training else networks.for_inference
     nets = {"again": plain, "project": model, **{f"--conv {conv}": make(model, conv) for conv in ("direct", "auto")}}
     if not training:
@@ -175,7 +187,7 @@ def measure(name, rounds, training):
             (net(*inputs) - target).square().mean().backward()
             return None
         with torch.no_grad():
-            return net(*inputs)
+            return drawn(net, inputs[0], inputs[2:]) if what == "run" else net(*inputs)
 
     def outcome(net):
         """What is compared: the output, or all gradients."""
@@ -188,7 +200,6 @@ def measure(name, rounds, training):
     errors = {label: difference(outcome(net), expected, training or label == "bf16") for label, net in nets.items()}
     found = ratios(lambda: step(plain), {label: lambda net=net: step(net) for label, net in nets.items()}, rounds)
     for label, values in found.items():
-        what = "training" if training else "forward"
         spread = f"[{min(values):.2f}, {max(values):.2f}]"
         row = (name, len(inputs[0]), what, label, f"{statistics.median(values):.2f}", spread, errors[label])
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
@@ -198,7 +209,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--what", choices=("forward", "training", "both", "flops"), default="both")
+    parser.add_argument("--what", choices=("forward", "training", "both", "run", "flops"), default="both")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads")
     print(networks.described(networks.computing_by()) + "\n")
@@ -207,10 +218,10 @@ def main():
         return
     print("| network | batch | what | way | published / ours | spread | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, training in itertools.product(args.networks.split(","), (False, True)):
-        wanted = args.what in ("both", "training" if training else "forward")
-        if wanted and (not training or name in TRAINED):
-            measure(name, args.rounds, training)
+    asked = ("forward", "training") if args.what == "both" else (args.what,)
+    for name, what in itertools.product(args.networks.split(","), asked):
+        if what != "training" or name in TRAINED:
+            measure(name, args.rounds, what)
 
 
 if __name__ == "__main__":

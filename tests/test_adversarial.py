@@ -367,6 +367,16 @@ def test_the_generator_may_compute_in_half_precision(images, tmp_path):
     assert all(value.dtype is torch.float32 and value.isfinite().all() for value in values)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
+def test_half_precision_goes_on_bit_for_bit(half, images, tmp_path):
+    for name, iterations in (("whole", 2), ("part", 1), ("part", 2)):
+        words = ["--data_dir", images, "--out_dir", tmp_path / name, "--iterations", iterations, half, True]
+        script_runs.run("image_train", *RUN, *words, "--resume_checkpoint", "auto")
+    whole, part = ({path.name: path.read_bytes() for path in (tmp_path / n).glob("*2.pt")} for n in ("whole", "part"))
+    assert part == whole != {}
+
+
 @needs_mpirun
 def test_two_ranks_go_on_bit_for_bit(images, tmp_path):
     """Trained at once, and from step 2 on; then sampled."""

@@ -223,6 +223,16 @@ def test_runs_go_on_in_the_middle_of_a_scale_and_are_sampled_in_a_step(images, t
     assert "network calls: 1 for each of 2 images" in said and "timesteps: 19 -1" in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
+def test_half_precision_goes_on_bit_for_bit(half, images, tmp_path):
+    """From the middle of a factor whose teacher is a float32 average."""
+    for name, iterations in (("whole", 4), ("part", 3), ("part", 4)):
+        words = ["--data_dir", images, "--out_dir", tmp_path / name, "--iterations", iterations, half, True]
+        script_runs.run("super_res_train", *RUN, *words, "--resume_checkpoint", "auto")
+    assert parts_of(tmp_path / "part", 4) == parts_of(tmp_path / "whole", 4) != {}
+
+
 def refused(capsys, call, *words):
     with pytest.raises(SystemExit):
         call()

@@ -1,5 +1,6 @@
 """Training through DDIM steps (REFace): its gradient, its loss by hand, its scripts, resumed and on two ranks."""
 
+import json
 import sys
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import script_runs
 import torch
 import torch.nn.functional as F
-from processes import MPIRUN, WORKERS, needs_mpirun, run
+from processes import MPIRUN, WORKERS, mpirun, needs_mpirun, run
 from refusals import one_sentence
 from unrolling import Identity, made, seed, told
 
@@ -214,6 +215,27 @@ def test_two_ranks_share_their_gradients(place, tmp_path):
         torch.testing.assert_close(given, mean)
     assert not torch.allclose(own[0][0], own[1][0])
     assert "step 2/2" in done.stdout and (tmp_path / "run" / "model000002.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
+def test_half_precision_goes_on_bit_for_bit(half, place, tmp_path):
+    for name, iterations in (("whole", 2), ("part", 1), ("part", 2)):
+        train(place, tmp_path / name, "--iterations", iterations, half, True, "--resume_checkpoint", "auto")
+    assert parts_of(tmp_path / "part", 2) == parts_of(tmp_path / "whole", 2) != {}
+
+
+@pytest.mark.slow
+@needs_mpirun
+def test_two_ranks_go_on_bit_for_bit(place, tmp_path):
+    told = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt", *RUN]
+    told += ["--resume_checkpoint", "auto"]
+    runs = [("whole", 3), ("part", 1), ("part", 3)]
+    commands = [["inpaint_train", *told, "--out_dir", tmp_path / name, "--iterations", n] for name, n in runs]
+    (tmp_path / "commands.json").write_text(json.dumps([list(map(str, command)) for command in commands]))
+    done = mpirun(2, "script_list.py", tmp_path / "commands.json")
+    assert done.returncode == 0, done.stderr
+    assert parts_of(tmp_path / "part", 3) == parts_of(tmp_path / "whole", 3) != {}
 
 
 # ------------------------------------------------------------------------------------------ bad input

@@ -228,6 +228,27 @@ def test_what_does_not_fit_is_refused(images, trained, tmp_path, capsys, script,
     assert sentence in said and "Traceback" not in said, said
 
 
+@pytest.mark.parametrize("objective", ["progressive_distillation", "consistency_distillation"])
+@pytest.mark.parametrize(
+    "teacher, told, sentence",
+    [
+        ("net", [], "is one with --vae_path; expected it here too, or a teacher as of this run"),
+        ("plain", ["--vae_path", "{vae}"], "is one without --vae_path; expected none here"),
+    ],
+)
+def test_teacher_and_student_are_told_alike(images, trained, tmp_path, capsys, objective, teacher, told, sentence):
+    own = [word for i, word in enumerate(RUN) if "--vae_form" not in (word, RUN[i - 1])]
+    words = [*own, "--data_dir", images, *TRAIN]
+    script_runs.run("image_train", *words, "--iterations", 4, "--out_dir", tmp_path / "plain")
+    path = (tmp_path if teacher == "plain" else trained) / teacher / "model000004.pt"
+    told = [word.format(vae=trained / "vae" / "model000004.pt") for word in told]
+    with pytest.raises(SystemExit):
+        words += ["--prediction", "v", "--objective", objective, "--teacher", path, *told]
+        script_runs.run("image_train", *words, "--out_dir", tmp_path / "student")
+    said = capsys.readouterr().err
+    assert f"--teacher {path} {sentence}" in said and "Traceback" not in said, said
+
+
 def test_without_an_autoencoder_the_network_is_the_published_one():
     parsed = flags.parse([*RUN[:6], "--channel_mult", "1"], [*NETWORKS["diffusion"].groups, DiffusionFlags], "")
     assert type(NETWORKS["diffusion"].create(parsed)).__name__ == "UNetModel"

@@ -77,6 +77,9 @@ class Teacher(OpenedNetwork):
         for name in names:
             if flags[name] != values[name]:
                 raise UserError(f"--teacher {path} has --{name} {flags[name]}; expected {values[name]}, as of this run")
+        if bool(flags.get("vae_path")) != bool(values.get("vae_path")):
+            has, expected = ("one with", "it here too") if flags.get("vae_path") else ("one without", "none here")
+            raise UserError(f"--teacher {path} is {has} --vae_path; expected {expected}, or a teacher as of this run")
         if pair_of(network) is not PIXELS:
             raise UserError(f"--teacher {path} denoises latents of an autoencoder; expected a network of pixels")
         if flags.get("latent_dim"):

@@ -43,6 +43,18 @@ def run(name, *flags, folder=FOLDER):
     return printed.getvalue()
 
 
+def tensors(folder, step):
+    """{name: bytes} of the tensor files of a step of a run."""
+    return {path.name: path.read_bytes() for path in Path(folder).glob(f"*{step:06d}.pt")}
+
+
+def trained(name, folder, *flags, ends):
+    """What `tensors` a training script has at the last of its `ends` where it stopped at each and was gone on with."""
+    for end in ends:
+        run(name, *flags, "--out_dir", folder, "--iterations", end, "--resume_checkpoint", "auto")
+    return tensors(folder, ends[-1])
+
+
 def groups_of(name):
     """(flag groups, overrides) of scripts/NAME.py."""
     with mock.patch.object(sys, "path", [str(FOLDER), *sys.path]):

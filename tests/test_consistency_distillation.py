@@ -249,15 +249,13 @@ def words(data, teacher, classifier):
     return words
 
 
-def bytes_of(folder, step):
-    return {path.name: path.read_bytes() for path in folder.glob(f"*{step:06d}.pt")}
-
-
 def test_a_run_goes_on_bit_for_bit_and_its_target_follows(words, teacher, place):
     script_runs.run("image_train", *words(place / "whole", "--iterations", 2))
     script_runs.run("image_train", *words(place / "part", "--iterations", 1))
     said = script_runs.run("image_train", *words(place / "part", "--iterations", 2))
-    assert "afresh" not in said and bytes_of(place / "part", 2) == bytes_of(place / "whole", 2) != {}
+    assert (
+        "afresh" not in said and script_runs.tensors(place / "part", 2) == script_runs.tensors(place / "whole", 2) != {}
+    )
     start, first = weights(teacher), weights(place / "part" / "model000001.pt")
     state = weights(place / "part" / "state000001.pt")
     for name, value in state["target"]["network"].items():
@@ -283,7 +281,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_target_follows(words, teacher, place)
 def test_half_precision_goes_on_bit_for_bit(half, words, place):
     for name, iterations in (("whole", 2), ("part", 1), ("part", 2)):
         script_runs.run("image_train", *words(place / f"{name}{half}", "--iterations", iterations, half, True))
-    assert bytes_of(place / f"part{half}", 2) == bytes_of(place / f"whole{half}", 2) != {}
+    assert script_runs.tensors(place / f"part{half}", 2) == script_runs.tensors(place / f"whole{half}", 2) != {}
 
 
 @pytest.mark.parametrize("steps, count", [(50, 5), (64, 4), (10, 5), (9, 3), (7, 1), (2, 2), (1000, 4)])
@@ -307,7 +305,7 @@ def test_two_ranks_go_on_bit_for_bit(words, place):
     (place / "commands.json").write_text(json.dumps([list(map(str, command)) for command in commands]))
     done = mpirun(2, "script_list.py", place / "commands.json")
     assert done.returncode == 0, done.stderr
-    assert bytes_of(place / "ranks", 2) == bytes_of(place / "ranks_part", 2) != {}
+    assert script_runs.tensors(place / "ranks", 2) == script_runs.tensors(place / "ranks_part", 2) != {}
 
 
 # --------------------------------------------------------------------------------- rewards, and bad input

@@ -257,12 +257,9 @@ def test_without_an_autoencoder_the_network_is_the_published_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
 def test_half_precision_goes_on_bit_for_bit(half, images, trained, tmp_path):
-    told = ["--data_dir", images, *TRAIN, "--vae_path", trained / "vae" / "model000004.pt", half, True]
-    for name, iterations in (("whole", 2), ("part", 1), ("part", 2)):
-        words = [*told, "--out_dir", tmp_path / name, "--iterations", iterations, "--resume_checkpoint", "auto"]
-        script_runs.run("image_train", *RUN, *words)
-    whole, part = ({path.name: path.read_bytes() for path in (tmp_path / n).glob("*2.pt")} for n in ("whole", "part"))
-    assert part == whole != {}
+    words = [*RUN, *TRAIN, "--data_dir", images, "--vae_path", trained / "vae" / "model000004.pt", half, True]
+    whole = script_runs.trained("image_train", tmp_path / "whole", *words, ends=[2])
+    assert script_runs.trained("image_train", tmp_path / "part", *words, ends=[1, 2]) == whole != {}
 
 
 @needs_mpirun

@@ -195,10 +195,6 @@ def images(tmp_path_factory):
     return path
 
 
-def parts_of(folder, step):
-    return {path.name: path.read_bytes() for path in folder.glob(f"*{step:06d}.pt")}
-
-
 @needs_mpirun
 @pytest.mark.slow
 def test_runs_go_on_in_the_middle_of_a_scale_and_are_sampled_in_a_step(images, tmp_path):
@@ -210,7 +206,7 @@ def test_runs_go_on_in_the_middle_of_a_scale_and_are_sampled_in_a_step(images, t
     worker = WORKERS / "in_turn.py"
     done = run(MPIRUN, "-n", 2, sys.executable, worker, "super_res_train", *lines, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    assert parts_of(tmp_path / "on", 5) == parts_of(tmp_path / "whole", 5)
+    assert script_runs.tensors(tmp_path / "on", 5) == script_runs.tensors(tmp_path / "whole", 5)
     scales = re.findall(r"step [1-5]/5 .* scale (\d)", done.stdout)
     assert scales[:5] == ["2", "4", "4", "4", "4"]
     state = torch.load(tmp_path / "whole" / "state000005.pt", weights_only=True)
@@ -227,10 +223,9 @@ def test_runs_go_on_in_the_middle_of_a_scale_and_are_sampled_in_a_step(images, t
 @pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
 def test_half_precision_goes_on_bit_for_bit(half, images, tmp_path):
     """From the middle of a factor whose teacher is a float32 average."""
-    for name, iterations in (("whole", 4), ("part", 3), ("part", 4)):
-        words = ["--data_dir", images, "--out_dir", tmp_path / name, "--iterations", iterations, half, True]
-        script_runs.run("super_res_train", *RUN, *words, "--resume_checkpoint", "auto")
-    assert parts_of(tmp_path / "part", 4) == parts_of(tmp_path / "whole", 4) != {}
+    words = [*RUN, "--data_dir", images, half, True]
+    whole = script_runs.trained("super_res_train", tmp_path / "whole", *words, ends=[4])
+    assert script_runs.trained("super_res_train", tmp_path / "part", *words, ends=[3, 4]) == whole != {}
 
 
 def refused(capsys, call, *words):

@@ -41,10 +41,13 @@ def place(tmp_path_factory):
     return folder
 
 
+def told_of(place):
+    """Flags of a run on what lies in a folder."""
+    return [*RUN, "--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt"]
+
+
 def train(place, folder, *words):
-    identity = place / "classifier" / "model000001.pt"
-    told = ["--data_dir", place / "images.npz", "--identity_path", identity, "--out_dir", folder]
-    return script_runs.run("inpaint_train", *told, *RUN, *words)
+    return script_runs.run("inpaint_train", *told_of(place), "--out_dir", folder, *words)
 
 
 # ------------------------------------------------------------------------------------------- by hand
@@ -161,10 +164,6 @@ def test_identities_are_compared_in_float32(dtype):
 # -------------------------------------------------------------------------------------------- scripts
 
 
-def parts_of(folder, step):
-    return {path.name: path.read_bytes() for path in folder.glob(f"*{step:06d}.pt")}
-
-
 def test_a_run_goes_on_and_fills_holes(place, tmp_path):
     train(place, tmp_path / "whole", "--iterations", 4, "--save_interval", 2, "--sample_interval", 4)
     assert (tmp_path / "whole" / "preview_000004.png").exists()
@@ -173,7 +172,7 @@ def test_a_run_goes_on_and_fills_holes(place, tmp_path):
         (tmp_path / "on" / path.name).write_bytes(path.read_bytes())
     said = train(place, tmp_path / "on", "--iterations", 4, "--resume_checkpoint", "auto")
     assert "warning" not in said and "identity" in said
-    assert parts_of(tmp_path / "on", 4) == parts_of(tmp_path / "whole", 4)
+    assert script_runs.tensors(tmp_path / "on", 4) == script_runs.tensors(tmp_path / "whole", 4)
 
     data, model = place / "images.npz", tmp_path / "whole" / "model000004.pt"
     words = [
@@ -205,8 +204,7 @@ def test_a_run_goes_on_and_fills_holes(place, tmp_path):
 @pytest.mark.slow
 @needs_mpirun
 def test_two_ranks_share_their_gradients(place, tmp_path):
-    words = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt", *RUN]
-    words += ["--iterations", 2, "--out_dir", tmp_path / "run"]
+    words = [*told_of(place), "--iterations", 2, "--out_dir", tmp_path / "run"]
     done = run(MPIRUN, "-n", 2, sys.executable, WORKERS / "unrolled.py", tmp_path, *words, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     own, shared = ([torch.load(tmp_path / f"{name}{rank}.pt") for rank in (0, 1)] for name in ("own", "all"))
@@ -220,22 +218,21 @@ def test_two_ranks_share_their_gradients(place, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
 def test_half_precision_goes_on_bit_for_bit(half, place, tmp_path):
-    for name, iterations in (("whole", 2), ("part", 1), ("part", 2)):
-        train(place, tmp_path / name, "--iterations", iterations, half, True, "--resume_checkpoint", "auto")
-    assert parts_of(tmp_path / "part", 2) == parts_of(tmp_path / "whole", 2) != {}
+    words = [*told_of(place), half, True]
+    whole = script_runs.trained("inpaint_train", tmp_path / "whole", *words, ends=[2])
+    assert script_runs.trained("inpaint_train", tmp_path / "part", *words, ends=[1, 2]) == whole != {}
 
 
 @pytest.mark.slow
 @needs_mpirun
 def test_two_ranks_go_on_bit_for_bit(place, tmp_path):
-    told = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt", *RUN]
-    told += ["--resume_checkpoint", "auto"]
+    words = ["inpaint_train", *told_of(place), "--resume_checkpoint", "auto"]
     runs = [("whole", 3), ("part", 1), ("part", 3)]
-    commands = [["inpaint_train", *told, "--out_dir", tmp_path / name, "--iterations", n] for name, n in runs]
+    commands = [[*words, "--out_dir", tmp_path / name, "--iterations", n] for name, n in runs]
     (tmp_path / "commands.json").write_text(json.dumps([list(map(str, command)) for command in commands]))
     done = mpirun(2, "script_list.py", tmp_path / "commands.json")
     assert done.returncode == 0, done.stderr
-    assert parts_of(tmp_path / "part", 3) == parts_of(tmp_path / "whole", 3) != {}
+    assert script_runs.tensors(tmp_path / "part", 3) == script_runs.tensors(tmp_path / "whole", 3) != {}
 
 
 # ------------------------------------------------------------------------------------------ bad input

@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 
-from evaluations import report, runs
+from evaluations import report
 from evaluations.activations import Activations, activations_of
 from evaluations.batches import open_images
 from evaluations.features import FeatureFlags
@@ -145,6 +145,8 @@ def main(parsed):
             raise failure
         return
     if len(sets) > 1:
+        from evaluations import runs  # draws pictures, which a single score has none of
+
         folder = logger.get_dir()
         rows = [
             runs.Row(found["samples"]["path"], found["samples"]["count"], found["scores"], runs.first_images(samples))

@@ -54,7 +54,7 @@ def scorer(parsed):
         batches = partial(_samples, parsed, loop.model, loop.objective.sampled_by)
         count, channels = flags.eval_samples, unet.image_channels
         samples = ImageSet("eval_samples", "", "", count, (size, size), batches, [], channels=channels)
-        with loop.ema_weights():
+        with loop.aside(), loop.ema_weights():
             loop.model.eval()
             found = activations_of(samples, extractor, BATCH, keep=False)
             loop.model.train()

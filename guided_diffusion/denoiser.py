@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .devices import on_device
 from .errors import RefusedByAssertion, UserError
 from .learned_variance import hold
 from .scalars import combined, ratio, shared, sqrt
@@ -118,6 +119,11 @@ class Prediction:
         """The prediction of the same x_t with another x0; eps follows."""
         return type(self)(self.x_t, self.alpha_bar, x0, None, self.variance, self.gradient)
 
+    def with_gradient(self, gradient):
+        """The same prediction, with a gradient of guidance."""
+        x0, eps = (getattr(self, name) if name in self.given else None for name in ("x0", "eps"))
+        return type(self)(self.x_t, self.alpha_bar, x0, eps, self.variance, gradient)
+
     def where(self, mask, other):
         """This prediction for the samples of `mask`, a bool or [N], and `other` for the rest.
 
@@ -185,7 +191,7 @@ class NetworkDenoiser:
         self.mean_type = mean_type
         self.var_type = var_type
         self.rescale_timesteps = rescale_timesteps
-        self.previous = None if previous is None else torch.as_tensor(previous)
+        self.previous = None if previous is None else list(map(int, previous))
         self.clock = clock
         self.takes = takes
         self.clip_variance = clip_variance
@@ -217,9 +223,8 @@ class NetworkDenoiser:
     def _before(self, t):
         """The time that the output for times t, a number or [N], lies at."""
         if not isinstance(t, torch.Tensor):
-            return self.previous.tolist()[math.ceil(t)]
-        self.previous = self.previous.to(t.device)
-        return self.previous.take(t.ceil().long())
+            return self.previous[math.ceil(t)]
+        return on_device(self.previous, t.device).take(t.ceil().long())
 
 
 def split_output(output, x, var_type, clip_variance=False):

@@ -285,13 +285,6 @@ def dev():
     return _device or launchers.choose_device(None, 0, torch.cuda.device_count())
 
 
-def sent(tensor, device):
-    """`tensor` on a device; from the CPU to a GPU by way of pinned memory, so that nothing waits for it."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return (tensor.pin_memory() if torch.cuda.is_available() else tensor).to(device, non_blocking=True)
-
-
 def device_name():
     """Return what the device of this process is: the model of its GPU, cpu or mps."""
     device = dev()

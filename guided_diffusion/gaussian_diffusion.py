@@ -16,7 +16,6 @@ Everywhere below, x [N, C, ...] is float, `t` is an int64 tensor [N] of step ind
 
 import contextlib
 import enum
-import functools
 import inspect
 import math
 from collections import deque
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from .denoiser import ModelMeanType, ModelVarType, Prediction, network_time, split_output
+from .devices import on_device
 from .errors import RefusedByAssertion
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .methods.clipping import ClippedDenoiser
@@ -797,20 +797,6 @@ def _extract_into_tensor(arr, timesteps, broadcast_shape):
     """The entries of a table at indices, as float32, in a shape whose first axes are those of the indices."""
     entries = on_device(arr, timesteps.device).take(timesteps.long()).float()
     return entries.view(*timesteps.shape, *[1] * (len(broadcast_shape) - timesteps.ndim)).expand(broadcast_shape)
-
-
-def on_device(values, device):
-    """A table of numbers on a device, where the same values are copied to a GPU once."""
-    if device.type == "cpu":
-        return torch.as_tensor(values)
-    values = np.asarray(values)
-    return _copied(values.tobytes(), values.dtype.str, device)
-
-
-@functools.lru_cache(maxsize=64)
-def _copied(content, dtype, device):
-    values = torch.from_numpy(np.frombuffer(content, dtype).copy())
-    return (values.float() if values.is_floating_point() else values).to(device)
 
 
 def _combined(a, x, b, y):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from . import files, image_labels, logger
+from . import dist_util, files, image_labels, logger
 from .crops import augmented
 from .errors import UserError
 from .flags import THREADS, FlagGroup, at_least, flag
@@ -356,10 +356,12 @@ def batches(dataset, batch_size, *, deterministic=False, rank=0, size=1, num_wor
     at_least_or_refuse("--batch_size", batch_size, 1)
     at_least_or_refuse("--num_workers", num_workers, 0)
 
+    pinned = dist_util.dev().type == "cuda"
+
     def read(number):
         draws = (np.arange(batch_size) + number * batch_size) * size + rank
         images, extra = dataset.batch([_place(dataset, draw, deterministic) for draw in draws])
-        return (images.pin_memory() if torch.cuda.is_available() else images), extra
+        return (images.pin_memory() if pinned else images), extra
 
     return read_ahead(read, itertools.count(start), num_workers)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from . import dist_util
+from .devices import sent
 from .errors import UnknownName, UserError
 from .flags import FlagGroup, flag
 
@@ -60,10 +61,10 @@ class ScheduleSampler(ABC):
         """Step indices [N] (int64) and loss weights [N] (float32), by numpy's global generator."""
         p = self.weights() / np.sum(self.weights())
         drawn = np.random.choice(len(p), size=(batch_size,), p=p)
-        indices = dist_util.sent(torch.from_numpy(drawn).long(), torch.device(device))
+        indices = sent(torch.from_numpy(drawn).long(), torch.device(device))
         if p.min() == p.max():
             return indices, torch.ones(batch_size, device=device)
-        return indices, dist_util.sent(torch.from_numpy(1 / (len(p) * p[drawn])).float(), torch.device(device))
+        return indices, sent(torch.from_numpy(1 / (len(p) * p[drawn])).float(), torch.device(device))
 
 
 class UniformSampler(ScheduleSampler):

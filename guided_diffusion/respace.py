@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .gaussian_diffusion import GaussianDiffusion, on_device
+from .devices import on_device
+from .gaussian_diffusion import GaussianDiffusion
 from .spacing import space_timesteps
 
 __all__ = ["SpacedDiffusion", "space_timesteps"]

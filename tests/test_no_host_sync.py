@@ -4,6 +4,7 @@ On such tensors there are no values to read; whatever would read one, or copy be
 """
 
 import contextlib
+import sys
 
 import pytest
 import sampled
@@ -12,7 +13,9 @@ from processes import slow
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from guided_diffusion import dist_util, logger
+from guided_diffusion import devices, logger
+from guided_diffusion.conditioning.classes import Classes
+from guided_diffusion.conditioning.masked import MASKS, Masked
 from guided_diffusion.methods import STACK, of_values
 from guided_diffusion.methods.time_shift import VARIANTS
 from guided_diffusion.objectives import OBJECTIVES, ClassifierObjective
@@ -46,6 +49,14 @@ TOLD = {"ClassifierFreeGuidance": {"y": ((), torch.long)}, "Latent": {"z": ((100
 TRAINED = "InputPerturbation"
 
 
+@pytest.fixture(autouse=True)
+def no_tables_of_other_tests():
+    """What is kept on a GPU belongs to the fake mode that it was made in."""
+    devices._copied.cache_clear()
+    yield
+    devices._copied.cache_clear()
+
+
 class Watch(TorchDispatchMode):
     """Counts the operations within it, and fails at one that waits for a device or copies from one to another."""
 
@@ -71,22 +82,28 @@ def network(x, t, y=None, z=None):
     return torch.cat([x, x], dim=1)
 
 
-def walked(process, told=()):
+def fake():
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def walked(process, told=(), mode=None, watched=True):
     """The operations of each step, of which the network has one, on a GPU that is not there.
 
     :param told: {name: (sizes, dtype)} of what the network is told.
+    :param mode: that of earlier batches.
+    :param watched: whether a step that waits fails.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with mode or fake():
         x = torch.empty(SHAPE, device="cuda")
         told = dict(told).items()
         cond = {name: torch.zeros(len(x), *sizes, dtype=dtype, device="cuda") for name, (sizes, dtype) in told}
         records = process.sample_records(process.solver, process.denoiser(network, cond), x)
         counts = []
         while True:
-            with Watch() as watch:
+            with Watch() if watched else contextlib.nullcontext() as watch:
                 if next(records, None) is None:
                     return counts
-            counts.append(watch.counted)
+            counts.append(watch and watch.counted)
 
 
 @pytest.mark.parametrize("schedule", ["linear", *slow("cosine")])
@@ -118,9 +135,21 @@ def test_no_method_makes_a_solver_wait(schedule, method, name):
             "TimeShift": lambda flags: facts(name).fixed_ends and flags["time_shift_variant"] != "net",
             "Latent": lambda flags: not facts(name).published,
         }.get(method, lambda flags: False)
-        for methods in ON[method]:
-            if not refused(methods):
-                walked(made(name, schedule, methods), TOLD.get(method, ()))
+        taken = [methods for methods in ON[method] if not refused(methods)]
+        if not taken:
+            pytest.skip(f"{name} and {method} do not combine")
+        for methods in taken:
+            walked(made(name, schedule, methods), TOLD.get(method, ()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_pair_of_methods_makes_a_solver_wait(variant):
+    """From the second batch on, when all tables are on the device: a scale that grows along moved times."""
+    methods = {**ON["TimeShift"][0], "time_shift_variant": variant, "eps_scaler": "0.001,1.002", "guidance_scale": 2.0}
+    process = made("ddim", "cosine", methods)
+    mode = fake()
+    for batch in range(2):
+        walked(process, TOLD["ClassifierFreeGuidance"], mode, watched=batch > 0)
 
 
 def facts(name):
@@ -155,7 +184,7 @@ class Small(torch.nn.Module):
         super().__init__()
         self.weight, self.classes = torch.nn.Parameter(torch.empty(3, classes or outputs, device="cuda")), classes
 
-    def forward(self, x, t, y=None):
+    def forward(self, x, t, **told):
         out = (x.movedim(1, -1) + t.float().reshape(-1, 1, 1, 1)) @ self.weight
         return out.mean(dim=(1, 2)) if self.classes else out.movedim(-1, 1)
 
@@ -167,7 +196,7 @@ def objective(name, learned, methods):
 
 
 def arrived(tensor, device):
-    """What `dist_util.sent` gives, which cannot go to a GPU that is not there."""
+    """What `devices.sent` gives, which cannot go to a GPU that is not there."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
 
@@ -178,18 +207,45 @@ def backward(network, value):
         p.grad = torch.ones_like(p) if p.grad is None else p.grad + 1
 
 
+def steps_of(loop, count, monkeypatch):
+    """Take steps on a GPU that is not there; from the second on none may wait."""
+    # a graph needs the streams of a GPU that is there; what it runs are kernels alone
+    monkeypatch.setattr(torch.Tensor, "backward", lambda value: backward(loop.model, value))
+    for step in range(count):
+        batch, extra = torch.randn(SHAPE), {"y": torch.zeros(SHAPE[0], dtype=torch.long)}
+        with torch.no_grad(), Watch() if step else contextlib.nullcontext():
+            loop.run_step(batch, extra)
+
+
+@pytest.fixture
+def sent_at_once(monkeypatch, tmp_path):
+    """What is sent arrives; nothing reads the weights that a run begins with."""
+    logger.configure(str(tmp_path), "log")
+    monkeypatch.setattr(Precision, "param_norm", lambda self: 1.0)
+    sent = devices.sent
+    for module in list(sys.modules.values()):
+        if vars(module).get("sent") is sent:
+            monkeypatch.setattr(module, "sent", arrived)
+
+
+CONDITIONINGS = {
+    "classes": Classes(5),
+    "dropped classes": Classes(5, dropout=0.5),
+    "masked": Masked(list(MASKS), mirrors=True, dropout=0.5),
+}
+
+
 # those that train no other network and have no teacher
 @pytest.mark.parametrize("name", ["diffusion", "classifier"])
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("methods", [{}, {"input_perturbation": 0.1}], ids=["", TRAINED])
-@pytest.mark.parametrize("more", [{}, {"microbatch": 3, "grad_clip": 1.0}], ids=["plain", "parts"])
-def test_no_training_step_waits(name, learned, methods, more, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "more", [{}, {"microbatch": 3, "grad_clip": 1.0}, {"ema_warmup": True}], ids=["plain", "parts", "warmup"]
+)
+def test_no_training_step_waits(name, learned, methods, more, sent_at_once, monkeypatch):
     """From the second step on, when all tables are on the device; of what is sent there, nothing is waited for."""
-    logger.configure(str(tmp_path), "log")
-    monkeypatch.setattr(Precision, "param_norm", lambda self: 1.0)  # of the weights that it begins with
     classes, loss = 5 if name == "classifier" else 0, objective(name, learned, methods)
-    monkeypatch.setattr(dist_util, "sent", arrived)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake():
         loop = Loop(
             model=Small(6 if learned else 3, classes),
             objective=loss,
@@ -197,9 +253,15 @@ def test_no_training_step_waits(name, learned, methods, more, tmp_path, monkeypa
             flags=TrainFlags(log_interval=100, **more),
             resolved={},
         )
-        # a graph needs the streams of a GPU that is there; what it runs are kernels alone
-        monkeypatch.setattr(torch.Tensor, "backward", lambda value: backward(loop.model, value))
-        for step in range(3):
-            batch, extra = torch.randn(SHAPE), {"y": torch.zeros(SHAPE[0], dtype=torch.long)}
-            with torch.no_grad(), Watch() if step else contextlib.nullcontext():
-                loop.run_step(batch, extra)
+        steps_of(loop, 3, monkeypatch)
+
+
+@pytest.mark.parametrize("name", CONDITIONINGS)
+def test_nothing_that_a_network_is_told_makes_a_step_wait(name, sent_at_once, monkeypatch):
+    loss, told = objective("diffusion", False, {}), CONDITIONINGS[name].of_data
+    # as the decomposition of grid_sample asks a GPU that is not there
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", lambda x, places, **how: x * places.mean())
+    with fake():
+        flags = TrainFlags(log_interval=100)
+        made = {"model": Small(3), "objective": loss, "data": iter(()), "flags": flags, "resolved": {}}
+        steps_of(Loop(**made, conditioning=lambda x, extra: told(x, extra["y"])), 3, monkeypatch)

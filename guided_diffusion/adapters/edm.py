@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..networks import UNetFlags
 from ..networks.unet import flags_of_shapes
 from ..process import DiffusionFlags
+from ..scalars import real
 from ..schedule import NoiseSchedule, per_sample
 from .edm_networks import DhariwalUNet, SongUNet
 from .family import Adapter, Family, Found, load
@@ -203,7 +204,7 @@ def of_sigma(denoise, schedule):
     """
 
     def denoiser(x, sigma):
-        t = schedule.time(-sigma.double().log())
+        t = schedule.time(-sigma.to(real(sigma.device)).log())
         return denoise(per_sample(schedule.alpha_bar(t).sqrt(), x) * x, t).x0
 
     return denoiser

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..devices import sent
 from ..errors import UserError
 from ..flags import BELOW_ONE, IMAGES, FlagGroup, at_least, flag
 from ..image_labels import chosen, of_text, shown
@@ -76,7 +77,7 @@ class Classes(Conditioning):
     def of_data(self, x, labels):
         if self.dropout == 0:
             return {"y": labels}
-        told = torch.rand(len(labels)).to(labels.device, non_blocking=True) >= self.dropout
+        told = sent(torch.rand(len(labels)) >= self.dropout, labels.device)
         return {"y": labels.where(told, -1)}
 
     def shown(self, count, x, labels):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..devices import sent
 from ..errors import UserError
 from ..flags import BELOW_ONE, FlagGroup, flag
 from ..networks import InpaintFlags
@@ -130,7 +131,7 @@ class Masked(Conditioning):
         told = self._around(x, mask)
         if self.shows:
             reference = distorted(_shown(x, mask), self.mirrors)
-            told["reference"] = reference * (torch.rand(len(x), 1, 1, 1) >= self.dropout).to(x, non_blocking=True)
+            told["reference"] = reference * sent((torch.rand(len(x), 1, 1, 1) >= self.dropout).to(x.dtype), x.device)
         return told
 
     def shown(self, count, x, labels):
@@ -149,7 +150,7 @@ class Masked(Conditioning):
     def _masks(self, chosen, drawn, x):
         """Those of the families numbered `chosen` [N], like the images x."""
         each = torch.stack([MASKS[name](drawn, *x.shape[2:]) for name in self.families])
-        return each[chosen, torch.arange(len(chosen))].to(x, non_blocking=True)
+        return sent(each[chosen, torch.arange(len(chosen))].to(x.dtype), x.device)
 
     @staticmethod
     def _around(x, mask):
@@ -189,6 +190,6 @@ def distorted(x, mirrors):
     places = F.affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)
     bend = F.interpolate(torch.randn(count, 2, 4, 4), x.shape[2:], mode="bicubic", align_corners=False)
     places = places + ELASTIC * bend.permute(0, 2, 3, 1)
-    moved = F.grid_sample(x.float(), places.to(x.device, non_blocking=True), align_corners=False)
+    moved = F.grid_sample(x.float(), sent(places, x.device), align_corners=False)
     soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1)), 3, stride=1)
-    return soft.where((torch.rand(count, 1, 1, 1) < 0.5).to(x.device, non_blocking=True), moved)
+    return soft.where(sent(torch.rand(count, 1, 1, 1) < 0.5, x.device), moved)

@@ -4,7 +4,7 @@ Both forms need the gradient of a log-likelihood with respect to x. Algorithm 1 
 sampler, algorithm 2 the predicted noise, for any other solver.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class MeanGuidedDenoiser:
 
     def __call__(self, x, t, cond):
         prediction = self.denoise(x, t, cond)
-        return replace(prediction, gradient=self.gradient(x, t, cond).float())
+        return prediction.with_gradient(self.gradient(x, t, cond).float())
 
 
 class ClassifierGradient:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..denoiser import ModelMeanType
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import flag, number
 from ..scalars import per_sample, real, shared
@@ -170,7 +171,6 @@ class EpsilonScaledDenoiser:
     def __init__(self, denoise, grid, k, b, left_alone=lambda alpha_bar: False):
         self.denoise = denoise
         self.grid = [*map(int, grid)]
-        self._on_device = {}
         self.k = k
         self.b = b
         self.left_alone = left_alone
@@ -194,9 +194,7 @@ class EpsilonScaledDenoiser:
         return min(max(above - 1 + (t - low) / (high - low), 0.0), len(self.grid) - 1.0)
 
     def _step_indices(self, t):
-        if t.device not in self._on_device:
-            self._on_device[t.device] = torch.tensor(self.grid, dtype=real(t.device), device=t.device)
-        grid = self._on_device[t.device]
+        grid = on_device(self.grid, t.device).to(real(t.device))
         above = torch.searchsorted(grid, t.to(grid.dtype).contiguous()).clamp(1, len(grid) - 1)
         low, high = grid.take(above - 1), grid.take(above)
         return (above - 1 + (t - low) / (high - low)).clamp(0, len(grid) - 1)

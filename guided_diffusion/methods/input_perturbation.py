@@ -7,11 +7,12 @@ Training sees x_t made of eps + gamma xi with a second noise xi, and still has t
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import at_least, flag
-from ..scalars import real
 from ..schedule import per_sample
 from .method import Method, no_corruption
 
@@ -19,9 +20,9 @@ from .method import Method, no_corruption
 _MISSPELT = "linaer"
 # gamma_t / gamma at timesteps t [T] of `total`
 _STRENGTHS = {
-    "constant": lambda t, total: torch.ones_like(t),
+    "constant": lambda t, total: np.ones_like(t),
     "linear": lambda t, total: 0.01 + 0.99 * t / max(total - 1, 1),
-    "cosine": lambda t, total: (1 - torch.cos(torch.pi * t / total)) / 2,
+    "cosine": lambda t, total: (1 - np.cos(np.pi * t / total)) / 2,
 }
 
 
@@ -84,13 +85,10 @@ class Perturbation:
     """
 
     def __init__(self, gamma, num_timesteps, schedule_type="constant", cutoff=0):
-        strengths = _STRENGTHS[schedule_type](torch.arange(num_timesteps, dtype=torch.float64), num_timesteps)
+        strengths = _STRENGTHS[schedule_type](np.arange(num_timesteps, dtype=np.float64), num_timesteps)
         strengths[max(num_timesteps - cutoff, 0) :] = 0
         self._gammas = gamma * strengths
-        self._on_device = {}  # copied there once, so that no step waits for it
 
     def __call__(self, noise, t):
-        gammas = self._on_device.get(t.device)
-        if gammas is None:
-            gammas = self._on_device[t.device] = self._gammas.to(t.device, real(t.device))
-        return noise + per_sample(gammas.index_select(0, t), noise) * torch.randn_like(noise), t
+        gammas = on_device(self._gammas, t.device).index_select(0, t)
+        return noise + per_sample(gammas, noise) * torch.randn_like(noise), t

@@ -13,10 +13,11 @@ from typing import ClassVar
 
 import torch
 
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import FRACTION, at_least, flag, flags_of
 from ..sampling import no_coupling
-from ..scalars import bounded, bounds, everywhere, shared
+from ..scalars import bounded, bounds, everywhere, real, shared
 from .method import Method, Proposal, jackknife
 
 
@@ -103,14 +104,14 @@ def _of_the_flip(schedule):
 
 
 def pixel_variance(x):
-    """Unbiased variance [N] (float64) over channels and pixels of x [N, C, ...].
+    """Unbiased variance [N], in `real(device)`, over channels and pixels of x [N, C, ...].
 
     From the sums of values and squares: precise for states, whose mean is no thousand deviations away from 0.
     """
     flat = x.flatten(1)
     count = flat.shape[1]
-    squares, total = torch.linalg.vector_norm(flat, dim=1).double().square(), flat.sum(dim=1).double()
-    return (squares - total.square() / count) / (count - 1)
+    lengths, total = (sums.to(real(x.device)) for sums in (torch.linalg.vector_norm(flat, dim=1), flat.sum(dim=1)))
+    return (lengths.square() - total.square() / count) / (count - 1)
 
 
 class Variant:
@@ -205,7 +206,6 @@ class Net(Variant):
         # by timestep: whether the step that led there started above the cutoff
         above = [next((node for node in self.grid if node > t), -1) for t in range(schedule.num_timesteps)]
         self._moved = [node > cutoff for node in above]
-        self._on_device = {}
 
     def clock(self, x, t):
         """The time [N] that the network is told for a state x [N, C, ...] at times t [N].
@@ -216,9 +216,7 @@ class Net(Variant):
             if not self._moved[math.ceil(time)]:
                 return t
             return self.search(x, everywhere(round(time), t)).to(t.dtype)
-        if t.device not in self._on_device:
-            self._on_device[t.device] = torch.tensor(self._moved, device=t.device)
-        moved = self._on_device[t.device].take(t.ceil().long())
+        moved = on_device(self._moved, t.device).take(t.ceil().long())
         return torch.where(moved, self.search(x, t.round().long(), used=moved), t)
 
 

@@ -41,6 +41,7 @@ from torch import nn
 
 from .. import logger
 from ..denoiser import ModelMeanType, ModelVarType
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import POSITIVE, WIDTH, FlagGroup, at_least, flag
 from ..networks import InpaintFlags, UNetFlags
@@ -205,7 +206,7 @@ class AdversarialObjective(Objective):
         Methods that corrupt training act on the noise between x_s and x_t.
         """
         process = self.diffusion.process
-        nodes = torch.tensor([-1, *process.grid], device=x.device)
+        nodes = on_device([-1, *process.grid], x.device)
         index = torch.randint(self.num_timesteps, (len(x),), device=x.device)
         s, t = nodes[index], nodes[index + 1]
         before = process.schedule.alpha_bar(s)

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import logger
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import BELOW_ONE, POSITIVE, STEPS, FlagGroup, at_least, flag
 from ..networks import UNetFlags, for_training
@@ -141,7 +142,7 @@ class ConsistencyDistillation(SampledObjective):
 
     def __call__(self, model, x, cond):
         index, weights = self.sampler.sample(len(x), x.device)
-        nodes = torch.tensor([-1, *self.timesteps], device=x.device)
+        nodes = on_device([-1, *self.timesteps], x.device)
         s, t = nodes[index], nodes[index + 1]
         noise = torch.randn_like(x)
         with torch.no_grad():

@@ -1,9 +1,11 @@
 """What an objective is, and the networks that it may own beside the one that is trained."""
 
+import copy
 import math
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
 from .. import dist_util, logger
 from ..errors import UserError
@@ -212,6 +214,18 @@ class Objective:
     def state_dict(self):
         """{name: state as tensors and plain values}, the same on all ranks; rank 0 alone calls it."""
         return {name: auxiliary.state_dict() for name, auxiliary in self._auxiliaries().items()}
+
+    def captured(self):
+        """A copy of `state_dict` that a step, begun anew, begins from; of weights, which no call changes, no copy."""
+        networks = (auxiliary.network for auxiliary in self._auxiliaries().values())
+        left = {p.data_ptr() for network in networks for p in network.parameters()}
+
+        def copied(value):
+            if isinstance(value, torch.Tensor):
+                return value if value.data_ptr() in left else value.clone()
+            return copy.deepcopy(value)
+
+        return tree_map(copied, self.state_dict())
 
     def load_state_dict(self, state):
         """Go on from a `state_dict`, and say in a warning what is not in it and so starts afresh.

@@ -29,6 +29,7 @@ from types import SimpleNamespace
 
 import torch
 
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import STEPS, FlagGroup, at_least, flag
 from ..nn import mean_flat
@@ -119,7 +120,7 @@ class ProgressiveDistillation(SampledObjective):
 
     def _times(self, index):
         """(s, middle, t) [N] of the student's steps `index` [N]."""
-        nodes = torch.tensor([-1, *self.grid], device=index.device)
+        nodes = on_device([-1, *self.grid], index.device)
         return (nodes[2 * index + i] for i in range(3))
 
 

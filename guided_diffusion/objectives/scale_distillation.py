@@ -37,6 +37,7 @@ from .. import checkpoints, logger
 from ..averages import rate_at
 from ..conditioning.low_resolution import shrunk
 from ..denoiser import ModelMeanType, bound
+from ..devices import on_device
 from ..errors import UserError
 from ..flags import BELOW_ONE, FlagGroup, at_least, flag, int_list
 from ..networks import SuperResFlags, for_inference
@@ -141,7 +142,7 @@ class ScaleDistillation(SampledObjective):
 
     def __call__(self, model, x, cond):
         index, weights = self.sampler.sample(len(x), x.device)
-        t, noise = torch.tensor(self.process.grid, device=x.device)[index], torch.randn_like(x)
+        t, noise = on_device(self.process.grid, x.device)[index], torch.randn_like(x)
         told = [{**cond, "low_res": shrunk(x, x.shape[-1] // scale)} for scale in self.scales[: self.stage + 1]]
         target = x if self.stage == 0 else self._teacher_x0(self.noised(x, noise, t), t, told[-2])
         seen = self.noised(x, *self.process.corruption(noise, t))

@@ -1,13 +1,13 @@
 """The training loop: any objective, any number of ranks."""
 
 import contextlib
-import copy
 import math
 
 import torch
 
 from .. import dist_util, files, logger
 from ..averages import rate_at, young
+from ..devices import sent
 from ..errors import UserError
 from ..images import grid, save_grid
 from ..jobs import interruption, random_state, slow_steps, trial
@@ -40,7 +40,7 @@ class Loop:
         device; it may draw from torch's global generator.
     :param preview: `model -> uint8 images [N, H, W, C]`, or None; run on rank 0.
     :param after_step: `loop -> bool`, called after each step on every rank, to log more; or None. Where it gives True,
-        a row is written at this step.
+        a row is written at this step. What takes it long it does within `loop.aside()`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Loop:
             self.files.prune()
             return
         self.files.open_logs()
-        clock = Clock(self.step, last)
+        self.clock = clock = Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
             signal = 0
             while not signal and self.step != last:
@@ -123,9 +123,16 @@ class Loop:
                     self._read()
                 if (signal or self.step == last or self._save_is_due()) and self._may_be_saved():
                     doing("its checkpoint, which rank 0 writes")
-                    with clock.stopped():
+                    with self.aside():
                         self.save()
         self._end(signal)
+
+    @contextlib.contextmanager
+    def aside(self):
+        """Within it is what does not count as time of the steps, whose work on the device is waited for first."""
+        self._read()
+        with self.clock.stopped():
+            yield
 
     def _next_step(self, clock, doing):
         """Take a step on the next batch, and score, log and draw it; what is wrong with its score is noted, as below.
@@ -144,8 +151,7 @@ class Loop:
         if self.after_step is not None:
             doing("its score")
             try:
-                with clock.stopped():
-                    scored = self.after_step(self)
+                scored = self.after_step(self)
             except Exception as error:
                 if dist_util.world_size() > 1 and not isinstance(error, UserError | OSError):
                     raise  # the other ranks may wait within the score
@@ -166,7 +172,7 @@ class Loop:
             logger.log(line({**logger.getkvs(), **clock.read(self.step)}))
         if draws:
             doing("its preview, which rank 0 draws")
-            with clock.stopped():
+            with self.aside():
                 self.draw_preview()
         if not ends and self._trouble is None:
             self._look_ahead(doing)
@@ -223,8 +229,8 @@ class Loop:
     def run_step(self, batch, extra):
         """One optimiser step on this rank's batch; gradients are averaged over microbatches and ranks."""
         self._set_lr()
-        batch = dist_util.sent(batch, self.device)
-        cond = {k: dist_util.sent(torch.as_tensor(v), self.device) for k, v in extra.items()}
+        batch = sent(batch, self.device)
+        cond = {k: sent(torch.as_tensor(v), self.device) for k, v in extra.items()}
         cond = self.conditioning(batch, cond)
         fits = self.flags.microbatch != AUTO
         seen = self._backward(batch, cond) if fits else self._backward_that_fits(batch, cond)
@@ -244,7 +250,7 @@ class Loop:
 
         :raises UserError: where a single image is too much.
         """
-        before = random_state.capture(self.device), copy.deepcopy(self.objective.state_dict())
+        before = random_state.capture(self.device), self.objective.captured()
         while True:
             seen = None
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
@@ -265,7 +271,8 @@ class Loop:
             self.opt.zero_grad(set_to_none=True)
             self.objective.skipped()
             random_state.restore(before[0], self.device)
-            self.objective.load_state_dict(copy.deepcopy(before[1]))
+            self.objective.load_state_dict(before[1])
+            before = before[0], self.objective.captured()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -25,11 +25,12 @@ def held_out_losses(parsed, diffusion):
     def after_step(loop):
         if loop.step % checks.eval_interval:
             return
-        batch, cond = next(batches)
-        loop.model.eval()
-        with torch.no_grad():
-            loss = objective(loop.model, batch.to(dist_util.dev()), {"y": cond["y"].to(dist_util.dev())})
-        loop.model.train()
-        log_loss_dict(objective, loss.t, loss.terms)
+        with loop.aside():
+            batch, cond = next(batches)
+            loop.model.eval()
+            with torch.no_grad():
+                loss = objective(loop.model, batch.to(dist_util.dev()), {"y": cond["y"].to(dist_util.dev())})
+            loop.model.train()
+            log_loss_dict(objective, loss.t, loss.terms)
 
     return after_step

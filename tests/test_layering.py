@@ -18,7 +18,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 # A module imports from lower lines only.
 LAYERS = [
     ["errors", "scalars"],
-    ["files"],
+    ["files", "devices"],
     ["flags", "schedule", "losses", "nn", "averages", "learned_variance", "crops", "image_labels"],
     ["kernels"],
     ["kernels.functions", "kernels.winograd"],
@@ -77,7 +77,7 @@ LAYERS = [
 ]
 WORDS = (
     *("schedule", "spacing", "denoiser", "sampling", "inversion", "losses", "solvers", "methods", "conditioning"),
-    *("process", "seams", "scalars"),
+    *("process", "seams", "scalars", "devices"),
 )
 OUTSIDE = {"argparse", "logging", "tqdm", "blobfile", "mpi4py", "torch.distributed"} | {
     f"guided_diffusion.{name}" for name in ("files", "logger", "dist_util", "distributed")

@@ -543,6 +543,11 @@ def _parsed(given, groups, overrides, fill):
     return Parsed(made, frozenset(given), absent)
 
 
+def may_be_known(name, given):
+    """Whether a checkpoint may say the value of a flag that a command line, as {flag: value}, does not."""
+    return name not in given and any(given.get(source) for source in ("model_path", "resume_checkpoint"))
+
+
 def _refuse_other_types(values, groups):
     """Validate that values which no command line converted are of the types of their flags."""
     for field in (field for group in groups for field in flags_of(group) if field.name in values):

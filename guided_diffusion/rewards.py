@@ -10,6 +10,7 @@ Li et al. 2024, "Reward Guided Latent Consistency Distillation", whose loss is o
 
 import importlib
 import itertools
+import traceback
 from dataclasses import dataclass
 
 import torch
@@ -72,12 +73,23 @@ class Reward:
     def __call__(self, images, cond):
         """float32 [N].
 
-        :raises UserError: if the answer is of another shape.
+        :raises UserError: if it fails, or the answer is of another shape or, of finite images, no finite number.
         """
-        found = self.function(images, cond)
+        try:
+            found = self.function(images, cond)
+        except (UserError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            *_, last = traceback.extract_tb(error.__traceback__)
+            raise UserError(
+                f"{self.name} fails with {type(error).__name__} at {last.filename}:{last.lineno} ({error}); expected "
+                "one number for each image"
+            ) from error
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         if shape != (len(images),):
             raise UserError(f"{self.name} gives {shape} for {len(images)} images; expected one number for each, [N]")
+        if not found.isfinite().all() and images.isfinite().all():
+            raise UserError(f"{self.name} gives numbers that are not finite; expected finite ones for any image")
         return found.float()
 
 
@@ -85,6 +97,10 @@ def _classifier(path, parsed):
     """log p(y | x) of a noisy classifier at timestep 0; 0 for an image whose class is not told."""
     network, _, flags = checkpoints.open_network(path, "reward", "classifier")
     values = parsed.values()
+    if "reference_cond" in values:
+        raise UserError(
+            f"--reward classifier:{path} needs classes, which no inpainting network is told; expected another"
+        )
     if not values["class_cond"]:
         raise UserError(f"--reward classifier:{path} needs classes; expected --class_cond True")
     size = values["large_size"] if "large_size" in values else values["image_size"]
@@ -114,8 +130,8 @@ def _python(name, parsed):
     module, _, function = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--reward python:{name} cannot be imported ({error})") from error
+    except Exception as error:  # whatever the module does
+        raise UserError(f"--reward python:{name} cannot be imported ({type(error).__name__}: {error})") from error
     if not callable(found):
         raise UserError(f"--reward python:{name} is a {type(found).__name__}; expected a function")
     return found

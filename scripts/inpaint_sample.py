@@ -15,7 +15,7 @@ import torch
 from guided_diffusion import checkpoints, conditioning, logger
 from guided_diffusion.checkpoints import CheckpointFlags
 from guided_diffusion.conditioning.masked import Masked, MaskFlags, filled
-from guided_diffusion.errors import told_of
+from guided_diffusion.errors import UserError, told_of
 from guided_diffusion.flags import FlagGroup, flag
 from guided_diffusion.generate import batch_maker, noise_of
 from guided_diffusion.image_datasets import DataFlags
@@ -48,7 +48,10 @@ def main(parsed):
     trained = checkpoints.read_flags(path).get("masks")
     if trained and (foreign := [name for name in families if name not in MaskFlags(trained).families()]):
         logger.warn(f"{path} was trained with --masks {trained}, and has never filled a {foreign[0]}")
-    told = Masked(families, parsed[InpaintFlags].reference_cond, pictures=pictures_of(parsed))
+    shows, folder = parsed[InpaintFlags].reference_cond, parsed[FillFlags].reference_dir
+    if folder and not shows:
+        raise UserError(f"--reference_dir {folder} is shown to nobody: {path} was trained with --reference_cond False")
+    told = Masked(families, shows, pictures=pictures_of(parsed))
     told = conditioning.Together([told, conditioning.of_sampling(parsed)])
     make_batch = batch_maker(process, network, told, noise, finished=filled)
     sampling.run(parsed, process, network, make_batch)
@@ -58,6 +61,8 @@ def pictures_of(parsed):
     """`indices -> (targets, references)`, float32 [N, C, H, W] in [-1, 1] each."""
     targets, folder = dataset(parsed), parsed[FillFlags].reference_dir
     references, ahead = (dataset(parsed, folder), 0) if folder else (targets, len(targets) // 2)
+    if ahead == 0 and not folder and parsed[InpaintFlags].reference_cond:
+        logger.warn(f"--data_dir {parsed[DataFlags].data_dir} has one image, which is its own reference")
 
     def pictures(indices):
         pairs = [(targets[i % len(targets)][0], references[(i + ahead) % len(references)][0]) for i in indices]

@@ -316,6 +316,17 @@ def test_sampling_refuses_what_has_no_meaning(trained, tmp_path, capsys, flags, 
     assert all(word in said for word in words) and "Traceback" not in said, said
 
 
+@pytest.mark.parametrize(
+    "script, flags", [("convert", ["--to", "diffusers"]), ("image_nll", ["--data_dir", "{images}", "--num_samples", 1])]
+)
+def test_scripts_that_cannot_tell_a_network_of_z_say_so(images, trained, tmp_path, capsys, script, flags):
+    model = trained / "model000004.pt"
+    with pytest.raises(SystemExit):
+        words = [str(word).format(images=images) for word in flags]
+        script_runs.run(script, "--model_path", model, *words, "--out_dir", tmp_path)
+    assert f"--model_path {model} was trained with --latent_dim 5, which this script" in capsys.readouterr().err
+
+
 def test_a_number_of_steps_that_was_not_trained_is_warned_of(trained, tmp_path):
     words = ["--model_path", trained / "model000004.pt", *SAMPLE, "--out_dir", tmp_path, "--timestep_respacing", 2]
     assert "2 steps are not the 4 that the network was trained to take" in script_runs.run("image_sample", *words)
@@ -325,6 +336,11 @@ def test_a_number_of_steps_that_was_not_trained_is_warned_of(trained, tmp_path):
     "script, flags, sentence",
     [
         ("image_train", ["--prediction", "eps"], "expected --prediction x0"),
+        (
+            "image_train",
+            ["--discriminator_channels", 1, "--channel_mult", "0.5", "--num_channels", 64],
+            "--discriminator_channels 1 leaves a level without channels",
+        ),
         ("image_train", ["--sigma_small", False], "expected --sigma_small True"),
         ("image_train", ["--objective", "diffusion"], "--latent_dim needs z"),
         ("super_res_train", ["--large_size", 8, "--small_size", 4], "expected scripts/image_train.py"),

@@ -365,6 +365,46 @@ def test_code_may_be_a_reward(tmp_path):
         assert torch.allclose(found, expected, atol=1e-6)
 
 
+def failing(images, cond):
+    """None: it ends in an error of its own."""
+    return images + cond["y"]
+
+
+def endless(images, cond):
+    """None: it is not finite for any image."""
+    return images.mean(dim=(1, 2, 3)) / 0
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("failing", ["failing fails with KeyError at ", "test_consistency_distillation.py:", "('y')"]),
+        ("endless", ["endless gives numbers that are not finite; expected finite ones"]),
+    ],
+)
+def test_a_reward_that_fails_is_named(name, words):
+    reward = paper.RewardFlags(f"python:{__name__}.{name}", trust_reward=True).create(Values())
+    one_sentence(lambda: reward(torch.ones(4, 3, 8, 8), {}), "--reward python:", *words)
+
+
+def test_images_that_are_not_finite_are_no_fault_of_the_reward():
+    reward = paper.RewardFlags(f"python:{__name__}.brightness", trust_reward=True).create(Values())
+    assert reward(torch.full((2, 3, 8, 8), torch.nan), {}).isnan().all()
+
+
+def test_code_that_cannot_be_read_is_no_reward(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, line in (("unreadable", "def f(:"), ("nameless", "x = y")):
+        (tmp_path / f"{name}_reward.py").write_text(line + "\n")
+        flags = paper.RewardFlags(f"python:{name}_reward.f", trust_reward=True)
+        one_sentence(lambda flags=flags: flags.create(Values()), f"python:{name}_reward.f cannot be imported", "Error")
+
+
+def test_an_inpainting_network_has_no_classes_to_reward():
+    flags = paper.RewardFlags(f"classifier:{ROOT / 'models' / 'digits16_classifier.pt'}")
+    one_sentence(lambda: flags.create(Values(reference_cond=True)), "which no inpainting network is told")
+
+
 def test_a_reward_of_another_shape_is_refused():
     reward = paper.RewardFlags(f"python:{__name__}.per_pixel", trust_reward=True).create(Values())
     one_sentence(lambda: reward(torch.zeros(4, 3, 8, 8), {}), "per_pixel", "(4, 8, 8)", "4 images", "[N]")

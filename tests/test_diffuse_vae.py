@@ -215,6 +215,7 @@ def test_an_autoencoder_is_opened_by_its_path(trained):
         ("image_train", ["--vae_path", "{vae}", "--latent_dim", 4], "--latent_dim and --vae_path"),
         ("super_res_train", ["--vae_path", "{vae}", "--large_size", 8, "--small_size", 4], "cannot be told draft"),
         ("image_train", ["--vae_form", 2], "--vae_form 2 does nothing without --vae_path"),
+        ("vae_train", ["--vae_channel_mult", "0.01,1"], "--vae_channels 8 leaves a level without channels"),
         ("vae_train", ["--image_size", 10], "--image_size 10 cannot be halved 2 times"),
         ("vae_train", ["--init_from", "{trained}/net/model000004.pt"], "expected an autoencoder"),
     ],
@@ -226,6 +227,41 @@ def test_what_does_not_fit_is_refused(images, trained, tmp_path, capsys, script,
         script_runs.run(script, *own, "--data_dir", images, *TRAIN, "--out_dir", tmp_path, *told)
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("convert", ["--to", "diffusers"]),
+        ("image_nll", ["--data_dir", "{images}", "--num_samples", 1]),
+        ("image_invert", ["--data_dir", "{images}", "--num_samples", 1]),
+    ],
+)
+def test_scripts_that_cannot_tell_a_network_of_the_draft_say_so(images, trained, tmp_path, capsys, script, words):
+    model = trained / "net" / "model000004.pt"
+    with pytest.raises(SystemExit):
+        told = [str(word).format(images=images) for word in words]
+        script_runs.run(script, "--model_path", model, *told, "--out_dir", tmp_path)
+    said = capsys.readouterr().err
+    assert f"--model_path {model} was trained with --vae_path" in said and "cannot tell it; expected a script" in said
+
+
+def test_what_a_checkpoint_says_is_waited_for(images, trained, tmp_path, capsys):
+    """The form of an autoencoder that no command line names; and one that the network has never known."""
+    vae, net = trained / "vae" / "model000004.pt", trained / "net" / "model000004.pt"
+    assert "saved" in script_runs.run(
+        "image_sample", "--model_path", net, "--vae_form", 2, *SAMPLE, "--out_dir", tmp_path
+    )
+    own = [word for i, word in enumerate(RUN) if "--vae_form" not in (word, RUN[i - 1])]
+    script_runs.run("image_train", *own, "--data_dir", images, *TRAIN, "--out_dir", tmp_path / "plain")
+    plain = tmp_path / "plain" / "model000004.pt"
+    for path, words, sentence in (
+        (net, ["--vae_form", 1], "--vae_form is '1', the checkpoint has '2'"),
+        (plain, ["--vae_path", vae], f"--vae_path is {vae}, and --model_path {plain} was trained without"),
+    ):
+        with pytest.raises(SystemExit):
+            script_runs.run("image_sample", "--model_path", path, *words, *SAMPLE, "--out_dir", tmp_path / "no")
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", ["progressive_distillation", "consistency_distillation"])

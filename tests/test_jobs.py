@@ -379,3 +379,13 @@ def test_huge_numbers_beside_a_checkpoint_name_it(tmp_path, flag, value):
     (tmp_path / "x.json").write_text(json.dumps(flags | {flag: value}))
     with pytest.raises(UserError, match=rf"x.json: --{flag} is {value}; expected at least 1, at most"):
         checkpoints.open_network(str(tmp_path / "x.pt"))
+
+
+def test_a_word_for_a_number_is_shown_as_the_word(tmp_path):
+    data = script_runs.draw_images(tmp_path / "data", 4)
+    said = script_runs.run(
+        "image_train",
+        *["--data_dir", data, "--out_dir", tmp_path / "run", *script_runs.NETWORK, *script_runs.TRAINING],
+        *["--microbatch", "auto", "--dry_run", True],
+    )
+    assert "--microbatch auto" in said and "--microbatch -2" not in said

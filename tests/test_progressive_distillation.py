@@ -239,6 +239,36 @@ def test_two_ranks_go_on_bit_for_bit(data, teacher, place):
     assert tensors_of(folders[0]) == tensors_of(folders[1]) != {}
 
 
+@pytest.mark.parametrize("flags", [["--start_steps", 8], ["--iterations", 3], ["--start_steps", 2]])
+def test_a_chain_is_not_mixed_with_another(flags, distilled, data, teacher, place, capsys):
+    """Whose students would have teachers that are there no more; nothing is trained before it is said."""
+    before = sorted(distilled.rglob("*"))
+    with pytest.raises(SystemExit):
+        script_runs.run("image_distill", *words(data, teacher, distilled, *flags))
+    *_, said = capsys.readouterr().err.splitlines()
+    assert "_steps has a student of" in said and "or another --out_dir" in said
+    assert sorted(distilled.rglob("*.pt")) == [path for path in before if path.suffix == ".pt"]
+
+
+def test_a_teacher_is_asked_at_what_it_was_trained_at(distilled, data, teacher, place, tmp_path, capsys):
+    """Or it is said; one that jumps to the data is none."""
+    student = distilled / "0001_steps" / "ema_0.5_000002.pt"
+    one = [*words(data, student, tmp_path / "one")[:6], "--start_steps", 4, "--end_steps", 2, "--iterations", 1]
+    said = script_runs.run("image_distill", *one, "--num_workers", 0, "--batch_size", 2)
+    assert f"--teacher {student} was not trained at 3 of the 4 timesteps at which it is asked here" in said
+    own = ["--objective", "consistency_distillation", "--consistency_steps", 4, "--prediction", "v"]
+    jumps = script_runs.train("image_train", data, tmp_path / "c", *NETWORK, *CLASSES, *own, "--teacher", teacher)
+    with pytest.raises(SystemExit):
+        script_runs.run("image_distill", *words(data, jumps, tmp_path / "two"))
+    assert f"--teacher {jumps} was trained to jump to the data" in capsys.readouterr().err
+
+
+def test_a_script_with_another_sampler_takes_nothing_of_a_students(distilled, data, tmp_path):
+    student = distilled / "0002_steps" / "ema_0.5_000002.pt"
+    told = ["--model_path", student, "--data_dir", data, "--num_samples", 2, "--batch_size", 2, "--out_dir", tmp_path]
+    assert "sampled by" not in script_runs.run("image_nll", *told)
+
+
 def test_sampling_takes_the_steps_that_it_was_distilled_to(distilled, place):
     student = distilled / "0002_steps" / "ema_0.5_000002.pt"
     few = ["--model_path", student, "--num_samples", 2, "--batch_size", 2]

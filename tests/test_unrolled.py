@@ -215,6 +215,25 @@ def test_two_ranks_share_their_gradients(place, tmp_path):
     assert "step 2/2" in done.stdout and (tmp_path / "run" / "model000002.pt").exists()
 
 
+def test_a_reference_is_shown_to_somebody(place, tmp_path, capsys):
+    """Or refused; that a single image is its own is said."""
+    data, own = place / "images.npz", [*NETWORK, "--diffusion_steps", 20, "--batch_size", 3, "--num_workers", 0]
+    np.savez(tmp_path / "one.npz", arr_0=np.load(data)["arr_0"][:1])
+    models = {}
+    for shows in (True, False):
+        words = [*own, "--data_dir", data, "--reference_cond", shows, "--iterations", 1]
+        script_runs.run("inpaint_train", *words, "--out_dir", tmp_path / f"{shows}")
+        models[shows] = tmp_path / f"{shows}" / "model000001.pt"
+    few = ["--num_samples", 1, "--timestep_respacing", 2, "--out_dir", tmp_path / "filled"]
+    said = script_runs.run("inpaint_sample", "--model_path", models[True], "--data_dir", tmp_path / "one.npz", *few)
+    assert "one.npz has one image, which is its own reference" in said
+    with pytest.raises(SystemExit):
+        script_runs.run(
+            "inpaint_sample", "--model_path", models[False], "--data_dir", data, "--reference_dir", data, *few
+        )
+    assert f"--reference_dir {data} is shown to nobody" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("half", ["--use_bf16", "--use_fp16"])
 def test_half_precision_goes_on_bit_for_bit(half, place, tmp_path):

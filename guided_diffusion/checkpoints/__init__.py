@@ -199,11 +199,29 @@ def resolved(parsed, log=True):
     parsed = parsed.with_values(places)
     source, found = parsed[CheckpointFlags], of_others(parsed)
     if found is None:
+        _refuse_untold(parsed, source.model_path)
         told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
         return as_meant(told, source.model_path, log)
     if _network(parsed) is not DIFFUSION:
         raise UserError(f"--model_path {source.model_path} is {found.what}; expected {_network(parsed).what}")
     return adapters.resolve(parsed, found, source.model_path, log)
+
+
+def _refuse_untold(parsed, path):
+    """Validate that a diffusion network is told beside x and t, by the flags of a script, what it was trained with."""
+    trained = read_flags(path) if _network(parsed) is DIFFUSION else {}
+    for group in DIFFUSION.variants:
+        without = all(trained.get(field.name, field.default) == field.default for field in flags_of(group))
+        for field in flags_of(group):
+            own = trained.get(field.name, field.default)
+            if field.name not in parsed.values() and own != field.default:
+                raise UserError(
+                    f"--model_path {path} was trained with --{field.name} {own}, which this script cannot tell it; "
+                    "expected a script that has the flag, such as scripts/image_sample.py"
+                )
+            value = parsed.values().get(field.name)
+            if trained and without and field.name in parsed.given and value != field.default:
+                raise UserError(f"--{field.name} is {value}, and --model_path {path} was trained without; leave it out")
 
 
 def of_others(parsed):

@@ -24,9 +24,13 @@ def meant_for(sampled_by, timesteps):
 def as_meant(parsed, path, log=True):
     """The Parsed flags, with those of the checkpoint's sampler that neither command line nor script has set.
 
+    A script that has not all of them samples by something else, and takes none.
+
     :param log: whether to say so.
     """
     known, defaults, values = read_flags(path).get(SAMPLED_BY, {}), parsed.defaults(), parsed.values()
+    if not known.keys() <= values.keys():
+        return parsed
     spelt = {other for one, other in marked(parsed.groups, "spells").items() if one in parsed.given}
     free = values.keys() - parsed.given - spelt
     open_ones = {k: v for k, v in known.items() if k in free and values[k] == defaults[k]}

@@ -15,7 +15,7 @@ import torch
 from .. import dist_util, files, flags, logger, presets
 from ..distributed import launchers
 from ..errors import UserError
-from ..flags import flag
+from ..flags import flag, flags_of
 from ..networks import ConvFlags, computing_by, described, slow_halves
 from . import folder_lock, terminal
 
@@ -182,7 +182,9 @@ def announce(parsed, file_name="flags.json"):
                 logger.log(described(computing_by()))
             warn_of_slow_halves(parsed)
         defaults = {} if dry_run else parsed.defaults()
-        shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+        words = {field.name: field.metadata["words"] for group in parsed.groups for field in flags_of(group)}
+        spelt = {(name, number): word for name, known in words.items() for word, number in (known or {}).items()}
+        shown = {k: spelt.get((k, v), v) for k, v in values.items() if k not in defaults or v != defaults[k]}
         words = " ".join(f"--{k} {v!r}" if v == "" else f"--{k} {v}" for k, v in shown.items())
         logger.log(f"flags: {words or 'their defaults'}" + (f"; all: {file_name}" if defaults else ""))
         if not dry_run:

@@ -186,7 +186,10 @@ def _left_out(cond, scale):
     """
     without = conditioning.dropped(cond)
     if all(without[name] is cond[name] for name in cond):
-        raise UserError(f"--guidance_scale {scale} needs a network that is told classes; this one is told none")
+        told = f"{', '.join(cond)} alone" if cond else "nothing"
+        raise UserError(
+            f"--guidance_scale {scale} needs a network that is told a class or a reference; this one is told {told}"
+        )
     return without
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..devices import on_device
 from ..errors import UserError
-from ..flags import at_least, flag
+from ..flags import at_least, flag, may_be_known
 from ..schedule import per_sample
 from .method import Method, no_corruption
 
@@ -52,7 +52,8 @@ class InputPerturbation(Method):
         super().__post_init__()
 
     def refuse_unread(self, given):
-        if not self.input_perturbation and (self.perturb_cutoff or self.perturb_schedule_type != "constant"):
+        told = self.perturb_cutoff or self.perturb_schedule_type != "constant"
+        if told and not self.input_perturbation and not may_be_known("input_perturbation", given):
             raise UserError("--perturb_schedule_type and --perturb_cutoff do nothing without --input_perturbation")
 
     def check(self, process, solver):

@@ -74,6 +74,17 @@ def channel_multipliers(channel_mult, image_size, defaults=CHANNEL_MULTS, name="
     )
 
 
+def widths_of(mult, channels, name):
+    """The channels of levels, of which each has `channels` times its multiplier, rounded down.
+
+    :param name: of the flag of the channels, for the error.
+    """
+    widths = [int(m * channels) for m in mult]
+    if 0 in widths:
+        raise UserError(f"--{name} {channels} leaves a level without channels; expected more, or larger multipliers")
+    return widths
+
+
 def attention_rates(resolutions, image_size, name):
     """Down-sampling rates of the image sizes "32,16,8" at which attention stands.
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..flags import WIDTH, FlagGroup, at_least, flag
+from ..flags import WIDTH, FlagGroup, at_least, flag, may_be_known
 from ..nn import SiLU
 from ..unet import SuperResModel
 from .fast import enrolled
@@ -19,6 +19,7 @@ from .levels import (
     image_channels_flag,
     image_size_flag,
     mult_text,
+    widths_of,
 )
 
 
@@ -38,7 +39,7 @@ class VaeFlags(FlagGroup):
         """The VAE of these flags."""
         mult = channel_multipliers(self.vae_channel_mult, self.image_size, {}, name="vae_channel_mult")
         check_divisible(self.image_size, len(mult) + 1)
-        widths = [int(m * self.vae_channels) for m in mult]
+        widths = widths_of(mult, self.vae_channels, "vae_channels")
         return VAE(self.image_size, self.image_channels, widths, self.vae_latent_dim)
 
 
@@ -62,7 +63,7 @@ class DraftFlags(FlagGroup):
     autoencoder: Any = field(default=None, repr=False, compare=False)
 
     def refuse_unread(self, given):
-        if "vae_form" in given and not self.vae_path:
+        if "vae_form" in given and not self.vae_path and not may_be_known("vae_path", given):
             raise UserError(f"--vae_form {self.vae_form} does nothing without --vae_path")
 
 
@@ -161,5 +162,8 @@ class DraftUNet(SuperResModel):
         :raises UserError: without `draft` too.
         """
         if draft is None:
-            raise UserError("A network with --vae_path needs draft, the autoencoder's images")
+            raise UserError(
+                "A network with --vae_path needs draft, the autoencoder's images; expected a script that draws them, "
+                "such as scripts/image_sample.py"
+            )
         return super().forward(x + draft if self.form == "2" else x, timesteps, low_res=draft, **told)

@@ -46,7 +46,7 @@ from ..errors import UserError
 from ..flags import POSITIVE, WIDTH, FlagGroup, at_least, flag
 from ..networks import InpaintFlags, UNetFlags
 from ..networks.latent import LatentFlags
-from ..networks.levels import channel_multipliers
+from ..networks.levels import channel_multipliers, widths_of
 from ..nn import mean_flat, timestep_embedding
 from ..schedule import per_sample
 from .objective import AuxiliaryNetwork, Loss, Objective
@@ -192,7 +192,8 @@ class AdversarialObjective(Objective):
             raise UserError("--objective adversarial has no filled holes to judge; expected scripts/image_train.py")
         unet, size = parsed[UNetFlags], values["image_size"]
         mult = channel_multipliers(unet.channel_mult, size)
-        widths = [int(m * (own.discriminator_channels or unet.num_channels)) for m in mult]
+        name = "discriminator_channels" if own.discriminator_channels else "num_channels"
+        widths = widths_of(mult, own.discriminator_channels or unet.num_channels, name)
         network = Discriminator(unet.image_channels, widths, unet.num_classes if unet.class_cond else None)
         if not values["latent_dim"]:
             logger.warn("--latent_dim 0 tells the generator no z, so that its steps draw from one Gaussian each")

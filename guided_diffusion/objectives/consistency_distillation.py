@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from .. import logger
 from ..devices import on_device
 from ..errors import UserError
-from ..flags import BELOW_ONE, POSITIVE, STEPS, FlagGroup, at_least, flag
+from ..flags import BELOW_ONE, POSITIVE, STEPS, FlagGroup, at_least, flag, may_be_known
 from ..networks import UNetFlags, for_training
 from ..nn import mean_flat, update_ema
 from ..resample import SamplerFlags
@@ -71,7 +71,7 @@ class ConsistencyFlags(FlagGroup):
     reward_proxy_lr: float = flag(1e-3, "Learning rate of that network.", legal=POSITIVE, lasting=True)
 
     def refuse_unread(self, given):
-        if "reward_proxy_lr" in given and not self.reward_proxy:
+        if "reward_proxy_lr" in given and not self.reward_proxy and not may_be_known("reward_proxy", given):
             raise UserError("--reward_proxy_lr does nothing without --reward_proxy True")
 
 
@@ -124,7 +124,7 @@ class ConsistencyDistillation(SampledObjective):
             network = ProxyReward(unet.image_channels, unet.num_classes if unet.class_cond else 0)
             proxy = AuxiliaryNetwork(network, torch.optim.Adam(network.parameters(), flags.reward_proxy_lr))
         steps = SimpleNamespace(num_timesteps=flags.consistency_steps)
-        return cls(
+        made = cls(
             diffusion,
             parsed[SamplerFlags].create(steps),
             teacher,
@@ -135,6 +135,8 @@ class ConsistencyDistillation(SampledObjective):
             flags.reward_scale,
             proxy,
         )
+        teacher.warn_of(made.timesteps)
+        return made
 
     def begin(self, model):
         self.target = AuxiliaryNetwork(copy.deepcopy(model).eval())

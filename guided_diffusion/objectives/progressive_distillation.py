@@ -93,7 +93,7 @@ class ProgressiveDistillation(SampledObjective):
         flags = parsed[ProgressiveDistillationFlags]
         refuse_eps(parsed)
         steps = SimpleNamespace(num_timesteps=flags.student_steps)
-        return cls(
+        made = cls(
             diffusion,
             parsed[SamplerFlags].create(steps),
             Teacher.open(parsed, diffusion),
@@ -101,6 +101,8 @@ class ProgressiveDistillation(SampledObjective):
             flags.distill_weight,
             flags.distill_loss,
         )
+        made.teacher.warn_of(made.grid)
+        return made
 
     def __call__(self, model, x, cond):
         index, weights = self.sampler.sample(len(x), x.device)

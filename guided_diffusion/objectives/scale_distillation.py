@@ -39,7 +39,7 @@ from ..conditioning.low_resolution import shrunk
 from ..denoiser import ModelMeanType, bound
 from ..devices import on_device
 from ..errors import UserError
-from ..flags import BELOW_ONE, FlagGroup, at_least, flag, int_list
+from ..flags import BELOW_ONE, FlagGroup, at_least, flag, int_list, may_be_known
 from ..networks import SuperResFlags, for_inference
 from ..nn import mean_flat
 from ..resample import SamplerFlags
@@ -66,7 +66,7 @@ class ScaleFlags(FlagGroup):
 
     def refuse_unread(self, given):
         unread = {"scale_steps", "scale_ema_rate"} & given.keys()
-        if unread and "," not in self.scale_schedule:
+        if unread and "," not in self.scale_schedule and not may_be_known("scale_schedule", given):
             raise UserError(f"--{min(unread)} does nothing with a --scale_schedule of one factor")
 
     def scales(self, large_size, small_size):

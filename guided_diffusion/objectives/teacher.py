@@ -46,7 +46,7 @@ class Teacher(OpenedNetwork):
 
     def __init__(self, network, process):
         super().__init__(network, "teacher")
-        self.process = process
+        self.process, self.path, self.known = process, "", None
         self.asked = for_inference(network)
 
     @classmethod
@@ -87,8 +87,13 @@ class Teacher(OpenedNetwork):
                 f"--teacher {path} draws its images, each from a random vector (--latent_dim {flags['latent_dim']}); "
                 "expected one that predicts them"
             )
-        dropped = values.get("class_dropout")
-        if dropped and not checkpoints.read_flags(path).get("class_dropout"):
+        beside, dropped = checkpoints.read_flags(path), values.get("class_dropout")
+        if beside.get("sampled_by", {}).get("solver") == "consistency":
+            raise UserError(
+                f"--teacher {path} was trained to jump to the data (--solver consistency); expected a network that "
+                "predicts means"
+            )
+        if dropped and not beside.get("class_dropout"):
             logger.warn(
                 f"--class_dropout {dropped:g} asks --teacher {path} without classes, and it was trained without "
                 "--class_dropout: it has never seen such a question"
@@ -100,7 +105,18 @@ class Teacher(OpenedNetwork):
                 f"--teacher {path} was trained with other noise; expected the --noise_schedule, --diffusion_steps and "
                 "--rescale_zero_terminal_snr of this run"
             )
-        return cls(network, process)
+        teacher = cls(network, process)
+        teacher.path, teacher.known = path, beside.get("trained_timesteps")
+        return teacher
+
+    def warn_of(self, timesteps):
+        """Say in the log at which of the timesteps that it will be asked it was not trained."""
+        foreign = sorted({*timesteps} - {*(self.known or timesteps)})
+        if foreign:
+            logger.warn(
+                f"--teacher {self.path} was not trained at {len(foreign)} of the {len(timesteps)} timesteps at which "
+                f"it is asked here, such as {foreign[-1]}"
+            )
 
     @torch.no_grad()
     def predict(self, x, t, cond):

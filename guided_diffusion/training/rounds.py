@@ -1,10 +1,11 @@
 """Training in rounds, in each of which the student of the round before is the teacher, and takes half its steps."""
 
+import re
 from dataclasses import dataclass, replace
 
 from .. import files, logger
-from ..checkpoints import resume
-from ..errors import UserError
+from ..checkpoints import manifest, read_flags, resume
+from ..errors import UserError, told_of
 from ..flags import STEPS, FlagGroup, at_least, flag
 from ..jobs.launch import RunFlags
 from ..objectives.teacher import TeacherFlags
@@ -52,6 +53,27 @@ def _halved(steps):
         yield steps
 
 
+def _refuse_other_chain(folder, teacher):
+    """Validate that what a round's folder has was taught by the same student of this chain, or by none as now.
+
+    :raises UserError: naming both; the rounds below it would be by a teacher that is there no more.
+    """
+    for step in manifest.steps(folder)[:1] if files.is_folder(folder) else ():
+        known = read_flags(files.join(folder, f"model{step:06d}.pt")).get("teacher", teacher)
+        if _student(known) != _student(teacher):
+            raise UserError(
+                f"{folder} has a student of {known}, and its teacher would be {teacher} now; expected the "
+                "--start_steps and --iterations that it began with, or another --out_dir"
+            )
+
+
+def _student(path):
+    """The folder and the file of a student of some round; None for another network."""
+    folder, name = files.split(path)
+    above = files.split(folder)[1]
+    return (above, name) if re.fullmatch(r"\d{4}_steps", above) else None
+
+
 def distill(parsed, network, after_step=None):
     """Train a student in rounds, each in a folder of its own below the output folder, and for --iterations steps.
 
@@ -63,9 +85,17 @@ def distill(parsed, network, after_step=None):
     """
     last, folder = parsed[TrainFlags].last_step(), logger.get_dir()
     teacher, students = parsed[TeacherFlags].teacher, parsed[RoundFlags].students()
+    if not teacher:
+        raise UserError("--teacher is not given; expected the checkpoint of a diffusion network (.pt)")
     if last is None:
         raise UserError("--iterations is 0; expected the number of optimiser steps of each round")
-    for steps in students:
+    rate = next(iter(parsed[TrainFlags].ema_rates()), None)
+    name = f"model{last:06d}.pt" if rate is None else f"ema_{rate}_{last:06d}.pt"
+    folders = [files.join(folder, f"{steps:04d}_steps") for steps in students]
+    teachers = [teacher, *(files.join(place, name) for place in folders[:-1])]
+    for place, teacher in zip(folders, teachers):
+        _refuse_other_chain(place, teacher)
+    for steps, place, teacher in zip(students, folders, teachers):
         told = {
             "objective": "progressive_distillation",
             "student_steps": steps,
@@ -75,11 +105,9 @@ def distill(parsed, network, after_step=None):
             "prediction": parsed[DiffusionFlags].prediction,
         }
         of_round = replace(parsed.with_values(told), given=parsed.given | told.keys(), absent=frozenset())
-        with logger.scoped_configure(files.join(folder, f"{steps:04d}_steps")):
+        with logger.scoped_configure(place):
             logger.log(f"a student of {steps} steps, by {teacher}")
-            train_diffusion(of_round, network, after_step)
-            rate = next(iter(parsed[TrainFlags].ema_rates()), None)
-            name = f"model{last:06d}.pt" if rate is None else f"ema_{rate}_{last:06d}.pt"
-            teacher = files.join(logger.get_dir(), name)
+            with told_of("teacher", "init_from"):
+                train_diffusion(of_round, network, after_step)
         if parsed[RunFlags].dry_run:
             return

@@ -217,7 +217,7 @@ def test_two_ranks_share_their_gradients(place, tmp_path):
 
 def test_a_reference_is_shown_to_somebody(place, tmp_path, capsys):
     """Or refused; that a single image is its own is said."""
-    data, own = place / "images.npz", [*NETWORK, "--diffusion_steps", 20, "--batch_size", 3, "--num_workers", 0]
+    data, own = place / "images.npz", [*NETWORK, "--batch_size", 3, "--num_workers", 0]
     np.savez(tmp_path / "one.npz", arr_0=np.load(data)["arr_0"][:1])
     models = {}
     for shows in (True, False):

@@ -6,7 +6,7 @@ The network is `tiny` of network_speed.py, which has the published style too, wi
 come from DDIM. A point is a process of its own, so that its peak of memory is its own; published style and here take
 turns, and a point has the medians of the rounds and the range of their processor time without the start. Ranks are
 those of mpirun and scripts/image_sample.py on models/emoji32.pt, in real time, the start taken off by runs of two
-lengths. Writes scaling.csv and scaling.png.
+lengths. Writes scaling.csv, in which the rows of other sweeps stay, and scaling.png.
 """
 
 import argparse
@@ -117,20 +117,38 @@ def rows_of(sweeps, rounds):
                 yield dict(zip(COLUMNS, (sweep, batch, steps, size, 1, style, steps * calls[size], *found)))
 
 
+def with_others(path, rows):
+    """The rows {column: text}, after those of a csv that are of other sweeps."""
+    known = list(csv.DictReader(path.open())) if path.exists() else []
+    measured = {row["sweep"] for row in rows}
+    return [row for row in known if row["sweep"] not in measured] + rows
+
+
+# (the sweeps of a panel, what lies to the right, what upwards)
+PANELS = (
+    (("batch",), "batch", "s an image"),
+    (("batch",), "batch", "peak MB"),
+    (("steps",), "steps", "s an image"),
+    (("size",), "size", "s an image"),
+    (("size",), "size", "peak MB"),
+    (("steps", "size"), "GFLOP an image", "s an image"),
+)
+
+
 def draw(rows, path):
-    """A panel for each sweep and what it shows, both axes logarithmic."""
+    """The PANELS, both axes logarithmic."""
     plt = pyplot()
     from matplotlib.ticker import LogLocator
 
-    figure, panels = plt.subplots(1, 5, figsize=(15, 3.2), layout="constrained")
-    shown = [("batch", "s an image"), ("batch", "peak MB"), ("steps", "s an image"), ("size", "s an image")]
-    for panel, (sweep, y) in zip(panels, [*shown, ("size", "peak MB")]):
-        of_sweep = [row for row in rows if row["sweep"] == sweep]
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(3 * len(PANELS), 3.2), layout="constrained")
+    for panel, (sweeps, x, y) in zip(panels, PANELS):
+        shown = [row for row in rows if row["sweep"] in sweeps]
         for style in STYLES:
-            points = sorted((float(row[sweep]), float(row[y])) for row in of_sweep if row["style"] == style)
-            panel.plot(*zip(*points), marker="o", label=style)
-        panel.set(xlabel=sweep, ylabel=y, xscale="log", yscale="log")
-        panel.set_xticks(sorted({float(row[sweep]) for row in of_sweep}))
+            points = sorted((float(row[x]), float(row[y])) for row in shown if row["style"] == style)
+            panel.plot(*zip(*points), "o" if len(sweeps) > 1 else "o-", label=style)
+        panel.set(xlabel=x, ylabel=y, xscale="log", yscale="log")
+        if len(sweeps) == 1:
+            panel.set_xticks(sorted({float(row[x]) for row in shown}))
         panel.minorticks_off()
         panel.xaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_major_formatter("{x:g}")
@@ -157,10 +175,13 @@ def main():
         print(
             "| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True
         )
-    with Path(arguments.out_dir, "scaling.csv").open("w", newline="") as file:
+    path = Path(arguments.out_dir, "scaling.csv")
+    rows = [{k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
+    rows = with_others(path, rows)
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows(rows)
     if set(SWEEPS) <= {row["sweep"] for row in rows}:
         draw(rows, Path(arguments.out_dir, "scaling.png"))
 

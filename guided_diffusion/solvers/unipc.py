@@ -78,21 +78,24 @@ class UniPC(Solver):
 
     def _step(self, start, history, target, end=None):
         """x [N, C, ...] at levels `target`, a number or [N]; `end`, the x0 predicted there, makes it a corrector."""
-        here, newest = history[0]
-        moved, inside = transfer(start, target), less(target, 1)
+        here, _ = history[0]
+        inside = less(target, 1)
         if inside is False:
-            return moved
+            return transfer(start, target)
         h = where(inside, half_log_snr(target) - here, 1.0)
         ratios = [ratio(before - here, h) for before, _ in history[1:]]
-        differences = [(x0 - newest, r) for r, (_, x0) in zip(ratios, history[1:])]
+        others = [x0 for _, x0 in history[1:]]
         if end is not None:
             ratios.append(1.0)
-            differences.append((end - newest, 1.0))
+            others.append(end)
         # from pure noise, where h is without measure, the step is of order 1
         scale = where(inside, -sqrt(target) * self._b_function(h), 0.0)
         scale = where(less(0, start.alpha_bar), scale, 0.0)
-        for coefficient, (difference, r) in zip(self._solve(ratios, h), differences):
-            moved = add_(moved, ratio(scale * coefficient, r), difference)
+        weights = [ratio(scale * coefficient, r) for coefficient, r in zip(self._solve(ratios, h), ratios)]
+        # of their differences from the newest x0, whose own share is taken off once
+        moved = start.mixed(sqrt(target) - sum(weights), sqrt(1 - target))
+        for weight, x0 in zip(weights, others):
+            moved = add_(moved, weight, x0)
         return moved
 
     def _b_function(self, h):

@@ -444,7 +444,7 @@ def test_guidance_of_a_network_without_classes_is_refused_before_any_sampling(mo
     with pytest.raises(SystemExit):
         script_runs.run("compare_samplers", *command(models, tmp_path / "out", budget), *given)
     said = capsys.readouterr().err
-    assert "guided" in said and "--guidance_scale 3.0 needs a network that is told classes" in said
+    assert "guided" in said and "--guidance_scale 3.0 needs a network that is told a class or a reference" in said
     assert not list((tmp_path / "out").rglob("*.npz"))
 
 
@@ -458,7 +458,7 @@ def test_the_plan_tells_a_network_what_its_conditionings_say(monkeypatch, tmp_pa
     groups = [group for group in script.groups if group not in checkpoints.GUIDANCE] + [papers.BrightnessFlags]
     parsed = flags.parse([*map(str, words), "--by_brightness", str(bool(told))], groups, "", script.overrides)
     if refused:
-        with pytest.raises(UserError, match="--guidance_scale 3.0 needs a network that is told classes"):
+        with pytest.raises(UserError, match="--guidance_scale 3.0 needs a network that is told a class or a reference"):
             plan.process_of(parsed)
     else:
         assert plan.calls_of(parsed) == (4 if scale == 1 else 8)

@@ -237,7 +237,9 @@ def test_an_unconditional_network_is_refused_in_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script_runs.run("image_sample", *flags, "--guidance_scale", 2)
     said = capsys.readouterr().err
-    assert "--guidance_scale 2.0 needs a network that is told a class or a reference" in said and "Traceback" not in said
+    assert (
+        "--guidance_scale 2.0 needs a network that is told a class or a reference" in said and "Traceback" not in said
+    )
 
 
 def test_classifier_guidance_does_not_hide_that_the_network_has_no_classes(tmp_path, capsys):
@@ -249,4 +251,6 @@ def test_classifier_guidance_does_not_hide_that_the_network_has_no_classes(tmp_p
     with pytest.raises(SystemExit):
         script_runs.run("classifier_sample", *flags, "--out_dir", tmp_path / "out", "--guidance_scale", 3)
     said = capsys.readouterr().err
-    assert "--guidance_scale 3.0 needs a network that is told a class or a reference" in said and "Traceback" not in said
+    assert (
+        "--guidance_scale 3.0 needs a network that is told a class or a reference" in said and "Traceback" not in said
+    )

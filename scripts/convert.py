@@ -83,8 +83,8 @@ def adm_of_file(parsed):
     if "num_channels" not in values:
         raise UserError(f"--model_path {values['model_path']} is no network of ADM, which alone --to diffusers takes")
     state, beside = weights_of_file(parsed)
-    if meant := beside.get("sampled_by"):
-        words = " ".join(f"--{name} {value}" for name, value in meant.items())
+    if meant := beside.get(checkpoints.SAMPLED_BY):
+        words = checkpoints.in_words(meant)
         logger.warn(f"diffusers has no place for the sampler that {values['model_path']} was trained for: {words}")
     own = checkpoints.described(checkpoints.DIFFUSION)
     return state, {**beside, **{name: value for name, value in values.items() if name in own}}

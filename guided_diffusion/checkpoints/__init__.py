@@ -23,7 +23,7 @@ from .resolve import (  # noqa: F401 (likewise)
     resolve,
     resumed,
 )
-from .sampler import as_meant, check_meant, meant_for  # noqa: F401 (likewise)
+from .sampler import SAMPLED_BY, as_meant, check_meant, does_jump, in_words, meant_for, untrained  # noqa: F401 (likewise)
 
 DIFFUSION, SUPER_RES, CLASSIFIER = (NETWORKS[name] for name in ("diffusion", "super_res", "classifier"))
 VAE = NETWORKS["autoencoder"]

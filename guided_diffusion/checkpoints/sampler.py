@@ -35,9 +35,23 @@ def as_meant(parsed, path, log=True):
     free = values.keys() - parsed.given - spelt
     open_ones = {k: v for k, v in known.items() if k in free and values[k] == defaults[k]}
     if open_ones and log:
-        words = " ".join(f"--{k} {v}" for k, v in open_ones.items())
-        logger.log(f"{path}: sampled by {words}, which it was trained for")
+        logger.log(f"{path}: sampled by {in_words(open_ones)}, which it was trained for")
     return parsed.with_values(open_ones)
+
+
+def in_words(sampled_by):
+    """A sampler {flag: value} as a command line has it."""
+    return " ".join(f"--{name} {value}" for name, value in sampled_by.items())
+
+
+def does_jump(trained):
+    """Whether a network jumps to the data, by the flags beside its checkpoint."""
+    return trained.get(SAMPLED_BY, {}).get("solver") == JUMPS
+
+
+def untrained(timesteps, trained):
+    """Those of some timesteps, sorted, that a network has not seen, by the flags beside its checkpoint."""
+    return sorted({*timesteps} - {*trained.get(TIMESTEPS, timesteps)})
 
 
 def check_meant(process, trained, path):
@@ -46,9 +60,9 @@ def check_meant(process, trained, path):
     :param trained: the flags beside the checkpoint at `path`.
     :raises UserError: if a method moves the times of one that knows few.
     """
-    known, meant = trained.get(TIMESTEPS), trained.get(SAMPLED_BY, {}).get("solver")
-    if process.solver_name and (process.solver_name == JUMPS) != (meant == JUMPS):
-        knows = "was trained" if meant == JUMPS else "is not known to be trained"
+    known, jumps = trained.get(TIMESTEPS), does_jump(trained)
+    if process.solver_name and (process.solver_name == JUMPS) != jumps:
+        knows = "was trained" if jumps else "is not known to be trained"
         logger.warn(f"{path} {knows} to jump to the data, as --solver {JUMPS} does, and this is {process.solver_name}")
     if not known:
         return
@@ -56,10 +70,8 @@ def check_meant(process, trained, path):
         raise UserError(
             f"{path} knows {len(known)} timesteps alone, and a method of this command line moves them; expected none"
         )
-    foreign = sorted(set(process.grid) - set(known))
-    if foreign:
-        words = " ".join(f"--{k} {v}" for k, v in trained.get(SAMPLED_BY, {}).items())
+    if foreign := untrained(process.grid, trained):
         logger.warn(
             f"{path} was not trained at {len(foreign)} of the {len(process.grid)} timesteps of this grid, such as "
-            f"{foreign[-1]}; it is meant for {words}"
+            f"{foreign[-1]}; it is meant for {in_words(trained.get(SAMPLED_BY, {}))}"
         )

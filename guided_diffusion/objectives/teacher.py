@@ -24,6 +24,15 @@ class TeacherFlags(FlagGroup):
         essential="start_steps",
     )
 
+    def path(self):
+        """Where the teacher lies.
+
+        :raises UserError: if no command line says so.
+        """
+        if not self.teacher:
+            raise UserError("--teacher is not given; expected the checkpoint of a diffusion network (.pt)")
+        return self.teacher
+
 
 def refuse_eps(parsed):
     """Validate that a student of few steps can tell the image at the noisiest timestep.
@@ -46,7 +55,7 @@ class Teacher(OpenedNetwork):
 
     def __init__(self, network, process):
         super().__init__(network, "teacher")
-        self.process, self.path, self.known = process, "", None
+        self.process, self.path, self.trained = process, "", {}
         self.asked = for_inference(network)
 
     @classmethod
@@ -57,9 +66,7 @@ class Teacher(OpenedNetwork):
         :param diffusion: the GaussianDiffusion of the network that learns.
         :raises UserError: if there is none, or if it is of other images, classes or noise.
         """
-        path, values = parsed[TeacherFlags].teacher, parsed.values()
-        if not path:
-            raise UserError("--teacher is not given; expected the checkpoint of a diffusion network (.pt)")
+        path, values = parsed[TeacherFlags].path(), parsed.values()
         if values.get("timestep_respacing"):
             raise UserError(
                 f"--timestep_respacing {values['timestep_respacing']} does nothing beside the steps of --objective"
@@ -88,7 +95,7 @@ class Teacher(OpenedNetwork):
                 "expected one that predicts them"
             )
         beside, dropped = checkpoints.read_flags(path), values.get("class_dropout")
-        if beside.get("sampled_by", {}).get("solver") == "consistency":
+        if checkpoints.does_jump(beside):
             raise UserError(
                 f"--teacher {path} was trained to jump to the data (--solver consistency); expected a network that "
                 "predicts means"
@@ -106,13 +113,12 @@ class Teacher(OpenedNetwork):
                 "--rescale_zero_terminal_snr of this run"
             )
         teacher = cls(network, process)
-        teacher.path, teacher.known = path, beside.get("trained_timesteps")
+        teacher.path, teacher.trained = path, beside
         return teacher
 
     def warn_of(self, timesteps):
         """Say in the log at which of the timesteps that it will be asked it was not trained."""
-        foreign = sorted({*timesteps} - {*(self.known or timesteps)})
-        if foreign:
+        if foreign := checkpoints.untrained(timesteps, self.trained):
             logger.warn(
                 f"--teacher {self.path} was not trained at {len(foreign)} of the {len(timesteps)} timesteps at which "
                 f"it is asked here, such as {foreign[-1]}"

@@ -113,11 +113,11 @@ class Loop:
             self.files.prune()
             return
         self.files.open_logs()
-        self.clock = clock = Clock(self.step, last)
+        self.clock = Clock(self.step, last)
         with interruption.awaited() as asked, slow_steps.told(_say_slow) as doing:
             signal = 0
             while not signal and self.step != last:
-                self._next_step(clock, doing)
+                self._next_step(doing)
                 signal = asked(self._trouble is not None)
                 if signal:
                     self._read()
@@ -134,7 +134,7 @@ class Loop:
         with self.clock.stopped():
             yield
 
-    def _next_step(self, clock, doing):
+    def _next_step(self, doing):
         """Take a step on the next batch, and score, log and draw it; what is wrong with its score is noted, as below.
 
         :param doing: is told what is waited for; see `slow_steps.told`.
@@ -146,7 +146,7 @@ class Loop:
         images = len(batch) * dist_util.world_size()
         self.step += 1
         self.samples += images
-        clock.images += images
+        self.clock.images += images
         scored = False
         if self.after_step is not None:
             doing("its score")
@@ -159,17 +159,17 @@ class Loop:
         doing("its log row, and for those of the other ranks")
         draws = self.flags.sample_interval and self.step % self.flags.sample_interval == 0
         ends = self.step == self.flags.last_step()
-        if self.step % self.flags.log_interval == 0 or not clock.logged or draws or scored or ends:
+        if self.step % self.flags.log_interval == 0 or not self.clock.logged or draws or scored or ends:
             self._read()
             logger.logkv("step", self.step)
             logger.logkv("samples", self.samples)
             logger.logkvs(self.objective.logged())
-            logger.logkvs(clock.read(self.step))
-            clock.logged = True
+            logger.logkvs(self.clock.read(self.step))
+            self.clock.logged = True
             logger.dumpkvs()
-        elif clock.silent():
+        elif self.clock.silent():
             self._read()
-            logger.log(line({**logger.getkvs(), **clock.read(self.step)}))
+            logger.log(line({**logger.getkvs(), **self.clock.read(self.step)}))
         if draws:
             doing("its preview, which rank 0 draws")
             with self.aside():

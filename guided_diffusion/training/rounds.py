@@ -84,9 +84,7 @@ def distill(parsed, network, after_step=None):
     :param network, after_step: as for `train_diffusion`.
     """
     last, folder = parsed[TrainFlags].last_step(), logger.get_dir()
-    teacher, students = parsed[TeacherFlags].teacher, parsed[RoundFlags].students()
-    if not teacher:
-        raise UserError("--teacher is not given; expected the checkpoint of a diffusion network (.pt)")
+    teacher, students = parsed[TeacherFlags].path(), parsed[RoundFlags].students()
     if last is None:
         raise UserError("--iterations is 0; expected the number of optimiser steps of each round")
     rate = next(iter(parsed[TrainFlags].ema_rates()), None)

@@ -211,7 +211,7 @@ def test_classes_of_a_unet_are_told(tmp_path):
         torch.testing.assert_close(network(x, t, y=y), unet(x, t, class_labels=y).sample)
         with pytest.raises(UserError, match="without a class, where it has no answer"):
             opened(path, "--guidance_scale", 2)[2].denoiser(network, {"y": y})
-        with pytest.raises(UserError, match="told a class or a reference"):
+        with pytest.raises(UserError, match="is told classes, and y says otherwise"):
             process.denoiser(network)(x, t)
 
 

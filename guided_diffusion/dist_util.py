@@ -249,9 +249,10 @@ def cleanup():
         atexit.unregister(_leave_at_exit)
         _watch = None
     if dist.is_available() and dist.is_initialized():
+        threads = dist.get_world_size() > 1
         dist.destroy_process_group()
-        # DDP is a reference cycle that keeps gloo's threads alive; ended after Python is, they abort the process
-        gc.collect()
+        if threads:  # DDP is a reference cycle that keeps gloo's alive; ended after Python is, they abort the process
+            gc.collect()
     _launch, _device = launchers.Launch("python"), None
 
 

@@ -5,19 +5,18 @@
 The network is a constant. The baseline has the structure of published loops: coefficients are looked up in tables for
 each sample and spread over all pixels, noise is drawn at every step, thresholds are taken image by image, and Time
 Shift searches a list of variances. Both take turns in one process, half of the rounds in the other order; a round's
-ratio is baseline time / time here, of process CPU time. A line has the median of both times per network call, the
-median ratio with its range, and with --memory how far the peak of a process that does nothing else lies above that of
-one that only starts.
+ratio is baseline time / time here, of process CPU time, on a GPU of real time. A line has the median of both times per
+network call, the median ratio with its range, and with --memory how far the peak of a process that does nothing else
+lies above that of one that only starts.
 """
 
 import argparse
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
+import timing
 import torch
 
 from guided_diffusion.methods import Clipping, of_values
@@ -79,13 +78,13 @@ class PublishedStyle:
         return mean, variance, log_variance, x0
 
     def ddpm(self, network, x, i):
-        t = torch.tensor([i] * len(x))
+        t = torch.tensor([i] * len(x), device=x.device)
         mean, _, log_variance, _ = self.moments(network(x, t), x, t)
         noise = torch.randn_like(x)
         return mean + (t != 0).float().reshape(-1, 1, 1, 1) * torch.exp(0.5 * log_variance) * noise
 
     def ddim(self, network, x, i, dynamic=False):
-        t = torch.tensor([i] * len(x))
+        t = torch.tensor([i] * len(x), device=x.device)
         *_, x0 = self.moments(network(x, t), x, t, dynamic)
         eps = (self.spread(self.recip, t, x) * x - x0) / self.spread(self.recipm1, t, x)
         level, before = self.spread(self.levels, t, x), self.spread(self.before, t, x)
@@ -99,12 +98,12 @@ class PublishedStyle:
         centre = int(torch.tensor(self.grid)[t[0]])
         first = max(centre - WINDOW // 2, 0)
         window = [min(first + j, len(self.all_levels) - 1) for j in range(WINDOW + 1)]
-        expected = torch.tensor([[np.float64(1 - self.all_levels[j]) for j in window]] * len(x))
+        expected = torch.tensor([[np.float64(1 - self.all_levels[j]) for j in window]] * len(x), device=x.device)
         return first + (torch.var(x.flatten(1), dim=-1)[:, None] - expected).abs().argmin(dim=1)
 
     def shifted(self, network, x, i):
         if i < len(self.grid) - 1:
-            self.searched(x, torch.tensor([i] * len(x)))
+            self.searched(x, torch.tensor([i] * len(x), device=x.device))
         return self.ddim(network, x, i)
 
 
@@ -123,7 +122,7 @@ def cases():
     return found | {name: ("", name, {}) for name in SOLVERS if name not in ("ddim", "ddpm")}
 
 
-def runs(case, batch, size, steps):
+def runs(case, batch, size, steps, device):
     """(a whole run in the published style or None, one here, `() -> calls of the network in the first of those`)."""
     baseline, solver, given = cases()[case]
     given = dict(given)
@@ -131,8 +130,8 @@ def runs(case, batch, size, steps):
     flags = DiffusionFlags(learn_sigma=True, noise_schedule="cosine", timestep_respacing=f"{steps}")
     process = flags.create([Clipping(), dynamic, *of_values(given)], SolverFlags(solver=solver))
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(batch, 3, size, size, generator=generator)
-    output = torch.randn(batch, 6, size, size, generator=generator) / 2
+    start = torch.randn(batch, 3, size, size, generator=generator).to(device)
+    output = torch.randn(batch, 6, size, size, generator=generator).to(device) / 2
 
     def network(x, t):
         return output
@@ -157,7 +156,7 @@ def runs(case, batch, size, steps):
 
         def published():
             for i in range(steps - 1):
-                style.searched(start, torch.tensor([i] * batch))
+                style.searched(start, torch.tensor([i] * batch, device=device))
 
         def here():
             for i in range(steps - 1):
@@ -169,22 +168,10 @@ def runs(case, batch, size, steps):
     return published if baseline else None, here, lambda: process.network_calls / batch
 
 
-def seconds(run):
-    began = time.process_time()
-    run()
-    return time.process_time() - began
-
-
-def high_water():
-    """Peak resident memory of this process in MB (Linux); that of getrusage begins at its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def peak(case, which, arguments):
     """Peak resident memory in MB of a process that runs a case once; "none" only starts it."""
     command = [sys.executable, __file__, "--peak_of", case, "--which", which]
-    for name in ("batch", "size", "steps", "threads"):
+    for name in ("batch", "size", "steps", "threads", "device"):
         command += [f"--{name}", str(getattr(arguments, name))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -201,21 +188,22 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=timing.device, default=timing.CPU)
     parser.add_argument("--only", default="", help="ddim, and the cases whose names begin with this")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too, in processes of their own")
     parser.add_argument("--peak_of", default="", help=argparse.SUPPRESS)
     parser.add_argument("--which", default="none", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    shape = arguments.batch, arguments.size, arguments.steps
+    shape = arguments.batch, arguments.size, arguments.steps, arguments.device
     if arguments.peak_of:
-        published, here, _ = runs(arguments.peak_of, 1, 8, arguments.steps)
+        published, here, _ = runs(arguments.peak_of, 1, 8, *shape[2:])
         if arguments.which != "none":
             published, here, _ = runs(arguments.peak_of, *shape)
             (published if arguments.which == "published" else here)()
-        print(high_water())
+        print(timing.high_water(arguments.device))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread, cpu; batch {arguments.batch} of ", end="")
+    print(f"{timing.described(arguments.device)}; batch {arguments.batch} of ", end="")
     print(f"3x{arguments.size}x{arguments.size}, {arguments.steps} steps, {arguments.rounds} rounds; ms a network call")
     heading = f"{'case':28}{'published':>10}{'here':>8}{'ratio':>8}{'range':>16}{'x ddim':>8}"
     print(heading + (f"{'peak MB published':>18}{'here':>7}" if arguments.memory else ""))
@@ -225,23 +213,18 @@ def main():
             continue
         published, here, counted = runs(case, *shape)
         here()
-        calls, rounds = counted(), []
-        for number in range(arguments.rounds):
-            pair = [published, here] if number % 2 else [here, published]
-            took = {run: seconds(run) for run in pair if run is not None}
-            rounds.append((took.get(published), took[here]))
-        ours = statistics.median(own for _, own in rounds) * 1e3 / calls
+        calls, pair = counted(), {"here": here} if published is None else {"published": published, "here": here}
+        taken = timing.in_turn(pair, arguments.rounds, arguments.device)
+        ours = statistics.median(taken["here"]) * 1e3 / calls
         of_ddim = ours if case == "ddim" else of_ddim
         line = f"{case:28}"
         if published is None:
             line += f"{'':10}{ours:8.2f}{'':24}{of(ours, of_ddim)}"
         else:
-            ratios = [other / own for other, own in rounds]
-            theirs = (
-                statistics.median(other for other, _ in rounds) * 1e3 / (calls if case == SEARCH else arguments.steps)
-            )
-            spread = f"[{min(ratios):.1f}, {max(ratios):.1f}]"
-            line += f"{theirs:10.2f}{ours:8.2f}{statistics.median(ratios):8.1f}{spread:>16}{of(ours, of_ddim)}"
+            median, least, most = timing.ratio(taken["published"], taken["here"])
+            theirs = statistics.median(taken["published"]) * 1e3 / (calls if case == SEARCH else arguments.steps)
+            spread = f"[{least:.1f}, {most:.1f}]"
+            line += f"{theirs:10.2f}{ours:8.2f}{median:8.1f}{spread:>16}{of(ours, of_ddim)}"
         if arguments.memory:
             base = peak(case, "none", arguments)
             kinds = ["here"] if published is None else ["published", "here"]

@@ -15,8 +15,8 @@ import copy
 import itertools
 import math
 import statistics
-import time
 
+import timing
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -98,7 +98,7 @@ def published_style(model):
     return made
 
 
-def build(name):
+def build(name, device):
     """(the network, its inputs, what its output is compared with in training)."""
     torch.manual_seed(0)
     arguments, batch = NETWORKS[name]
@@ -109,50 +109,34 @@ def build(name):
     side = model.image_size
     told = (torch.randint(10, (batch,)),) if model.num_classes else ()
     inputs = (torch.randn(batch, 3, side, side), torch.full((batch,), 500.0), *told)
-    return model, inputs, torch.randn(batch, 6, side, side)
+    target = torch.randn(batch, 6, side, side)
+    return model.to(device), [x.to(device) for x in inputs], target.to(device)
 
 
-def seconds(call):
-    """Processor time of all threads."""
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
+def matmul_peak(device, dtype, rounds=5):
+    """GFLOP a second of the fastest of some products of two [side, side], and that side."""
+    side = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    return max(2 * side**3 / timing.seconds(lambda: a @ b, device) / 1e9 for _ in range(rounds)), side
 
 
-def ratios(base, others, rounds):
-    """{name: [time of `base` / time of the call, one a round]}, measured in turn and in both orders."""
-    for call in (base, *others.values()):
-        call()
-    found = {name: [] for name in others}
-    for i in range(rounds):
-        order = ["", *others] if i % 2 else [*others, ""]
-        times = {name: seconds(others.get(name, base)) for name in order}
-        for name in others:
-            found[name].append(times[""] / times[name])
-    return found
-
-
-def matmul_peak(side=2048, rounds=5):
-    """GFLOP a second of processor time of the largest of some products of two float32 [side, side]."""
-    a, b = torch.randn(2, side, side)
-    return max(2 * side**3 / seconds(lambda: a @ b) / 1e9 for _ in range(rounds))
-
-
-def print_flops(names):
+def print_flops(names, device, dtype):
     """A line for each network: its multiplications and additions, as defined, and the rate at which they come."""
-    peak = matmul_peak()
-    print(f"a product of two 2048 x 2048: {peak:.0f} GFLOP/s\n")
+    peak, side = matmul_peak(device, dtype)
+    print(f"a product of two {side} x {side} in {dtype}: {peak:.0f} GFLOP/s\n")
     print("| network | batch | GFLOP an image | s an image | GFLOP/s | of that product |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in names:
-        model, inputs, _ = build(name)
-        batch, made = len(inputs[0]), networks.for_inference(model.eval(), "auto")
+        model, inputs, _ = build(name, device)
+        batch = len(inputs[0])
         with torch.no_grad():
             with FlopCounterMode(display=False) as counter:
                 published_style(model)(*inputs)
             flops = counter.get_total_flops() / 1e9 / batch
+            made = networks.for_inference(as_dtype(model.eval(), dtype))
             made(*inputs)
-            took = statistics.median(seconds(lambda made=made, inputs=inputs: made(*inputs)) for _ in range(3)) / batch
+            calls = [timing.seconds(lambda made=made, inputs=inputs: made(*inputs), device) for _ in range(3)]
+            took = statistics.median(calls) / batch
         print(f"| {name} | {batch} | {flops:.2f} | {took:.4f} | {flops / took:.0f} | {flops / took / peak:.0%} |")
 
 
@@ -170,16 +154,50 @@ def drawn(net, x, labels=()):
     return last.x
 
 
-def measure(name, rounds, what):
+def as_dtype(model, dtype):
+    """A copy of a network whose torso computes in a dtype; the network itself in float32."""
+    if dtype is torch.float32:
+        return model
+    made = copy.deepcopy(model)
+    made.convert_to(dtype)
+    return made
+
+
+def compiled(model, mode):
+    """A network by --compile."""
+    networks.ConvFlags(compile=mode).apply()
+    made = networks.compiled(model)
+    networks.ConvFlags().apply()
+    return made
+
+
+# how a network is computed; 16 bit in training is that of training_step.py
+WAYS = {
+    "project": lambda model, make: model,
+    "--conv direct": lambda model, make: make(model, "direct"),
+    "--conv auto": lambda model, make: make(model, "auto"),
+    "bf16": lambda model, make: make(as_dtype(model, torch.bfloat16)),
+    "fp16": lambda model, make: make(as_dtype(model, torch.float16)),
+    "--compile default": lambda model, make: compiled(model, "default"),
+    "bf16 --compile default": lambda model, make: compiled(as_dtype(model, torch.bfloat16), "default"),
+    "bf16 --compile max-autotune": lambda model, make: compiled(as_dtype(model, torch.bfloat16), "max-autotune"),
+}
+# on a GPU the kernels of --conv are not in use
+USUAL = {
+    "cpu": ("project", "--conv direct", "--conv auto", "bf16"),
+    "cuda": ("project", "bf16", "fp16", "--compile default", "bf16 --compile default", "bf16 --compile max-autotune"),
+}
+
+
+def measure(name, what, args):
     """Print a line for each way to compute a network."""
-    model, inputs, target = build(name)
-    plain, training = published_style(model), what == "training"
+    model, inputs, target = build(name, args.device)
+    plain, training = published_style(as_dtype(model, args.published)), what == "training"
     make = networks.for_training if training else networks.for_inference
-    nets = {"again": plain, "project": model, **{f"--conv {conv}": make(model, conv) for conv in ("direct", "auto")}}
-    if not training:
-        low = copy.deepcopy(model).eval()
-        low.convert_to(torch.bfloat16)
-        nets["bf16"] = make(low)
+    ways = args.ways.split(",") if args.ways else USUAL[args.device.type]
+    half = {way for way in ways if way.startswith(("bf16", "fp16")) or args.published is not torch.float32}
+    model.train(training)
+    nets = {"again": plain} | {way: WAYS[way](model, make) for way in ways if not (training and way in half)}
 
     def step(net):
         if training:
@@ -192,16 +210,16 @@ def measure(name, rounds, what):
     def outcome(net):
         """What is compared: the output, or all gradients."""
         found = step(net)
-        return torch.cat([p.grad.flatten() for p in model.parameters()]) if training else found
+        return torch.cat([p.grad.flatten() for p in model.parameters()]) if training else found.float()
 
-    for net in (plain, *nets.values()):
-        net.train(training)
+    plain.train(training)
     expected = outcome(plain)
-    errors = {label: difference(outcome(net), expected, training or label == "bf16") for label, net in nets.items()}
-    found = ratios(lambda: step(plain), {label: lambda net=net: step(net) for label, net in nets.items()}, rounds)
-    for label, values in found.items():
-        spread = f"[{min(values):.2f}, {max(values):.2f}]"
-        row = (name, len(inputs[0]), what, label, f"{statistics.median(values):.2f}", spread, errors[label])
+    errors = {label: difference(outcome(net), expected, training or label in half) for label, net in nets.items()}
+    calls = {label: lambda net=net: step(net) for label, net in {"": plain, **nets}.items()}
+    taken = timing.in_turn(calls, args.rounds, args.device)
+    for label in nets:
+        median, *spread = timing.ratio(taken[""], taken[label])
+        row = (name, len(inputs[0]), what, label, f"{median:.2f}", "[{:.2f}, {:.2f}]".format(*spread), errors[label])
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
@@ -210,18 +228,28 @@ def main():
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--what", choices=("forward", "training", "both", "run", "flops"), default="both")
+    parser.add_argument("--device", type=timing.device, default=timing.CPU)
+    parser.add_argument("--published", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--ways", default="", help=f"of {', '.join(WAYS)}")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads")
-    print(networks.described(networks.computing_by()) + "\n")
+    args.published = getattr(torch, args.published)
+    if unknown := {*filter(None, args.ways.split(","))} - {*WAYS}:
+        parser.error(f"--ways {args.ways} has {', '.join(sorted(unknown))}; expected some of {', '.join(WAYS)}")
+    if args.what in ("training", "both") and args.published is not torch.float32:
+        parser.error("--published in 16 bit does not train as published; expected --what forward, run or flops")
+    print(timing.described(args.device))
+    if args.device.type == "cpu":
+        print(networks.described(networks.computing_by()))
+    print()
     if args.what == "flops":
-        print_flops(args.networks.split(","))
+        print_flops(args.networks.split(","), args.device, args.published)
         return
     print("| network | batch | what | way | published / ours | spread | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     asked = ("forward", "training") if args.what == "both" else (args.what,)
     for name, what in itertools.product(args.networks.split(","), asked):
         if what != "training" or name in TRAINED:
-            measure(name, args.rounds, what)
+            measure(name, what, args)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from network_speed import ADM, NETWORKS, published_style
 from plotting import pyplot
+from timing import high_water, seconds
 from torch.utils.flop_counter import FlopCounterMode
-from training_step import high_water
 
 from guided_diffusion import networks
 from guided_diffusion.script_util import create_gaussian_diffusion
@@ -65,10 +65,8 @@ def run_point(style, batch, steps, size):
     before = high_water()
     with torch.no_grad():
         denoise(x[:1], torch.tensor([500]))
-    began = time.process_time()
-    for _ in diffusion.sample_records(solver, denoise, x):
-        pass
-    print((time.process_time() - began) / batch, high_water() - before)
+    took = seconds(lambda: [None for _ in diffusion.sample_records(solver, denoise, x)])
+    print(took / batch, high_water() - before)
 
 
 def measured(point, rounds):

@@ -12,11 +12,11 @@ time). A line has the median of both in seconds, and the median ratio with its r
 
 import argparse
 import statistics
-import time
 from unittest import mock
 
 import numpy as np
 import scipy.linalg
+import timing
 import torch
 import torch.nn.functional as F
 
@@ -102,16 +102,6 @@ def rows(args):
     yield title, lambda: by_whole_matrices(*sets), lambda: precision_recall(*sets)
 
 
-def seconds(call, device):
-    """Seconds that a call takes."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -120,25 +110,19 @@ def main():
     parser.add_argument("--count", type=int, default=5000, help="of the features whose distance is taken")
     parser.add_argument("--points", type=int, default=4000, help="of the features for precision and recall")
     parser.add_argument("--dimension", type=int, default=2048)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=timing.device, default=timing.CPU)
     args = parser.parse_args()
     if min(args.rounds, args.size, args.batch_size, args.dimension) < 1 or min(args.count, args.points) < 5:
         parser.error("expected at least 1 everywhere, and --count and --points of at least 5")
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {args.rounds} rounds")
+    print(f"{timing.described(args.device)}, {args.rounds} rounds")
     print(f"{'':64}{'baseline':>10}{'here':>10}{'ratio':>8}  (smallest to largest)")
     for name, *calls in rows(args):
         for call in calls:
             call()  # warms up
-        taken = []
-        for turn in range(args.rounds):
-            order = [0, 1] if turn % 2 else [1, 0]
-            found = {i: seconds(calls[i], args.device) for i in order}
-            taken.append((found[0], found[1]))
-        then, now = (statistics.median(column) for column in zip(*taken))
-        ratios = sorted(a / b for a, b in taken)
-        print(
-            f"{name:64}{then:10.3f}{now:10.3f}{statistics.median(ratios):8.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        taken = timing.in_turn(dict(enumerate(calls)), args.rounds, args.device)
+        then, now = map(statistics.median, taken.values())
+        median, least, most = timing.ratio(*taken.values())
+        print(f"{name:64}{then:10.3f}{now:10.3f}{median:8.2f}  ({least:.2f} to {most:.2f})")
 
 
 if __name__ == "__main__":

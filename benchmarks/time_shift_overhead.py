@@ -7,21 +7,12 @@ Search and network call are timed in turn, round after round; medians over the r
 
 import argparse
 import statistics
-import time
 
+import timing
 import torch
 
 from guided_diffusion import checkpoints, networks
 from guided_diffusion.methods import TimeShift
-
-
-def seconds(call, device):
-    """Wall time of one call, the device's queue included."""
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def main():
@@ -42,14 +33,14 @@ def main():
     with torch.no_grad():
         for call in calls.values():
             call()
-        rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(args.rounds)]
-    median = {name: statistics.median(r[name] for r in rounds) for name in calls}
-    shares = [100 * r["search"] / r["network"] for r in rounds]
+        taken = timing.in_turn(calls, args.rounds, device)
+    median = {name: statistics.median(column) for name, column in taken.items()}
+    share, least, most = (100 * value for value in timing.ratio(taken["search"], taken["network"]))
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {networks.described(networks.computing_by())}\n"
+        f"{timing.described(device)}; {networks.described(networks.computing_by())}\n"
         f"{args.batch_size} images of {size}x{size} on {device}, window {args.window}: "
         f"network call {1e3 * median['network']:.2f} ms, search {1e3 * median['search']:.3f} ms, "
-        f"share {statistics.median(shares):.2f} % [{min(shares):.2f}, {max(shares):.2f}] of {args.rounds} rounds"
+        f"share {share:.2f} % [{least:.2f}, {most:.2f}] of {args.rounds} rounds"
     )
 
 

@@ -1,13 +1,15 @@
 """Time of a training step, against one in the published style on the same network.
 
     python benchmarks/training_step.py [--size tiny] [--batch 8] [--rounds 5] [--threads 1]
+    python benchmarks/training_step.py --device cuda --published float16 --dtype bfloat16
 
 Both train the same network; the baseline computes it as the published style of network_speed.py does, draws timesteps
 and weights by numpy, spreads coefficients over all pixels, computes losses and bound step by step, reads each of them,
 their quartiles and both norms at every step, and updates weights by AdamW and one moving average weight by weight. Here
-it is a step of the training loop as scripts take it, with its fastest network. Both take turns in one process, half of
-the rounds in the other order; a round's ratio is baseline time / time here, of process CPU time. Peak memory is that of
-a process of its own, above its start.
+it is a step of the training loop as scripts take it, with its fastest network. A baseline in float16 has the torso's
+weights in it, those that are trained in float32 beside them, and a loss scale. Both take turns in one process, half of
+the rounds in the other order; a round's ratio is baseline time / time here, of process CPU time, on a GPU of real time.
+Peak memory is that of a process of its own, above its start.
 """
 
 import argparse
@@ -15,10 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
+import timing
 import torch
 from network_speed import published_style
 
@@ -49,8 +50,12 @@ def network(size):
 class PublishedStyle:
     """A step of training in the published style."""
 
-    def __init__(self, size):
-        self.model = published_style(network(size))
+    def __init__(self, size, device, dtype):
+        self.model = published_style(network(size).to(device))
+        self.trained, self.lg_scale = [p.detach().clone().requires_grad_() for p in self.model.parameters()], 20.0
+        if dtype is torch.float32:
+            self.trained, self.lg_scale = list(self.model.parameters()), 0.0
+        self.model.convert_to(dtype)
         betas = DiffusionFlags(noise_schedule="cosine").betas
         levels = np.cumprod(1 - betas)
         before = np.append(1.0, levels[:-1])
@@ -65,12 +70,12 @@ class PublishedStyle:
             "least": np.log(np.append(variance[1], variance[1:])),
             "most": np.log(betas),
         }
-        self.opt = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.0)
-        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.opt = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.0)
+        self.average = [p.detach().clone() for p in self.trained]
         self.total, self.logged = len(betas), {}
 
     def spread(self, name, t, x):
-        values = torch.from_numpy(self.tables[name])[t].float()
+        values = torch.from_numpy(self.tables[name]).to(t.device)[t].float()
         while values.ndim < x.ndim:
             values = values[..., None]
         return values.expand(x.shape)
@@ -81,7 +86,8 @@ class PublishedStyle:
                 p.grad.detach_().zero_()
         p = np.ones(self.total) / self.total
         drawn = np.random.choice(self.total, size=(len(x),), p=p)  # noqa: NPY002
-        t, weights = torch.from_numpy(drawn).long(), torch.from_numpy(1 / (self.total * p[drawn])).float()
+        t = torch.from_numpy(drawn).long().to(x.device)
+        weights = torch.from_numpy(1 / (self.total * p[drawn])).float().to(x.device)
         noise = torch.randn_like(x)
         x_t = self.spread("signal", t, x) * x + self.spread("noise", t, x) * noise
         output, learned = self.model(x_t, t).chunk(2, dim=1)
@@ -90,16 +96,24 @@ class PublishedStyle:
         loss = (terms["loss"] * weights).mean()
         for name, values in terms.items():
             self.logged[name] = (values * weights).mean().item()
-            for time_, value in zip(t.numpy(), (values * weights).detach().numpy()):
+            for time_, value in zip(t.cpu().numpy(), (values * weights).detach().cpu().numpy()):
                 self.logged[f"{name}_q{int(4 * time_ / self.total)}"] = float(value)
-        loss.backward()
+        (loss * 2**self.lg_scale).backward()
         with torch.no_grad():
-            own = list(self.model.parameters())
-            self.logged["grad_norm"] = sum(p.grad.norm().item() ** 2 for p in own) ** 0.5
-            self.logged["param_norm"] = sum(p.norm().item() ** 2 for p in own) ** 0.5
+            for master, p in zip(self.trained, self.model.parameters()):
+                if master is not p:
+                    master.grad = p.grad.float().mul_(2.0**-self.lg_scale)
+            self.logged["grad_norm"] = sum(p.grad.norm().item() ** 2 for p in self.trained) ** 0.5
+            self.logged["param_norm"] = sum(p.norm().item() ** 2 for p in self.trained) ** 0.5
+            if not np.isfinite(self.logged["grad_norm"]):
+                self.lg_scale -= 1
+                return
         self.opt.step()
-        for average, weight in zip(self.average, self.model.parameters()):
-            average.detach().mul_(0.9999).add_(weight.detach(), alpha=1 - 0.9999)
+        self.lg_scale += 1e-3 * (self.lg_scale > 0)
+        for average, master, p in zip(self.average, self.trained, self.model.parameters()):
+            average.detach().mul_(0.9999).add_(master.detach(), alpha=1 - 0.9999)
+            if master is not p:
+                p.detach().copy_(master.detach())
 
     def bound(self, eps, learned, x, x_t, t):
         share, least, most = (learned + 1) / 2, self.spread("least", t, x), self.spread("most", t, x)
@@ -111,13 +125,14 @@ class PublishedStyle:
         return torch.where(t == 0, nll.mean((1, 2, 3)) / np.log(2), kl)
 
 
-def here(size, folder):
+def here(size, device, dtype, folder):
     """A step of the training loop of the scripts."""
     logger.configure(folder, "csv")
     flags = DiffusionFlags(noise_schedule="cosine", learn_sigma=True)
     diffusion = diffusion_of(flags, ())
     loop = Loop(
-        model=network(size),
+        model=network(size).to(device),
+        dtype=dtype,
         objective=OBJECTIVES["diffusion"](diffusion, SamplerFlags().create(diffusion)),
         data=iter(()),
         flags=TrainFlags(log_interval=1000),
@@ -126,21 +141,11 @@ def here(size, folder):
     return lambda x: loop.run_step(x, {})
 
 
-def seconds(step, x):
-    began = time.process_time()
-    step(x)
-    return time.process_time() - began
-
-
-def high_water():
-    """Peak resident memory of this process in MB (Linux); that of getrusage begins at its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def peak(which, arguments):
-    """Peak resident memory in MB of a process of two steps; "none" only builds the network."""
-    command = [sys.executable, __file__, "--which", which, "--size", arguments.size, "--batch", str(arguments.batch)]
+    """Peak memory in MB of a process of two steps; "none" only builds the network."""
+    command = [sys.executable, __file__, "--which", which]
+    for name in ("size", "batch", "device", "dtype", "published"):
+        command += [f"--{name}", str(getattr(arguments, name))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -150,37 +155,38 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=timing.device, default=timing.CPU)
+    parser.add_argument("--published", choices=("float32", "float16"), default="float32", help="what it computes in")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="the same here")
     parser.add_argument("--which", choices=("", "none", "published", "here"), default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    size, device = arguments.size, arguments.device
+    theirs, ours = (getattr(torch, name) for name in (arguments.published, arguments.dtype))
     with tempfile.TemporaryDirectory() as folder:
         x = torch.rand(arguments.batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        makes = {
+            "none": lambda: network(size).to(device).to,
+            "published": lambda: PublishedStyle(size, device, theirs).step,
+            "here": lambda: here(size, device, ours, folder),
+        }
         if arguments.which:
-            network(arguments.size)
-            steps = {
-                "published": lambda: PublishedStyle(arguments.size).step,
-                "here": lambda: here(arguments.size, folder),
-            }
-            if arguments.which in steps:
-                step = steps[arguments.which]()
-                step(x), step(x)
-            print(high_water())
+            step = makes[arguments.which]()
+            step(x.to(device)), step(x.to(device))
+            print(timing.high_water(device))
             return
-        published, ours = PublishedStyle(arguments.size).step, here(arguments.size, folder)
-        published(x), ours(x)
-        rounds = []
-        for number in range(arguments.rounds):
-            took = {step: seconds(step, x) for step in ([published, ours] if number % 2 else [ours, published])}
-            rounds.append((took[published], took[ours]))
-    ratios = [other / own for other, own in rounds]
-    base, *grown = (peak(which, arguments) for which in ("none", "published", "here"))
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread, cpu; {arguments.size}, batch {arguments.batch}"
-    )
+        steps = {name: makes[name]() for name in ("published", "here")}
+        calls = {name: lambda step=step: step(x.to(device)) for name, step in steps.items()}
+        for call in calls.values():
+            call()
+        taken = timing.in_turn(calls, arguments.rounds, device)
+    base, *grown = (peak(which, arguments) for which in makes)
+    print(f"{timing.described(device)}; {size}, batch {arguments.batch}; {arguments.published} and {arguments.dtype}")
     print(f"{'':12}{'ms a step':>10}{'peak MB':>9}")
-    for name, column, memory in zip(("published", "here"), zip(*rounds), grown):
+    for (name, column), memory in zip(taken.items(), grown):
         print(f"{name:12}{1e3 * statistics.median(column):10.1f}{memory - base:9.0f}")
-    print(f"ratio {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] of {arguments.rounds} rounds")
+    median, least, most = timing.ratio(*taken.values())
+    print(f"ratio {median:.2f} [{least:.2f}, {most:.2f}] of {arguments.rounds} rounds")
 
 
 if __name__ == "__main__":

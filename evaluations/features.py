@@ -12,6 +12,7 @@ import torch
 from guided_diffusion import checkpoints, dist_util, files
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import FlagGroup, flag
+from guided_diffusion.networks import for_inference
 from guided_diffusion.networks.classifier import last_layer
 from guided_diffusion.tensor_files import load_torchscript
 
@@ -178,9 +179,9 @@ class ClassifierFeatures:
     """
 
     def __init__(self, classifier, device="cpu"):
-        self.classifier = classifier
+        self.classifier = for_inference(classifier)
         self.device = device
-        self.last = last_layer(classifier)
+        self.last = last_layer(self.classifier)
 
     @torch.no_grad()
     def __call__(self, images):

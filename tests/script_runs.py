@@ -27,7 +27,10 @@ TRAINING = "--batch_size 4 --iterations 2 --log_interval 1 --num_workers 0".spli
 
 
 def run(name, *flags, folder=FOLDER):
-    """Run NAME.py of a folder, by default scripts, with flags and return what it printed on stdout."""
+    """Run NAME.py of a folder, by default scripts, with flags and return what it printed on stdout.
+
+    What one that exits has printed goes to stdout.
+    """
     path, printed = str(folder / f"{name}.py"), io.StringIO()
     torch.manual_seed(0)  # a new process starts alike each time
     try:
@@ -37,6 +40,9 @@ def run(name, *flags, folder=FOLDER):
             contextlib.redirect_stdout(printed),
         ):
             runpy.run_path(path, run_name="__main__")
+    except SystemExit:
+        sys.stdout.write(printed.getvalue())
+        raise
     finally:
         logger.reset()
         dist_util.cleanup()

@@ -1,12 +1,12 @@
 """Images in one array on disk: what is mapped, what is read, what is refused; and datasets/pack.py, which writes it."""
 
 import os
-import subprocess
-import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import script_runs
 import torch
 from PIL import Image
 
@@ -130,8 +130,7 @@ def test_checksums_tell_arrays_apart(tmp_path):
 
 
 def pack(*flags):
-    command = [sys.executable, os.path.join(ROOT, "datasets", "pack.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    return script_runs.run("pack", *flags, folder=Path(ROOT, "datasets"))
 
 
 def test_packing_crops_as_training_does_and_keeps_names(tmp_path):
@@ -139,9 +138,8 @@ def test_packing_crops_as_training_does_and_keeps_names(tmp_path):
     for i, name in enumerate(["cat/a.png", "cat/b.jpg", "dog/c.png"]):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(256, size=(20 + i, 31, 3), dtype=np.uint8)).save(tmp_path / "in" / name)
-    done = pack("--data_dir", tmp_path / "in", "--out_dir", tmp_path / "made" / "out", "--image_size", 8, "--labels")
-    assert done.returncode == 0, done.stderr
-    assert "wrote 3 images of 8x8" in done.stdout
+    said = pack("--data_dir", tmp_path / "in", "--out_dir", tmp_path / "made" / "out", "--image_size", 8, "--labels")
+    assert "wrote 3 images of 8x8" in said
     told = dict(class_cond=True, random_flip=False)
     plain, packed = Images(tmp_path / "in", 8, **told), Images(tmp_path / "made" / "out.npz", 8, **told)
     assert packed.class_names == plain.class_names == ["cat", "dog"] and mapped(packed.images)
@@ -153,7 +151,7 @@ def test_packing_crops_as_training_does_and_keeps_names(tmp_path):
 def test_packing_has_the_channels_asked_for(tmp_path, channels):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     flags = ("--data_dir", tmp_path, "--out_dir", tmp_path / "out", "--image_size", 8)
-    assert pack(*flags, "--image_channels", channels).returncode == 0
+    pack(*flags, "--image_channels", channels)
     assert np.load(tmp_path / "out.npz")["arr_0"].shape == (1, 8, 8, channels)
 
 
@@ -166,9 +164,11 @@ def test_packing_has_the_channels_asked_for(tmp_path, channels):
         (["--class_source", "csv", "--labels"], ["--class_source is csv"]),
     ],
 )
-def test_what_cannot_be_packed_is_one_sentence(tmp_path, flags, words):
+def test_what_cannot_be_packed_is_one_sentence(tmp_path, flags, words, capsys):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     given = flags if "--data_dir" in flags else ["--data_dir", tmp_path, *flags]
-    done = pack("--out_dir", tmp_path / "out", *given)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out.npz").exists()
-    assert all(word in done.stderr.splitlines()[-1] for word in words), done.stderr
+    with pytest.raises(SystemExit) as ended:
+        pack("--out_dir", tmp_path / "out", *given)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in said and not (tmp_path / "out.npz").exists()
+    assert all(word in said.splitlines()[-1] for word in words), said

@@ -33,6 +33,11 @@ def command_line(values):
     return [word for k, v in values.items() for word in (f"--{k}", str(v))]
 
 
+def has_weights(model, state):
+    found = model.state_dict()
+    return all(torch.equal(found[name], value) for name, value in state.items())
+
+
 # -- what the shapes reveal ------------------------------------------------------------------------
 
 
@@ -420,7 +425,7 @@ def test_a_written_file_is_a_plain_dict_for_the_bare_network(folder):
     assert isinstance(state, dict)
     model = UNetFlags(**{k: v for k, v in TRUTH.items() if hasattr(UNetFlags, k)}).create(True)
     model.load_state_dict(state)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    assert has_weights(model, state)
     saved = json.loads((folder / "saved.json").read_text())
     assert TRUTH.items() <= saved.items() and list(saved) == sorted(saved)
 
@@ -474,7 +479,7 @@ def test_what_a_wrapper_puts_before_names_is_taken_off(folder, tmp_path, prefix,
     state = torch.load(path, weights_only=True)
     torch.save({prefix + k: v for k, v in state.items()}, path)
     model, _, _found = checkpoints.open_network(path, expected="diffusion", image_size=16)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    assert has_weights(model, state)
     assert f"names begin with {prefix.split('.')[0]}., which is taken off" in capsys.readouterr().out
     # one that is not before all names is none
     torch.save({prefix + k if i else k: v for i, (k, v) in enumerate(state.items())}, path)
@@ -503,7 +508,7 @@ def test_a_key_chooses_among_several_state_dicts(folder, tmp_path, key, more):
             )
     parsed = flags.parse([*words, "--checkpoint_key", key], script.groups, "", script.overrides)
     _, model, _ = checkpoints.load_diffusion(parsed)
-    assert all(torch.equal(model.state_dict()[k], v + more) for k, v in state.items())
+    assert has_weights(model, {k: v + more for k, v in state.items()})
 
 
 @pytest.mark.parametrize("key", ["a.b", "ema.0.999", "a.b.c"])
@@ -576,7 +581,7 @@ def test_flags_lie_beside_a_checkpoint_of_any_name_or_what_it_links_to(folder, t
     shutil.copy(folder / "saved.json", f"{beside}.json")
     model, _, found = checkpoints.open_network(str(named))
     assert found["image_size"] == TRUTH["image_size"] and found["noise_schedule"] == TRUTH["noise_schedule"]
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    assert has_weights(model, state)
 
 
 def test_without_the_package_safetensors_are_refused_in_a_sentence(tmp_path, monkeypatch):

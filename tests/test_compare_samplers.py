@@ -43,7 +43,7 @@ same: --use_ddim True --eps_scaler 1.0
 ancestral: --timestep_respacing {{N}}
 """
 STEPS = ("--steps", "3,5")
-SMALL = "--num_samples 12 --batch_size 5 --repeats 2 --columns 4 --seed 7".split()
+SMALL = "--num_samples 12 --batch_size 8 --repeats 2 --columns 4 --seed 7".split()
 
 
 @pytest.fixture(scope="module")

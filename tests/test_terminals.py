@@ -180,11 +180,9 @@ def test_what_a_terminal_cannot_show_is_escaped(data, tmp_path, env, name):
 # ------------------------------------------------------------------------------- launchers, leftovers
 
 
-LEFT_OVER = [
-    ("PMIX_RANK=0", 0),
-    ("PMI_RANK=0 PMI_SIZE=2 PMI_FD=77", 2),
-]
+LEFT_OVER = [("PMI_RANK=0 PMI_SIZE=2 PMI_FD=77", 2)]
 RARER = [
+    ("PMIX_RANK=0", 0),
     ("PMIX_RANK=0 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=1", 0),
     ("PMI_RANK=1 PMI_SIZE=2 PMI_FD=x", 2),
     ("PMIX_RANK=0 PMIX_NAMESPACE=1.0 PMIX_SERVER_URI2=x", 0),

@@ -228,6 +228,7 @@ def test_an_upsampler_is_none_of_others(tmp_path, capsys):
     assert "expected a super-resolution network" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["dit", "edm", *processes.slow("ddpm", "latents", "dit_file")], indirect=True)
 def test_the_bias_is_measured_and_tuned(model, tmp_path):
     _, words = model
     images = script_runs.draw_images(tmp_path / "data")

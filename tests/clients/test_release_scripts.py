@@ -158,7 +158,7 @@ def test_methods_act_in_a_client_s_script_as_in_the_project_s_own(place, tmp_pat
 
 
 @needs_mpirun
-@pytest.mark.parametrize("kind", ["guided", "one gpu"])
+@pytest.mark.parametrize("kind", ["guided", *slow("one gpu")])
 def test_two_ranks_sample_together(place, tmp_path, kind):
     script, told, *_ = SAMPLED[kind]
     told = [str(word).format(place=place) for word in told]

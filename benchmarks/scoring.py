@@ -2,8 +2,9 @@
 
     python benchmarks/scoring.py [--rounds 5] [--size 64] [--batch_size 4] [--dimension 2048] [--points 4000]
 
-Inception features of images, the Frechet distance of two sets, and precision with recall, of random weights, images
-and features. The baselines are written here: Inception with its normalisations, channels first; the distance by scipy's
+Inception features of images, those of a noisy classifier (models/emoji32_classifier.pt), the Frechet distance of two
+sets, and precision with recall, of random weights, images and features. The baselines are written here: Inception with
+its normalisations, channels first; the classifier in the published style of network_speed.py; the distance by scipy's
 square root of the product (pytorch-fid) and by its eigenvalues (torch-fidelity 0.4); neighbours by the whole matrix of
 distances. Where pytorch-fid is installed its own network is a further baseline. Both take turns in one process, half of
 the rounds in the other order; a round's ratio is baseline time / time here, of process CPU time (on a GPU: of wall
@@ -12,6 +13,7 @@ time). A line has the median of both in seconds, and the median ratio with its r
 
 import argparse
 import statistics
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -19,10 +21,16 @@ import scipy.linalg
 import timing
 import torch
 import torch.nn.functional as F
+from network_speed import published_style
 
+from evaluations.features import ClassifierFeatures
 from evaluations.fid import frechet_distance, moments_of
 from evaluations.inception import SIZE, Inception
 from evaluations.precision_recall import precision_recall
+from guided_diffusion import checkpoints
+from guided_diffusion.networks.classifier import last_layer
+
+CLASSIFIER = Path(__file__).parents[1] / "models/emoji32_classifier.pt"
 
 
 def channels_first(network):
@@ -47,6 +55,14 @@ def pytorch_fid(weights, device):
     return torch.no_grad()(
         lambda images: network((images.permute(0, 3, 1, 2).float() / 255).contiguous())[0].flatten(1)
     )
+
+
+def in_published_style(classifier, device):
+    """Its features, by a network that computes as the published code does."""
+    features = ClassifierFeatures(classifier, device)
+    features.classifier = published_style(classifier)
+    features.last = last_layer(features.classifier)
+    return features
 
 
 def by_square_root(a, b):
@@ -93,6 +109,10 @@ def rows(args):
         if baseline is not None:
             title = f"Inception, {args.batch_size} images of {args.size}x{args.size}: {name}"
             yield title, lambda baseline=baseline: baseline(images), lambda: network(images)[0]
+    classifier = checkpoints.open_network(str(CLASSIFIER), expected="classifier")[0].to(args.device)
+    small = torch.randint(256, (16 * args.batch_size, *classifier.shape[1:], 3), dtype=torch.uint8, device=args.device)
+    baseline, fast = in_published_style(classifier, args.device), ClassifierFeatures(classifier, args.device)
+    yield f"a classifier, {len(small)} images of 32x32", lambda: baseline(small), lambda: fast(small)
     pair = [moments_of(features(seed, args.count, args.dimension, "cpu")) for seed in (1, 2)]
     for name, baseline in (("sqrtm", by_square_root), ("eigenvalues", by_eigenvalues)):
         title = f"Frechet distance, {args.dimension} dimensions: {name}"

@@ -12,6 +12,8 @@ from unittest import mock
 import launched
 import pytest
 import script_runs
+import timing
+import torch
 
 from guided_diffusion import conditioning, flags, methods
 from guided_diffusion.image_datasets import DataFlags
@@ -70,6 +72,7 @@ def parse_by_argparse(path, arguments):
 
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
+        mock.patch.object(timing, "device", torch.device),  # a GPU need not be here
         mock.patch.object(sys, "argv", [str(path), *arguments]),
         mock.patch.object(sys, "path", [str(path.parent), *sys.path]),
         pytest.raises(Parsed),

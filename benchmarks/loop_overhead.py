@@ -183,17 +183,19 @@ def of(ours, of_ddim):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=timing.at_least(1), default=512)
+    parser.add_argument("--size", type=timing.at_least(1), default=32)
+    parser.add_argument("--steps", type=timing.at_least(2), default=6)
+    parser.add_argument("--rounds", type=timing.at_least(1), default=7)
+    parser.add_argument("--threads", type=timing.at_least(1), default=1)
     parser.add_argument("--device", type=timing.device, default=timing.CPU)
     parser.add_argument("--only", default="", help="ddim, and the cases whose names begin with this")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too, in processes of their own")
     parser.add_argument("--peak_of", default="", help=argparse.SUPPRESS)
     parser.add_argument("--which", default="none", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not any(case.startswith(arguments.only) for case in cases()):
+        parser.error(f"--only {arguments.only} begins none of {', '.join(cases())}")
     torch.set_num_threads(arguments.threads)
     shape = arguments.batch, arguments.size, arguments.steps, arguments.device
     if arguments.peak_of:

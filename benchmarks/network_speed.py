@@ -194,10 +194,10 @@ def measure(name, what, args):
     model, inputs, target = build(name, args.device)
     plain, training = published_style(as_dtype(model, args.published)), what == "training"
     make = networks.for_training if training else networks.for_inference
-    ways = args.ways.split(",") if args.ways else USUAL[args.device.type]
+    ways = [way for way in args.ways if not training or not way.startswith(("bf16", "fp16"))]
     half = {way for way in ways if way.startswith(("bf16", "fp16")) or args.published is not torch.float32}
     model.train(training)
-    nets = {"again": plain} | {way: WAYS[way](model, make) for way in ways if not (training and way in half)}
+    nets = {"again": plain} | {way: WAYS[way](model, make) for way in ways}
 
     def step(net):
         if training:
@@ -225,16 +225,17 @@ def measure(name, what, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--networks", type=timing.some_of(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--rounds", type=timing.at_least(1), default=5)
     parser.add_argument("--what", choices=("forward", "training", "both", "run", "flops"), default="both")
     parser.add_argument("--device", type=timing.device, default=timing.CPU)
     parser.add_argument("--published", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--ways", default="", help=f"of {', '.join(WAYS)}")
+    parser.add_argument("--ways", type=timing.some_of(WAYS), help=f"of {', '.join(WAYS)}")
     args = parser.parse_args()
     args.published = getattr(torch, args.published)
-    if unknown := {*filter(None, args.ways.split(","))} - {*WAYS}:
-        parser.error(f"--ways {args.ways} has {', '.join(sorted(unknown))}; expected some of {', '.join(WAYS)}")
+    args.ways = args.ways or USUAL[args.device.type]
+    if args.what == "training" and (odd := [name for name in args.networks if name not in TRAINED]):
+        parser.error(f"--networks {odd[0]} is not measured in training; expected some of {', '.join(TRAINED)}")
     if args.what in ("training", "both") and args.published is not torch.float32:
         parser.error("--published in 16 bit does not train as published; expected --what forward, run or flops")
     print(timing.described(args.device))
@@ -242,12 +243,12 @@ def main():
         print(networks.described(networks.computing_by()))
     print()
     if args.what == "flops":
-        print_flops(args.networks.split(","), args.device, args.published)
+        print_flops(args.networks, args.device, args.published)
         return
     print("| network | batch | what | way | published / ours | spread | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     asked = ("forward", "training") if args.what == "both" else (args.what,)
-    for name, what in itertools.product(args.networks.split(","), asked):
+    for name, what in itertools.product(args.networks, asked):
         if what != "training" or name in TRAINED:
             measure(name, what, args)
 

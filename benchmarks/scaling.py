@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import timing
 import torch
 from network_speed import ADM, NETWORKS, published_style
 from plotting import pyplot
-from timing import high_water, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion import networks
@@ -62,11 +62,11 @@ def run_point(style, batch, steps, size):
     diffusion = create_gaussian_diffusion(timestep_respacing=str(steps), learn_sigma=True)
     solver, denoise = SOLVERS["ddim"](diffusion.schedule), diffusion.denoiser(fast)
     x = torch.randn(batch, 3, size, size)
-    before = high_water()
+    before = timing.high_water()
     with torch.no_grad():
         denoise(x[:1], torch.tensor([500]))
-    took = seconds(lambda: [None for _ in diffusion.sample_records(solver, denoise, x)])
-    print(took / batch, high_water() - before)
+    took = timing.seconds(lambda: [None for _ in diffusion.sample_records(solver, denoise, x)])
+    print(took / batch, timing.high_water() - before)
 
 
 def measured(point, rounds):
@@ -157,23 +157,24 @@ def draw(rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweeps", default=",".join([*SWEEPS, "ranks"]))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sweeps", type=timing.some_of([*SWEEPS, "ranks"]), default=[*SWEEPS, "ranks"])
+    parser.add_argument("--rounds", type=timing.at_least(1), default=3)
     parser.add_argument("--out_dir", default=str(Path(__file__).parent))
     parser.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
         run_point(arguments.point[0], *map(int, arguments.point[1:]))
         return
-    print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n")
+    path = Path(arguments.out_dir, "scaling.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{timing.described(timing.CPU)}\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     rows = []
-    for row in rows_of(arguments.sweeps.split(","), arguments.rounds):
+    for row in rows_of(arguments.sweeps, arguments.rounds):
         rows.append(row)
         print(
             "| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True
         )
-    path = Path(arguments.out_dir, "scaling.csv")
     rows = [{k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
     rows = with_others(path, rows)
     with path.open("w", newline="") as file:

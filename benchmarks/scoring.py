@@ -115,7 +115,7 @@ def rows(args):
     yield f"a classifier, {len(small)} images of 32x32", lambda: baseline(small), lambda: fast(small)
     pair = [moments_of(features(seed, args.count, args.dimension, "cpu")) for seed in (1, 2)]
     for name, baseline in (("sqrtm", by_square_root), ("eigenvalues", by_eigenvalues)):
-        title = f"Frechet distance, {args.dimension} dimensions: {name}"
+        title = f"Frechet distance, on the CPU, {args.dimension} dimensions: {name}"
         yield title, lambda baseline=baseline: baseline(*pair), lambda: frechet_distance(*pair)
     sets = [features(seed, args.points, args.dimension, args.device) for seed in (3, 4)]
     title = f"precision and recall, {args.points} and {args.points}: whole matrices"
@@ -124,16 +124,16 @@ def rows(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=64, help="of the images")
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--count", type=int, default=5000, help="of the features whose distance is taken")
-    parser.add_argument("--points", type=int, default=4000, help="of the features for precision and recall")
-    parser.add_argument("--dimension", type=int, default=2048)
+    parser.add_argument("--rounds", type=timing.at_least(1), default=5)
+    parser.add_argument("--size", type=timing.at_least(1), default=64, help="of the images")
+    parser.add_argument("--batch_size", type=timing.at_least(1), default=4)
+    parser.add_argument(
+        "--count", type=timing.at_least(5), default=5000, help="of the features whose distance is taken"
+    )
+    parser.add_argument("--points", type=timing.at_least(5), default=4000, help="of those for precision and recall")
+    parser.add_argument("--dimension", type=timing.at_least(1), default=2048)
     parser.add_argument("--device", type=timing.device, default=timing.CPU)
     args = parser.parse_args()
-    if min(args.rounds, args.size, args.batch_size, args.dimension) < 1 or min(args.count, args.points) < 5:
-        parser.error("expected at least 1 everywhere, and --count and --points of at least 5")
     print(f"{timing.described(args.device)}, {args.rounds} rounds")
     print(f"{'':64}{'baseline':>10}{'here':>10}{'ratio':>8}  (smallest to largest)")
     for name, *calls in rows(args):

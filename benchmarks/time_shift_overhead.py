@@ -12,21 +12,27 @@ import timing
 import torch
 
 from guided_diffusion import checkpoints, networks
+from guided_diffusion.errors import UserError
 from guided_diffusion.methods import TimeShift
+from guided_diffusion.scalars import everywhere
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--window", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch_size", type=timing.at_least(1), default=64)
+    parser.add_argument("--window", type=timing.at_least(2), default=80)
+    parser.add_argument("--rounds", type=timing.at_least(1), default=15)
+    parser.add_argument("--device", type=timing.device, default=timing.CPU)
     args = parser.parse_args()
-    model, process, flags = checkpoints.open_network(args.model_path)
-    model = networks.for_inference(model)
-    device, size = next(model.parameters()).device, flags["image_size"]
+    device = args.device
+    try:
+        model, process, flags = checkpoints.open_network(args.model_path, expected="diffusion")
+    except UserError as error:
+        parser.error(str(error))
+    model, size = networks.for_inference(model.to(device)), flags["image_size"]
     x = torch.randn(args.batch_size, *model.shape, device=device)
-    t = torch.full((args.batch_size,), process.grid[len(process.grid) // 2], device=device)
+    t = everywhere(process.grid[len(process.grid) // 2], x)
     kwargs = {"y": torch.zeros_like(t)} if flags["class_cond"] else {}
     search = TimeShift(do_time_shift=True, window=args.window, cutoff=0).variant(process).search
     calls = {"network": lambda: model(x, t, **kwargs), "search": lambda: search(x, t)}

@@ -13,14 +13,39 @@ CPU = torch.device("cpu")
 def device(name):
     """The device of a name, as a type of argparse.
 
-    :raises ArgumentTypeError: where this machine has none of that name.
+    :raises ArgumentTypeError: for one that is none, or that nothing here measures.
     """
     try:
         found = torch.device(name)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(f"{name}: expected cpu, or cuda where there is a GPU") from None
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{name}: expected cpu, or cuda where there is a GPU")
     return found
+
+
+def at_least(least):
+    """A type of argparse: the whole numbers from `least` on."""
+
+    def parse(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def some_of(known):
+    """A type of argparse: names that are `known`, separated by commas."""
+
+    def parse(text):
+        names = [name.strip() for name in text.split(",")]
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: expected some of {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def described(device):

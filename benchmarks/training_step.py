@@ -144,7 +144,7 @@ def here(size, device, dtype, folder):
 def peak(which, arguments):
     """Peak memory in MB of a process of two steps; "none" only builds the network."""
     command = [sys.executable, __file__, "--which", which]
-    for name in ("size", "batch", "device", "dtype", "published"):
+    for name in ("size", "batch", "threads", "device", "dtype", "published"):
         command += [f"--{name}", str(getattr(arguments, name))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -152,9 +152,9 @@ def peak(which, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=NETWORKS, default="tiny")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=timing.at_least(1), default=8)
+    parser.add_argument("--rounds", type=timing.at_least(1), default=5)
+    parser.add_argument("--threads", type=timing.at_least(1), default=1)
     parser.add_argument("--device", type=timing.device, default=timing.CPU)
     parser.add_argument("--published", choices=("float32", "float16"), default="float32", help="what it computes in")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="the same here")

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import timing
+
 HERE = Path(__file__).resolve().parents[1]
 
 
@@ -42,9 +44,10 @@ def commands(tree, models, data, ranks, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", required=True, help="the other checkout")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ranks", type=timing.at_least(1), default=2)
+    parser.add_argument("--rounds", type=timing.at_least(1), default=3)
     args = parser.parse_args()
+    print(f"{timing.described(timing.CPU)} a rank, {args.ranks} ranks")
     other = Path(args.against).resolve()
     took = {tree: {} for tree in (other, HERE)}
     with tempfile.TemporaryDirectory() as folder:

@@ -179,7 +179,8 @@ def announce(parsed, file_name="flags.json"):
             if lower:
                 logger.log(f"{' and '.join(sorted(map(_in_words, lower)))}: computed by torch, whatever --conv is")
             elif "conv" in values:
-                logger.log(described(computing_by()))
+                whatever = ", whatever --conv is" if values["compile"] != "off" and values["conv"] != "auto" else ""
+                logger.log(f"{described(computing_by())}{whatever}")
             warn_of_slow_halves(parsed)
         defaults = {} if dry_run else parsed.defaults()
         words = {field.name: field.metadata["words"] for group in parsed.groups for field in flags_of(group)}

@@ -166,14 +166,27 @@ def compiled(model):
 
 
 class _Compiled:
-    """A forward that is compiled; a copy compiles that of the network's copy."""
+    """A forward that is compiled; a copy compiles that of the network's copy.
+
+    A batch of fewer samples than one before, as the last one often is, repeats its last sample: for another shape torch
+    would compile anew, and record another CUDA graph.
+    """
 
     def __init__(self, forward, mode):
-        self.forward, self.mode = forward, mode
+        self.forward, self.mode, self.most = forward, mode, 0
         self.compiled = torch.compile(forward, mode=mode)
 
-    def __call__(self, *args, **told):
-        return self.compiled(*args, **told).clone()
+    def __call__(self, x, *args, **told):
+        count = len(x)
+        self.most = max(self.most, count)
+
+        def whole(value):
+            if count == self.most or not isinstance(value, torch.Tensor) or len(value) != count:
+                return value
+            return torch.cat([value, value[-1:].expand(self.most - count, *value.shape[1:])])
+
+        told = {name: whole(value) for name, value in told.items()}
+        return self.compiled(*map(whole, (x, *args)), **told)[:count].clone()
 
     def __reduce__(self):
         return _Compiled, (self.forward, self.mode)
@@ -218,8 +231,9 @@ def for_inference(model, conv=None):
     pass, and has gradients of its inputs, but none of the weights of its convolutions, linear and attention layers: a
     network is trained by `for_training`, or as it is. On another device it is `model` itself.
 
-    What is hooked, replaced or patched in it afterwards may be passed over, for several layers are computed as one.
-    Weights that change are followed, but a write through `.data` or numpy into a part of a weight may go unseen: write
+    What is hooked, replaced or patched in it afterwards may be passed over, for several layers are computed as one; a
+    network that is converted to another dtype afterwards has to be made fast anew. Weights that change are followed,
+    but a write through `.data` or numpy into a part of a weight may go unseen: write
     `with torch.no_grad(): weight[...] = value` instead.
 
     :param model: a network of unet.py; anything else is returned as it is. Modules in it that are hooked, replaced,

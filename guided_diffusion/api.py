@@ -319,8 +319,10 @@ class Model:
         for name in values.keys() & _OF_NETWORK:
             raise UserError(f"--{name} decides what network is loaded; expected it in load(...)")
         overrides = overrides or {}
-        off = _OF_RUNS | dict.fromkeys(_OF_NETWORK - {f.name for group in groups for f in flags_of(group)})
-        own = _stated(values, [*groups, DiffusionFlags, RunFlags], {**off, **overrides})
+        own = {"model_path", *(field.name for group in groups for field in flags_of(group))}
+        off = _OF_RUNS | dict.fromkeys(_OF_NETWORK - own)
+        path = {"model_path": self._given["model_path"]}
+        own = _stated({**values, **path}, [*groups, CheckpointFlags, DiffusionFlags, RunFlags], {**off, **overrides})
         self._refuse_preset_of_another(own[RunFlags].preset)
         told = {name: value for name, value in _given(own).items() if name != "preset"}
         parsed, network = stated({**self._given, **told}, [*NETWORK, *groups], overrides), self.network
@@ -333,6 +335,7 @@ class Model:
             if not np.array_equal(whole[DiffusionFlags].betas, self._loaded[DiffusionFlags].betas):
                 network = compiled(self.network.timed(whole[DiffusionFlags].create().schedule))
             parsed = whole
+        parsed.refuse_unread()
         return parsed, network
 
     def _refuse_preset_of_another(self, preset: str) -> None:

@@ -64,6 +64,8 @@ REPLACED = {"bootstrap": ["--standard_error True"]} | {
 FIRST = 10
 # what argparse calls the section of --help itself
 OPTIONS = "options"
+# flags that name a checkpoint, which may say the rest
+CHECKPOINTS = ("model_path", "resume_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,17 @@ class Parsed:
             for cls, group in self.groups.items()
         }
         return Parsed(groups, self.given, self.absent)
+
+    def refuse_unread(self):
+        """Validate what the command line said again, now that a checkpoint has said the rest.
+
+        :raises UserError: as `FlagGroup.refuse_unread`.
+        """
+        values = self.values()
+        given = {name: value for name, value in values.items() if name in self.given and name not in CHECKPOINTS}
+        for group in self.groups.values():
+            if isinstance(group, FlagGroup):
+                group.refuse_unread(given)
 
     def defaults(self):
         """{flag: default} as the groups define it."""
@@ -545,7 +558,7 @@ def _parsed(given, groups, overrides, fill):
 
 def may_be_known(name, given):
     """Whether a checkpoint may say the value of a flag that a command line, as {flag: value}, does not."""
-    return name not in given and any(given.get(source) for source in ("model_path", "resume_checkpoint"))
+    return name not in given and any(given.get(source) for source in CHECKPOINTS)
 
 
 def _refuse_other_types(values, groups):

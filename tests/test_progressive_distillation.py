@@ -12,9 +12,11 @@ from processes import ROOT, mpirun, needs_mpirun
 from refusals import one_sentence
 from tiny_loop import weights
 
+import guided_diffusion as gd
 from guided_diffusion import checkpoints
 from guided_diffusion.adapters import PIXELS
 from guided_diffusion.denoiser import Prediction
+from guided_diffusion.errors import UserError
 from guided_diffusion.objectives import progressive_distillation as paper
 from guided_diffusion.objectives.teacher import Teacher
 from guided_diffusion.process import DiffusionFlags
@@ -210,7 +212,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(distilled, data, teacher, place):
     assert "other weights" not in said
     for name in ("0002_steps", "0001_steps"):
         assert tensors_of(place / "part" / name) == tensors_of(distilled / name) != {}
-    assert "is at step 2" in script_runs.run("image_distill", *words(data, teacher, place / "part"))
+    saved = {path: path.read_bytes() for path in (place / "part").rglob("*_steps/*")}
+    said = script_runs.run("image_distill", *words(data, teacher, place / "part"), "--lr", 1)
+    assert "0002_steps has its student of 2 steps" in said and "0001_steps has its student of 1 steps" in said
+    assert {path: path.read_bytes() for path in (place / "part").rglob("*_steps/*")} == saved
 
 
 @pytest.mark.slow
@@ -239,14 +244,25 @@ def test_two_ranks_go_on_bit_for_bit(data, teacher, place):
     assert tensors_of(folders[0]) == tensors_of(folders[1]) != {}
 
 
-@pytest.mark.parametrize("flags", [["--start_steps", 8], ["--iterations", 3], ["--start_steps", 2]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--start_steps", 8],
+        ["--iterations", 3],
+        ["--start_steps", 2],
+        ["--distill_loss", "l1"],
+        ["--distill_weight", "none"],
+        ["--teacher", "{teacher}/ema_0.9999_000002.pt"],
+    ],
+)
 def test_a_chain_is_not_mixed_with_another(flags, distilled, data, teacher, place, capsys):
     """Whose students would have teachers that are there no more; nothing is trained before it is said."""
+    flags = [str(word).format(teacher=teacher.parent) for word in flags]
     before = sorted(distilled.rglob("*"))
     with pytest.raises(SystemExit):
         script_runs.run("image_distill", *words(data, teacher, distilled, *flags))
     *_, said = capsys.readouterr().err.splitlines()
-    assert "_steps has a student of" in said and "or another --out_dir" in said
+    assert "_steps has a student " in said and "or another --out_dir" in said
     assert sorted(distilled.rglob("*.pt")) == [path for path in before if path.suffix == ".pt"]
 
 
@@ -279,6 +295,26 @@ def test_sampling_takes_the_steps_that_it_was_distilled_to(distilled, place):
     assert "was not trained at 4 of the 5 timesteps of this grid, such as 79" in said
     said = script_runs.run("image_sample", *few, "--use_ddim", True, "--out_dir", place / "published")
     assert "--solver" not in said.partition("sampled by")[2].partition("\n")[0]
+
+
+def test_an_option_of_its_own_solver_is_taken_and_of_none_refused(distilled, teacher, place, capsys):
+    student = distilled / "0002_steps" / "ema_0.5_000002.pt"
+    few = ["--num_samples", 2, "--batch_size", 2, "--eta", 0.5]
+    said = script_runs.run("image_sample", "--model_path", student, *few, "--out_dir", place / "eta")
+    assert "sampled by --solver ddim" in said and "--eta 0.5" in said
+    assert gd.load(str(student)).sample(2, eta=0.5).shape == (2, 8, 8, 3)
+    said = refused(capsys, "image_sample", "--model_path", teacher, *few, "--out_dir", place / "none")
+    assert "--eta 0.5 is read by --solver ddim alone" in said
+    with pytest.raises(UserError, match="--eta 0.5 is read by --solver ddim alone"):
+        gd.load(str(teacher)).sample(2, eta=0.5)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "dpmpp_2m"])
+def test_another_solver_than_it_was_trained_for_is_said(solver, distilled, place):
+    student = distilled / "0002_steps" / "ema_0.5_000002.pt"
+    few = ["--model_path", student, "--num_samples", 2, "--batch_size", 2, "--out_dir", place / solver]
+    said = script_runs.run("image_sample", *few, "--solver", solver)
+    assert f"{student} was trained for the steps of --solver ddim, and this is {solver}" in said
 
 
 # ------------------------------------------------------------------------------------------ bad input

@@ -241,6 +241,19 @@ def test_scales_that_do_not_lead_there_are_refused(schedule):
     one_sentence(lambda: ScaleFlags(scale_schedule=schedule).scales(16, 4), *words)
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--timestep_respacing", "ddim5"], ["--timestep_respacing ddim5 leaves out timesteps", "scale_distillation"]),
+        (["--scale_schedule", "a", "--scale_ema_rate", 0.5], ["--scale_schedule", "'a'"]),
+        (["--scale_schedule", "2", "--scale_ema_rate", 0.5], ["--scale_ema_rate does nothing"]),
+    ],
+)
+def test_flags_that_cannot_be_are_named(images, tmp_path, capsys, flags, words):
+    call = lambda: script_runs.run("super_res_train", *RUN, "--data_dir", images, *flags, "--out_dir", tmp_path)  # noqa: E731
+    refused(capsys, call, *words)
+
+
 def test_a_schedule_leads_from_large_to_small():
     assert ScaleFlags(scale_schedule="2,4,8").scales(64, 8) == [2, 4, 8]
     assert ScaleFlags(scale_schedule="4").scales(16, 4) == [4]

@@ -459,12 +459,12 @@ def test_stochastic_solvers_draw_by_image(name):
 def test_options_that_a_solver_does_not_read_are_refused(name):
     for option, value in {"eta": 0.5, "order": 1, "variant": "bh1"}.items():
         if name in READERS[option]:
-            SolverFlags(solver=name, **{option: value}).refuse_unread({option})
+            SolverFlags(solver=name, **{option: value}).refuse_unread({option: value})
         else:
             with pytest.raises(UserError, match=f"--{option} {value} is read by --solver {READERS[option][0]}"):
-                SolverFlags(solver=name, **{option: value}).refuse_unread({option})
+                SolverFlags(solver=name, **{option: value}).refuse_unread({option: value})
             with pytest.raises(UserError, match=f"--{option} .* is read by"):
-                SolverFlags(solver=name).refuse_unread({option})  # given as what it is anyway
+                SolverFlags(solver=name).refuse_unread({option: value})  # given as what it is anyway
 
 
 def test_the_flags_reach_the_solver():

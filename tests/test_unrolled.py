@@ -271,6 +271,7 @@ def test_a_classifier_that_is_none_or_does_not_fit_is_refused(place, tmp_path, c
     refused(capsys, begin("--identity_path", ""), "--identity_path is not given")
     refused(capsys, begin("--identity_path", tmp_path / "no.pt"), "--identity_path", "no.pt does not exist")
     refused(capsys, begin("--image_size", 16), "--identity_path", "takes images of 3x8x8; the network makes 3x16x16")
+    refused(capsys, begin("--timestep_respacing", 5), "--timestep_respacing 5 leaves out timesteps", "unrolled")
     refused(capsys, begin("--prediction", "eps"), "--objective unrolled", "--prediction v or x0")
     refused(capsys, begin("--identity_weight", 0, "--perceptual_weight", 0), "--identity_weight 0", "nothing to learn")
     plain = ["--data_dir", place / "images.npz", "--identity_path", place / "classifier" / "model000001.pt"]

@@ -201,10 +201,14 @@ def resolved(parsed, log=True):
     if found is None:
         _refuse_untold(parsed, source.model_path)
         told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
-        return as_meant(told, source.model_path, log)
+        told = as_meant(told, source.model_path, log)
+        told.refuse_unread()
+        return told
     if _network(parsed) is not DIFFUSION:
         raise UserError(f"--model_path {source.model_path} is {found.what}; expected {_network(parsed).what}")
-    return adapters.resolve(parsed, found, source.model_path, log)
+    told = adapters.resolve(parsed, found, source.model_path, log)
+    told.refuse_unread()
+    return told
 
 
 def _refuse_untold(parsed, path):

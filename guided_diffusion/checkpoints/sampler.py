@@ -64,6 +64,8 @@ def check_meant(process, trained, path):
     if process.solver_name and (process.solver_name == JUMPS) != jumps:
         knows = "was trained" if jumps else "is not known to be trained"
         logger.warn(f"{path} {knows} to jump to the data, as --solver {JUMPS} does, and this is {process.solver_name}")
+    elif process.solver_name != (meant := trained.get(SAMPLED_BY, {}).get("solver")) and meant and process.solver_name:
+        logger.warn(f"{path} was trained for the steps of --solver {meant}, and this is {process.solver_name}")
     if not known:
         return
     if process.coupling is not no_coupling or process.clock is not None:

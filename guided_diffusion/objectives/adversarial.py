@@ -24,7 +24,8 @@ Departures from the papers and their releases:
   expectations are theirs, and a step costs half.
 - G is ADM's UNet with z in the embedding of the time (AdaGN), where the releases have NCSN++ with a tanh at its end, in
   place of which sampling clips. D is built as the release's (convolutions without normalisation, time added, deviation
-  over groups of 4 as a channel), halves sides by means instead of a filter, and is told labels where G is.
+  over groups of 4 as a channel), halves sides by means instead of a filter, sums positions over the root of their
+  number, begins at zero and is told labels where G is.
 - Both learn by Adam with --beta1 and --beta2 (0.5 and 0.9 in the papers). The learning rates of both rise and fall
   together, as in the release, but linearly if at all, not as a cosine.
 - EMDM's geometric losses are those of motion, and have no counterpart in images.

@@ -25,6 +25,17 @@ class Loss(NamedTuple):
     t: torch.Tensor
 
 
+def refuse_respacing(parsed, objective):
+    """Validate that training keeps all timesteps, for an objective whose network is sampled at others than it draws.
+
+    :raises UserError: naming --timestep_respacing.
+    """
+    if kept := parsed.values().get("timestep_respacing"):
+        raise UserError(
+            f"--timestep_respacing {kept} leaves out timesteps that --objective {objective} samples at; expected none"
+        )
+
+
 class AuxiliaryNetwork:
     """A network that an objective owns: frozen, as a teacher is, or trained by an optimiser of its own, as a critic is.
 

@@ -43,7 +43,7 @@ from ..flags import BELOW_ONE, FlagGroup, at_least, flag, int_list, may_be_known
 from ..networks import SuperResFlags, for_inference
 from ..nn import mean_flat
 from ..resample import SamplerFlags
-from .objective import AuxiliaryNetwork, Loss
+from .objective import AuxiliaryNetwork, Loss, refuse_respacing
 from .sampled import SampledObjective
 
 
@@ -66,7 +66,8 @@ class ScaleFlags(FlagGroup):
 
     def refuse_unread(self, given):
         unread = {"scale_steps", "scale_ema_rate"} & given.keys()
-        if unread and "," not in self.scale_schedule and not may_be_known("scale_schedule", given):
+        alone = len(int_list(self.scale_schedule, "scale_schedule")) < 2
+        if unread and alone and not may_be_known("scale_schedule", given):
             raise UserError(f"--{min(unread)} does nothing with a --scale_schedule of one factor")
 
     def scales(self, large_size, small_size):
@@ -118,6 +119,7 @@ class ScaleDistillation(SampledObjective):
     def create(cls, parsed, diffusion):
         if SuperResFlags not in parsed.groups:
             raise UserError("--objective scale_distillation is for upsamplers; expected scripts/super_res_train.py")
+        refuse_respacing(parsed, "scale_distillation")
         flags, sizes = parsed[ScaleFlags], parsed[SuperResFlags]
         scales = flags.scales(sizes.large_size, sizes.small_size)
         before = flags.scale_steps * (len(scales) - 1)

@@ -49,7 +49,7 @@ from ..schedule import NEARLY_NOISE
 from ..solvers import DDIM
 from ..spacing import SPACINGS
 from .diffusion import DiffusionObjective
-from .objective import Loss, OpenedNetwork
+from .objective import Loss, OpenedNetwork, refuse_respacing
 
 
 @dataclass
@@ -110,6 +110,7 @@ class Unrolled(DiffusionObjective):
                 "--objective unrolled holds images drawn from noise to the true ones, of which a network has to be "
                 "told; expected scripts/inpaint_train.py or super_res_train.py"
             )
+        refuse_respacing(parsed, "unrolled")
         identity, _, _ = checkpoints.open_network(flags.identity_path, flag="identity_path", expected="classifier")
         side = values.get("large_size", values.get("image_size"))
         if identity.shape != (shape := (values["image_channels"], side, side)):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, make_dataclass
 
 from ..errors import UserError
-from ..flags import FlagGroup, flag
+from ..flags import FlagGroup, flag, may_be_known
 from . import SOLVERS, facts
 
 
@@ -30,6 +30,8 @@ class _Choice(FlagGroup):
         return self.solver or ("ddim" if self.use_ddim else "ddpm")
 
     def refuse_unread(self, given):
+        if may_be_known("solver", given) and "use_ddim" not in given:
+            return
         for option, readers in READERS.items():
             if option in given and self.name not in readers:
                 value = getattr(self, option)

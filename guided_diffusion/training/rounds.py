@@ -8,6 +8,7 @@ from ..checkpoints import manifest, read_flags, resume
 from ..errors import UserError, told_of
 from ..flags import STEPS, FlagGroup, at_least, flag
 from ..jobs.launch import RunFlags
+from ..objectives.progressive_distillation import ProgressiveDistillationFlags
 from ..objectives.teacher import TeacherFlags
 from ..process import DiffusionFlags
 from .flags import TrainFlags
@@ -53,18 +54,30 @@ def _halved(steps):
         yield steps
 
 
-def _refuse_other_chain(folder, teacher):
-    """Validate that what a round's folder has was taught by the same student of this chain, or by none as now.
+def _refuse_other_chain(folder, teacher, parsed):
+    """Validate that what a round's folder has was taught by the teacher that would teach it now, and by these flags.
 
-    :raises UserError: naming both; the rounds below it would be by a teacher that is there no more.
+    :raises UserError: naming both, of which the chain would be a mixture.
     """
     for step in manifest.steps(folder)[:1] if files.is_folder(folder) else ():
-        known = read_flags(files.join(folder, f"model{step:06d}.pt")).get("teacher", teacher)
-        if _student(known) != _student(teacher):
+        flags = read_flags(files.join(folder, f"model{step:06d}.pt"))
+        known = flags.get("teacher", teacher)
+        if _student(known) != _student(teacher) or _is_another(known, teacher):
             raise UserError(
-                f"{folder} has a student of {known}, and its teacher would be {teacher} now; expected the "
+                f"{folder} has a student of {known}, and its teacher would be {teacher} now; expected the --teacher, "
                 "--start_steps and --iterations that it began with, or another --out_dir"
             )
+        for name in sorted(parsed.given & set(ProgressiveDistillationFlags.__dataclass_fields__) & flags.keys()):
+            if (value := parsed.values()[name]) != flags[name]:
+                raise UserError(
+                    f"{folder} has a student by --{name} {flags[name]}, and it is {value} now; expected that of the "
+                    "rounds there are, or another --out_dir"
+                )
+
+
+def _is_another(known, teacher):
+    """Whether the file that taught is there, and has another content than the one that would teach."""
+    return known != teacher and files.exists(known) and files.sha256(known) != files.sha256(teacher)
 
 
 def _student(path):
@@ -92,8 +105,11 @@ def distill(parsed, network, after_step=None):
     folders = [files.join(folder, f"{steps:04d}_steps") for steps in students]
     teachers = [teacher, *(files.join(place, name) for place in folders[:-1])]
     for place, teacher in zip(folders, teachers):
-        _refuse_other_chain(place, teacher)
+        _refuse_other_chain(place, teacher, parsed)
     for steps, place, teacher in zip(students, folders, teachers):
+        if files.is_folder(place) and last in manifest.steps(place) and not parsed[RunFlags].dry_run:
+            logger.log(f"{place} has its student of {steps} steps")
+            continue
         told = {
             "objective": "progressive_distillation",
             "student_steps": steps,

@@ -15,6 +15,8 @@ import copy
 import itertools
 import math
 import statistics
+import subprocess
+import sys
 
 import timing
 import torch
@@ -223,15 +225,41 @@ def measure(name, what, args):
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
+def print_peaks(names, args):
+    """A line for each network: how far a forward pass of each way lifts the peak of a process of its own, in MB."""
+    ways = ["published style", *args.ways]
+    print("| network | batch | " + " | ".join(ways) + " |\n|" + " --- |" * (len(ways) + 2))
+    for name in names:
+        command = [sys.executable, __file__, "--networks", name, "--device", str(args.device), "--peak_of"]
+        peaks = [subprocess.run([*command, way], capture_output=True, text=True, check=True).stdout for way in ways]
+        row = (name, NETWORKS[name][1], *(f"{float(peak):.0f}" for peak in peaks))
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def print_peak(name, way, device):
+    """What `print_peaks` asks a process for."""
+    model, inputs, _ = build(name, device)
+    before = timing.high_water(device)
+    made = WAYS[way](model.eval(), networks.for_inference) if way in WAYS else published_style(model.eval())
+    with torch.no_grad():
+        made(*inputs)
+        made(*inputs)
+    print(timing.high_water(device) - before)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=timing.some_of(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--rounds", type=timing.at_least(1), default=5)
-    parser.add_argument("--what", choices=("forward", "training", "both", "run", "flops"), default="both")
+    parser.add_argument("--what", choices=("forward", "training", "both", "run", "flops", "memory"), default="both")
     parser.add_argument("--device", type=timing.device, default=timing.CPU)
     parser.add_argument("--published", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--ways", type=timing.some_of(WAYS), help=f"of {', '.join(WAYS)}")
+    parser.add_argument("--peak_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.peak_of:
+        print_peak(args.networks[0], args.peak_of, args.device)
+        return
     args.published = getattr(torch, args.published)
     args.ways = args.ways or USUAL[args.device.type]
     if args.what == "training" and (odd := [name for name in args.networks if name not in TRAINED]):
@@ -244,6 +272,9 @@ def main():
     print()
     if args.what == "flops":
         print_flops(args.networks, args.device, args.published)
+        return
+    if args.what == "memory":
+        print_peaks(args.networks, args)
         return
     print("| network | batch | what | way | published / ours | spread | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

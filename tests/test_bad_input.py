@@ -295,7 +295,11 @@ def test_a_batch_larger_than_the_data_is_no_error(place, tmp_path):
 
 @needs_mpirun
 @pytest.mark.parametrize(
-    "flags, words", [(["--batch_size", "0"], "--batch_size is 0"), ([], "--model_path is not given")]
+    "flags, words",
+    [
+        (["--batch_size", "0"], "--batch_size is 0"),
+        pytest.param([], "--model_path is not given", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_refuse_once_and_at_once(tmp_path, flags, words):
     command = [FOLDER / "image_sample.py", "--out_dir", tmp_path, *flags]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import script_runs
 from PIL import Image
+from processes import slow
 from sklearn.datasets import load_digits, load_sample_images
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -247,7 +248,7 @@ def test_more_images_of_the_same_set_take_the_place_of_fewer(tmp_path):
         assert len(images) == count
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+@pytest.mark.parametrize("encoding", [*slow("ascii"), "utf-8:strict"])
 def test_names_that_a_terminal_cannot_show(tmp_path, encoding):
     out = os.path.join(os.fsencode(tmp_path), b"out\xfc")
     command = [

@@ -51,7 +51,7 @@ EMOJI_LAPLACIAN = 36.6
 @pytest.mark.parametrize(
     "model, eps_scaler, whole",
     [
-        ("emoji32", 1, True),
+        pytest.param("emoji32", 1, True, marks=pytest.mark.slow),
         pytest.param("emoji32", 1.05, False, marks=pytest.mark.slow),
         pytest.param("emoji32", 0.9, False, marks=pytest.mark.slow),
         pytest.param("emoji32_ip", 1, True, marks=pytest.mark.slow),

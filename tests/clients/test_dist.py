@@ -47,7 +47,7 @@ def test_a_plain_process_asks_and_opens_no_socket(tmp_path, module):
 
 
 @needs_mpirun
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [*slow(1), 2])
 def test_ranks_of_mpirun_ask(tmp_path, size):
     done = mpirun(size, "asks_torch.py", tmp_path)
     assert done.returncode == 0, done.stderr

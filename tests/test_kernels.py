@@ -1165,6 +1165,16 @@ def without_tf32():
         part.allow_tf32 = value
 
 
+def test_what_does_nothing_is_said(without_tf32, tmp_path):
+    words = ["--model_path", DIGITS, "--num_samples", 1, "--timestep_respacing", 2, "--out_dir", tmp_path]
+    said = run("image_sample", *words, "--tf32", True)
+    assert "--tf32 True rounds the products of a GPU, and does nothing on a CPU" in said
+    with mock.patch.object(torch, "compile", plainly):
+        said = run("image_sample", *words[:-1], tmp_path / "compiled", "--compile", "default", "--conv", "winograd")
+    assert "networks are compiled by torch (default), whatever --conv is" in said
+    ConvFlags().apply()
+
+
 def test_tf32_is_off_unless_asked_for(without_tf32):
     ConvFlags().apply()
     assert not any(part.allow_tf32 for part in without_tf32)

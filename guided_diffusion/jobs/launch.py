@@ -182,6 +182,8 @@ def announce(parsed, file_name="flags.json"):
                 whatever = ", whatever --conv is" if values["compile"] != "off" and values["conv"] != "auto" else ""
                 logger.log(f"{described(computing_by())}{whatever}")
             warn_of_slow_halves(parsed)
+            if values.get("tf32"):
+                logger.warn("--tf32 True rounds the products of a GPU, and does nothing on a CPU")
         defaults = {} if dry_run else parsed.defaults()
         words = {field.name: field.metadata["words"] for group in parsed.groups for field in flags_of(group)}
         spelt = {(name, number): word for name, known in words.items() for word, number in (known or {}).items()}

@@ -319,8 +319,8 @@ class Model:
         for name in values.keys() & _OF_NETWORK:
             raise UserError(f"--{name} decides what network is loaded; expected it in load(...)")
         overrides = overrides or {}
-        own = {"model_path", *(field.name for group in groups for field in flags_of(group))}
-        off = _OF_RUNS | dict.fromkeys(_OF_NETWORK - own)
+        read = {"model_path", *(field.name for group in groups for field in flags_of(group))}
+        off = _OF_RUNS | dict.fromkeys(_OF_NETWORK - read)
         path = {"model_path": self._given["model_path"]}
         own = _stated({**values, **path}, [*groups, CheckpointFlags, DiffusionFlags, RunFlags], {**off, **overrides})
         self._refuse_preset_of_another(own[RunFlags].preset)

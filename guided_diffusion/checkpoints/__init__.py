@@ -202,11 +202,10 @@ def resolved(parsed, log=True):
         _refuse_untold(parsed, source.model_path)
         told = resolve(parsed, source.model_path, _network(parsed), override=source.override, log=log)
         told = as_meant(told, source.model_path, log)
-        told.refuse_unread()
-        return told
-    if _network(parsed) is not DIFFUSION:
+    elif _network(parsed) is DIFFUSION:
+        told = adapters.resolve(parsed, found, source.model_path, log)
+    else:
         raise UserError(f"--model_path {source.model_path} is {found.what}; expected {_network(parsed).what}")
-    told = adapters.resolve(parsed, found, source.model_path, log)
     told.refuse_unread()
     return told
 

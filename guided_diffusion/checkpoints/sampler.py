@@ -60,11 +60,11 @@ def check_meant(process, trained, path):
     :param trained: the flags beside the checkpoint at `path`.
     :raises UserError: if a method moves the times of one that knows few.
     """
-    known, jumps = trained.get(TIMESTEPS), does_jump(trained)
+    known, meant, jumps = trained.get(TIMESTEPS), trained.get(SAMPLED_BY, {}).get("solver"), does_jump(trained)
     if process.solver_name and (process.solver_name == JUMPS) != jumps:
         knows = "was trained" if jumps else "is not known to be trained"
         logger.warn(f"{path} {knows} to jump to the data, as --solver {JUMPS} does, and this is {process.solver_name}")
-    elif process.solver_name != (meant := trained.get(SAMPLED_BY, {}).get("solver")) and meant and process.solver_name:
+    elif process.solver_name and meant and process.solver_name != meant:
         logger.warn(f"{path} was trained for the steps of --solver {meant}, and this is {process.solver_name}")
     if not known:
         return

@@ -76,8 +76,9 @@ def _refuse_other_chain(folder, teacher, parsed):
 
 
 def _is_another(known, teacher):
-    """Whether the file that taught is there, and has another content than the one that would teach."""
-    return known != teacher and files.exists(known) and files.sha256(known) != files.sha256(teacher)
+    """Whether the files that taught and that would teach are there, and have other contents than each other."""
+    there = known != teacher and files.exists(known) and files.exists(teacher)
+    return there and files.sha256(known) != files.sha256(teacher)
 
 
 def _student(path):
@@ -107,9 +108,6 @@ def distill(parsed, network, after_step=None):
     for place, teacher in zip(folders, teachers):
         _refuse_other_chain(place, teacher, parsed)
     for steps, place, teacher in zip(students, folders, teachers):
-        if files.is_folder(place) and last in manifest.steps(place) and not parsed[RunFlags].dry_run:
-            logger.log(f"{place} has its student of {steps} steps")
-            continue
         told = {
             "objective": "progressive_distillation",
             "student_steps": steps,
